@@ -1,0 +1,38 @@
+# Each command makes or reuses .venv and installs only when pyproject.toml or constraints.txt changed.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+# The CPU build keeps gigabytes of CUDA away; `make test TORCH=torch==2.13.0` takes the default build instead.
+TORCH ?= torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+
+.PHONY: demo test lint format clean
+
+demo: .venv/.stamp-demo
+	$(BIN)/blast-compile demo
+
+test: .venv/.stamp-test
+	$(BIN)/python -m pytest
+
+lint: .venv/.stamp-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.stamp-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+.venv/.stamp-demo: EXTRAS := hf,report
+.venv/.stamp-test: EXTRAS := hf,report,test
+.venv/.stamp-%: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) install -c constraints.txt "$(TORCH)" || $(PIP) install -c constraints.txt "$(TORCH)" --extra-index-url $(TORCH_INDEX)
+	$(PIP) install -c constraints.txt setuptools
+	$(PIP) install -c constraints.txt --no-build-isolation -e ".[$(EXTRAS)]"
+	@touch $@
+
+$(BIN)/python:
+	$(PYTHON) -m venv .venv

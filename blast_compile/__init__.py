@@ -1,0 +1,39 @@
+"""blast_compile: block-sparse Transformers through `torch.compile(model, backend="blast")`.
+
+The names below are imported when first used: `import blast_compile` alone imports neither torch nor Triton.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from blast_compile.layers import BlockSparse, pack_, sparsify_, unpack_
+    from blast_compile.mask import BlockMask
+    from blast_compile.report import explain
+
+__version__ = "0.1.0"
+__all__ = ["BlockMask", "BlockSparse", "__version__", "explain", "pack_", "sparsify_", "unpack_"]
+
+_HOMES = {
+    "BlockMask": "blast_compile.mask",
+    "BlockSparse": "blast_compile.layers",
+    "explain": "blast_compile.report",
+    "pack_": "blast_compile.layers",
+    "sparsify_": "blast_compile.layers",
+    "unpack_": "blast_compile.layers",
+}
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name from the module it lives in (PEP 562) and remember it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+    value: object = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

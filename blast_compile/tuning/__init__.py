@@ -1,0 +1,1 @@
+"""Choice of kernel configurations: search space, cost model, timing and plans."""

@@ -1,0 +1,1 @@
+"""Rewrites of the Dynamo graph: one rewrite a file, their order in one tuple."""
