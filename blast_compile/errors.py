@@ -1,0 +1,43 @@
+"""The exceptions of blast_compile.
+
+Each is also the built-in error a caller would expect, so `except ValueError` works without importing ours.
+Every message says three things: what was expected, what came, and what to change.
+"""
+
+from __future__ import annotations
+
+
+class BlastError(Exception):
+    """Anything that blast_compile raises on purpose."""
+
+
+class MaskError(BlastError, ValueError):
+    """A mask or block that does not fit its weight, or a sparsity outside [0, 1]."""
+
+
+class LayerError(BlastError, ValueError):
+    """A model or layer that cannot be made sparse, packed or unpacked as asked."""
+
+
+class OptionsError(BlastError, ValueError):
+    """An unknown option, or a setting whose value is not among the good ones."""
+
+
+class TargetError(BlastError, ValueError):
+    """An instruction set or device that is unknown here or cannot run what was asked."""
+
+
+class DtypeError(BlastError, TypeError):
+    """A tensor of a dtype that the operators do not take."""
+
+
+class StoreError(BlastError, OSError):
+    """A store folder that cannot be trusted or used."""
+
+
+class BuildError(BlastError, RuntimeError):
+    """Generated source that did not compile or load."""
+
+
+class RewriteError(BlastError, RuntimeError):
+    """A graph rewrite that failed; raised only under `fallback="error"`."""

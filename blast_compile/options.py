@@ -1,0 +1,46 @@
+"""The options of the backend: `torch.compile(model, backend="blast", options={...})`."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Literal, get_args
+
+from blast_compile.errors import OptionsError
+
+Delegate = Literal["inductor", "aot_eager", "eager"]
+Fallback = Literal["dense", "error"]
+
+
+@dataclass(frozen=True)
+class BackendOptions:
+    """Validated options; equal options mean equal graphs.
+
+    delegate: what compiles the graph once our operators are in it.
+    fallback: what a failure of a rewrite does: `"dense"` hands over the original graph and warns once, `"error"` raises.
+    """
+
+    delegate: Delegate = "inductor"
+    fallback: Fallback = "dense"
+
+    def __post_init__(self) -> None:
+        """Rejects values that are not among the good ones with an `OptionsError`."""
+        for name, good in _GOOD.items():
+            value = getattr(self, name)
+            if value not in good:
+                raise OptionsError(f"expected option {name!r} to be one of {', '.join(good)}, got {value!r}")
+
+    @classmethod
+    def parse(cls, options: Mapping[str, object] | None) -> BackendOptions:
+        """From the `options` of `torch.compile`; unknown names are an `OptionsError` that lists the known ones."""
+        known = [field.name for field in fields(cls)]
+        for name in options or {}:
+            if name not in known:
+                close = difflib.get_close_matches(str(name), known, n=1)
+                hint = f"; did you mean {close[0]!r}?" if close else ""
+                raise OptionsError(f"expected options among {', '.join(known)}, got {name!r}{hint}")
+        return replace(cls(), **dict(options or {}))
+
+
+_GOOD: dict[str, tuple[str, ...]] = {"delegate": get_args(Delegate), "fallback": get_args(Fallback)}
