@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from blast_compile.layers import BlockSparse, pack_, sparsify_, unpack_
+    from blast_compile.surgery import BlockSparse, pack_, sparsify_, unpack_
     from blast_compile.mask import BlockMask
     from blast_compile.report import explain
 
@@ -18,11 +18,11 @@ __all__ = ["BlockMask", "BlockSparse", "__version__", "explain", "pack_", "spars
 
 _HOMES = {
     "BlockMask": "blast_compile.mask",
-    "BlockSparse": "blast_compile.layers",
+    "BlockSparse": "blast_compile.surgery",
     "explain": "blast_compile.report",
-    "pack_": "blast_compile.layers",
-    "sparsify_": "blast_compile.layers",
-    "unpack_": "blast_compile.layers",
+    "pack_": "blast_compile.surgery",
+    "sparsify_": "blast_compile.surgery",
+    "unpack_": "blast_compile.surgery",
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from blast_compile.errors import OptionsError
 
@@ -18,7 +18,7 @@ class BackendOptions:
     """Validated options; equal options mean equal graphs.
 
     delegate: what compiles the graph once our operators are in it.
-    fallback: what a failure of a rewrite does: `"dense"` hands over the original graph and warns once, `"error"` raises.
+    fallback: what a failure of a rewrite does: `"dense"` compiles the original graph, warning once; `"error"` raises.
     """
 
     delegate: Delegate = "inductor"
@@ -32,7 +32,7 @@ class BackendOptions:
                 raise OptionsError(f"expected option {name!r} to be one of {', '.join(good)}, got {value!r}")
 
     @classmethod
-    def parse(cls, options: Mapping[str, object] | None) -> BackendOptions:
+    def parse(cls, options: Mapping[str, Any] | None) -> BackendOptions:
         """From the `options` of `torch.compile`; unknown names are an `OptionsError` that lists the known ones."""
         known = [field.name for field in fields(cls)]
         for name in options or {}:

@@ -1,0 +1,142 @@
+"""Gradients of the operators, each in terms of two products: `input_grad` and `weight_grad`.
+
+Hidden activations are recomputed, not stored: an MLP saves its inputs alone, at the price of one more product over
+kept blocks. Whoever changes a formula here raises `ABI`: torch's compile caches keep the old formula otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blast_compile import reference
+from blast_compile.layout import Block
+
+ABI = 1
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Formula:
+    """`setup` and `backward` in the form `torch.library.register_autograd` asks for."""
+
+    setup: Callable[..., None]
+    backward: Callable[..., Any]
+
+
+_ACTIVATION_GRADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "identity": lambda grad, _z: grad,
+    "relu": lambda grad, z: aten.threshold_backward(grad, z, 0),
+    "gelu": lambda grad, z: aten.gelu_backward(grad, z),
+    "gelu_tanh": lambda grad, z: aten.gelu_backward(grad, z, approximate="tanh"),
+    "silu": lambda grad, z: aten.silu_backward(grad, z),
+}
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One sparse linear inside an op: its tensors and which of their gradients are wanted."""
+
+    weight: Tensor
+    index: Tensor
+    bias: Tensor | None
+    block: Block
+    needs_weight: bool
+    needs_bias: bool
+
+    def forward(self, x: Tensor, out_features: int) -> Tensor:
+        op: Callable[..., Tensor] = torch.ops.blast.linear.nograd
+        return op(x, self.weight, self.index, self.bias, None, out_features, self.block, "identity", ABI)
+
+    def input_grad(self, grad: Tensor, in_features: int) -> Tensor:
+        op: Callable[..., Tensor] = torch.ops.blast.input_grad.nograd
+        return op(grad, self.weight, self.index, in_features, self.block, ABI)
+
+    def parameter_grads(self, grad: Tensor, x: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        """Gradients of weight, index and bias, in the order in which an op takes them."""
+        weight = bias = None
+        if self.needs_weight:
+            weight = torch.ops.blast.weight_grad.nograd(grad, x, self.weight, self.index, self.block, ABI)
+        if self.needs_bias and self.bias is not None:
+            bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=self.bias.dtype)
+        return weight, None, bias
+
+
+def _save(num_saved: int, first_constant: int) -> Callable[..., None]:
+    """A `setup_context` that saves the first `num_saved` arguments and keeps those from `first_constant` on."""
+
+    def setup(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:  # noqa: ARG001 (torch passes it by name)
+        ctx.save_for_backward(*inputs[:num_saved])
+        ctx.constants = inputs[first_constant:]
+
+    return setup
+
+
+def _layer(ctx: Any, first: int) -> _Layer:
+    """The layer whose weight is argument `first` of the op."""
+    weight, index, bias = ctx.saved_tensors[first : first + 3]
+    wanted = ctx.needs_input_grad
+    return _Layer(weight, index, bias, tuple(ctx.constants[-3]), wanted[first], wanted[first + 2])
+
+
+def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, layer = ctx.saved_tensors[0], _layer(ctx, 1)
+    out_features, _block, activation, _abi = ctx.constants
+    dz = grad
+    if activation != "identity":
+        dz = _ACTIVATION_GRADS[activation](grad, layer.forward(x, out_features))
+    dx = layer.input_grad(dz, x.shape[-1]) if ctx.needs_input_grad[0] else None
+    residual = grad if ctx.needs_input_grad[4] else None
+    return dx, *layer.parameter_grads(dz, x), residual, None, None, None, None
+
+
+def _gated_hidden_backward(
+    x: Tensor, gate: _Layer, up: _Layer, gate_z: Tensor, up_z: Tensor, grad: Tensor, activation: str, needs_x: bool
+) -> tuple[Tensor | None, ...]:
+    """Gradients of `x`, gate and up from that of `activation(gate_z) * up_z`."""
+    d_up = grad * reference.ACTIVATIONS[activation](gate_z)
+    d_gate = _ACTIVATION_GRADS[activation](grad * up_z, gate_z)
+    dx = gate.input_grad(d_gate, x.shape[-1]) + up.input_grad(d_up, x.shape[-1]) if needs_x else None
+    return dx, *gate.parameter_grads(d_gate, x), *up.parameter_grads(d_up, x)
+
+
+def _gated_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, gate, up = ctx.saved_tensors[0], _layer(ctx, 1), _layer(ctx, 4)
+    out_features, _block, activation, _abi = ctx.constants
+    gate_z, up_z = gate.forward(x, out_features), up.forward(x, out_features)
+    grads = _gated_hidden_backward(x, gate, up, gate_z, up_z, grad, activation, ctx.needs_input_grad[0])
+    return *grads, None, None, None, None
+
+
+def _mlp_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, up, down = ctx.saved_tensors[0], _layer(ctx, 1), _layer(ctx, 4)
+    hidden_features, _out_features, _block, activation, _abi = ctx.constants
+    z = up.forward(x, hidden_features)
+    down_grads = down.parameter_grads(grad, reference.ACTIVATIONS[activation](z))
+    dz = _ACTIVATION_GRADS[activation](down.input_grad(grad, hidden_features), z)
+    dx = up.input_grad(dz, x.shape[-1]) if ctx.needs_input_grad[0] else None
+    residual = grad if ctx.needs_input_grad[7] else None
+    return dx, *up.parameter_grads(dz, x), *down_grads, residual, None, None, None, None, None
+
+
+def _gated_mlp_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, gate, up, down = ctx.saved_tensors[0], _layer(ctx, 1), _layer(ctx, 4), _layer(ctx, 7)
+    hidden_features, _out_features, _block, activation, _abi = ctx.constants
+    gate_z, up_z = gate.forward(x, hidden_features), up.forward(x, hidden_features)
+    down_grads = down.parameter_grads(grad, reference.ACTIVATIONS[activation](gate_z) * up_z)
+    dh = down.input_grad(grad, hidden_features)
+    grads = _gated_hidden_backward(x, gate, up, gate_z, up_z, dh, activation, ctx.needs_input_grad[0])
+    residual = grad if ctx.needs_input_grad[10] else None
+    return *grads, *down_grads, residual, None, None, None, None, None
+
+
+FORMULAS = {
+    "linear": Formula(_save(4, 5), _linear_backward),
+    "gated_linear": Formula(_save(7, 7), _gated_linear_backward),
+    "mlp": Formula(_save(7, 8), _mlp_backward),
+    "gated_mlp": Formula(_save(10, 11), _gated_mlp_backward),
+}

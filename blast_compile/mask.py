@@ -1,0 +1,103 @@
+"""Which blocks of a weight are kept: `BlockMask`, made from scores, from bool tensors or from a layer's index."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from blast_compile import layout
+from blast_compile.errors import MaskError
+from blast_compile.layout import Block
+
+
+@dataclass(frozen=True, eq=False)
+class BlockMask:
+    """The kept blocks of a weight `[N, K]`.
+
+    kept: bool `[R, C]`, one entry a block, `R = ceil(N / bn)`, `C = ceil(K / bk)`; edge blocks may be short.
+    shape: `(N, K)`. block: `(bn, bk)`.
+    """
+
+    kept: Tensor
+    shape: tuple[int, int]
+    block: Block
+
+    def __post_init__(self) -> None:
+        layout.check_block(self.block)
+        grid = layout.grid(self.shape, self.block)
+        if self.kept.dtype != torch.bool or tuple(self.kept.shape) != grid:
+            raise MaskError(
+                f"expected a bool mask of {grid[0]} x {grid[1]} blocks for a weight {self.shape} in blocks {self.block}, "
+                f"got {self.kept.dtype} of shape {tuple(self.kept.shape)}; pass one entry a block, or one an element"
+            )
+
+    @classmethod
+    def full(cls, shape: tuple[int, int], block: Block) -> BlockMask:
+        """Keeps every block."""
+        return cls(torch.ones(layout.grid(shape, block), dtype=torch.bool), shape, block)
+
+    @classmethod
+    def from_elements(cls, elements: Tensor, block: Block) -> BlockMask:
+        """From a bool `[N, K]` whose blocks are each wholly kept or wholly dropped; anything else is a `MaskError`."""
+        if elements.dtype != torch.bool or elements.dim() != 2:
+            raise MaskError(f"expected a bool mask of two dimensions, got {elements.dtype} of shape {tuple(elements.shape)}")
+        shape = (elements.shape[0], elements.shape[1])
+        kept = layout.to_blocks(elements, block).flatten(2).any(-1)
+        mask = cls(kept, shape, block)
+        mixed = (mask.elements() != elements).sum().item()
+        if mixed:
+            raise MaskError(
+                f"expected a mask that keeps or drops whole blocks of {block}, got {mixed} dropped elements inside kept "
+                "blocks; use a smaller block or a mask with one entry a block"
+            )
+        return mask
+
+    @classmethod
+    def from_tensor(cls, tensor: Tensor, shape: tuple[int, int], block: Block) -> BlockMask:
+        """From a bool tensor with one entry a block `[R, C]`, or one an element `[N, K]`."""
+        if tuple(tensor.shape) == shape and tuple(tensor.shape) != layout.grid(shape, block):
+            return cls.from_elements(tensor, block)
+        return cls(tensor, shape, block)
+
+    @classmethod
+    def from_scores(cls, scores: Tensor, sparsity: float, shape: tuple[int, int], block: Block) -> BlockMask:
+        """Keeps the blocks with the highest scores `[R, C]`; ties are broken by position, so the result is deterministic."""
+        if not 0.0 <= sparsity <= 1.0:
+            raise MaskError(f"expected a sparsity from 0 to 1 (the fraction of zero blocks), got {sparsity}")
+        num_kept = scores.numel() - round(sparsity * scores.numel())
+        order = torch.argsort(scores.flatten(), descending=True, stable=True)
+        kept = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
+        kept[order[:num_kept]] = True
+        return cls(kept.view(scores.shape), shape, block)
+
+    @classmethod
+    def from_weight(cls, weight: Tensor, sparsity: float, block: Block) -> BlockMask:
+        """Keeps the blocks of `weight` `[N, K]` with the largest Frobenius norm."""
+        blocks = layout.to_blocks(weight.detach().float(), block)
+        return cls.from_scores(blocks.flatten(2).norm(dim=-1), sparsity, (weight.shape[0], weight.shape[1]), block)
+
+    @classmethod
+    def from_index(cls, index: Tensor, shape: tuple[int, int], block: Block) -> BlockMask:
+        """From a masked layer's index `[R, 1 + C]` or a packed layer's `[R + 1 + nnz]`."""
+        return cls(layout.kept_blocks(index, layout.grid(shape, block)), shape, block)
+
+    @property
+    def nnz(self) -> int:
+        """Number of kept blocks."""
+        return int(self.kept.sum().item())
+
+    @property
+    def sparsity(self) -> float:
+        """Fraction of zero blocks."""
+        return 1.0 - self.nnz / max(self.kept.numel(), 1)
+
+    @property
+    def index(self) -> Tensor:
+        """The index of a masked layer, int32 `[R, 1 + C]`."""
+        return layout.masked_index(self.kept)
+
+    def elements(self) -> Tensor:
+        """The mask spread over elements, bool `[N, K]`."""
+        return layout.spread(self.kept, self.shape, self.block)

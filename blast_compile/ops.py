@@ -1,0 +1,82 @@
+"""The operators, `torch.ops.blast.*`: schemas, fake versions, autograd and autocast.
+
+An op serves masked and packed layers alike: its `weight` is dense `[N, K]` with a masked index, or values
+`[nnz, bk, bn]` with a packed one (`layout.py`). `x` is `[..., K]`; a result is `[..., N]` in the dtype of `x`.
+Weights have the dtype of `x`, or float32 beside a 16-bit `x`.
+
+Each op has two overloads. `default` carries the autograd formula of `gradients.py`; `nograd` carries none and costs
+a few microseconds less a call, for graphs compiled without gradients. Every schema ends in `int abi`: fake and
+autograd formulas are baked into torch's compile caches, so a change of formula must come with a new `ABI`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.library import Library
+
+from blast_compile import compat, gradients, kernels
+
+ABI = gradients.ABI
+
+_LINEAR = "Tensor x, Tensor weight, Tensor index, Tensor? bias, Tensor? residual"
+_UP = "Tensor up_weight, Tensor up_index, Tensor? up_bias"
+_PAIR = f"Tensor gate_weight, Tensor gate_index, Tensor? gate_bias, {_UP}"
+_DOWN = "Tensor down_weight, Tensor down_index, Tensor? down_bias, Tensor? residual"
+_TAIL = "SymInt out_features, int[2] block, str activation, int abi"
+SCHEMAS = {
+    "linear": f"({_LINEAR}, {_TAIL}) -> Tensor",
+    "gated_linear": f"(Tensor x, {_PAIR}, {_TAIL}) -> Tensor",
+    "mlp": f"(Tensor x, {_UP}, {_DOWN}, SymInt hidden_features, {_TAIL}) -> Tensor",
+    "gated_mlp": f"(Tensor x, {_PAIR}, {_DOWN}, SymInt hidden_features, {_TAIL}) -> Tensor",
+    "input_grad": "(Tensor grad, Tensor weight, Tensor index, SymInt in_features, int[2] block, int abi) -> Tensor",
+    "weight_grad": "(Tensor grad, Tensor x, Tensor weight, Tensor index, int[2] block, int abi) -> Tensor",
+}
+_lib = Library("blast", "DEF")  # type: ignore[no-untyped-call]
+
+
+def _implementation(name: str) -> Callable[..., Tensor]:
+    kernel: Callable[..., Tensor] = getattr(kernels, name)
+    return lambda *args: kernel(*args[:-1])  # abi is for the caches, not for the kernel
+
+
+def _fake(name: str) -> Callable[..., Tensor]:
+    """The shape of an op's result: the op on tensors without values."""
+    if name == "weight_grad":
+        return lambda _grad, _x, weight, *_: torch.empty_like(weight)
+    num_after_features = {"input_grad": 3}.get(name, 4)  # features, block, [activation,] abi
+    return lambda x, *args: x.new_empty((*x.shape[:-1], args[-num_after_features]))
+
+
+def _autocast(op: OpOverload, device: str) -> Callable[..., Tensor]:
+    """Casts `x` alone: casting a dense float32 weight at every call costs more than its sparse product."""
+
+    def call(x: Tensor, *args: Any) -> Tensor:
+        with compat.without_autocast(device):
+            y: Tensor = op(x.to(torch.get_autocast_dtype(device)) if x.is_floating_point() else x, *args)
+        return y
+
+    return call
+
+
+def _register(name: str, schema: str) -> None:
+    for overload in ("default", "nograd"):
+        full_name = name if overload == "default" else f"{name}.{overload}"
+        _lib.define(full_name + schema, tags=(torch.Tag.needs_exact_strides,))  # type: ignore[no-untyped-call]
+        _lib.impl(full_name, _implementation(name), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"blast::{full_name}", _fake(name), lib=_lib)
+        if name in gradients.FORMULAS:
+            op = getattr(getattr(torch.ops.blast, name), overload)
+            for device in ("cpu", "cuda"):
+                _lib.impl(full_name, _autocast(op, device), f"Autocast{device.upper()}")
+    if name in gradients.FORMULAS:
+        formula = gradients.FORMULAS[name]
+        torch.library.register_autograd(f"blast::{name}", formula.backward, setup_context=formula.setup, lib=_lib)
+
+
+for _name, _schema in SCHEMAS.items():
+    _register(_name, _schema)

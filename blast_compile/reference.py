@@ -1,0 +1,91 @@
+"""The truth: every op in plain torch, for tests, for benchmarks, and where no kernel exists.
+
+Same names, arguments and shapes as the ops in `ops.py` (without `abi`). A weight is dense `[N, K]` with a masked index,
+or packed values `[nnz, bk, bn]` with a packed index; see `layout.py`. `x` is `[..., K]`, results are `[..., N]` in the
+dtype of `x`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blast_compile import layout
+from blast_compile.layout import Block
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda x: x,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+def dense_weight(weight: Tensor, index: Tensor, out_features: int, in_features: int, block: Block) -> Tensor:
+    """`W * mask` as a dense `[N, K]`, from either form."""
+    shape = (out_features, in_features)
+    if weight.dim() == 3:
+        return layout.unpack(weight, index, shape, block)
+    kept = layout.kept_blocks(index, layout.grid(shape, block))
+    return torch.where(layout.spread(kept, shape, block), weight, weight.new_zeros(()))
+
+
+def linear(
+    x: Tensor, weight: Tensor, index: Tensor, bias: Tensor | None, residual: Tensor | None,
+    out_features: int, block: Block, activation: str,
+) -> Tensor:  # fmt: skip
+    """`activation(x @ (W * mask).T + bias) + residual`."""
+    dense = dense_weight(weight, index, out_features, x.shape[-1], block).to(x.dtype)
+    y = ACTIVATIONS[activation](F.linear(x, dense, None if bias is None else bias.to(x.dtype)))
+    return y if residual is None else y + residual
+
+
+def gated_linear(
+    x: Tensor, gate_weight: Tensor, gate_index: Tensor, gate_bias: Tensor | None,
+    up_weight: Tensor, up_index: Tensor, up_bias: Tensor | None, out_features: int, block: Block, activation: str,
+) -> Tensor:  # fmt: skip
+    """`activation(gate(x)) * up(x)`."""
+    gate = linear(x, gate_weight, gate_index, gate_bias, None, out_features, block, activation)
+    return gate * linear(x, up_weight, up_index, up_bias, None, out_features, block, "identity")
+
+
+def mlp(
+    x: Tensor, up_weight: Tensor, up_index: Tensor, up_bias: Tensor | None,
+    down_weight: Tensor, down_index: Tensor, down_bias: Tensor | None, residual: Tensor | None,
+    hidden_features: int, out_features: int, block: Block, activation: str,
+) -> Tensor:  # fmt: skip
+    """`down(activation(up(x))) + residual`."""
+    hidden = linear(x, up_weight, up_index, up_bias, None, hidden_features, block, activation)
+    return linear(hidden, down_weight, down_index, down_bias, residual, out_features, block, "identity")
+
+
+def gated_mlp(
+    x: Tensor, gate_weight: Tensor, gate_index: Tensor, gate_bias: Tensor | None,
+    up_weight: Tensor, up_index: Tensor, up_bias: Tensor | None,
+    down_weight: Tensor, down_index: Tensor, down_bias: Tensor | None, residual: Tensor | None,
+    hidden_features: int, out_features: int, block: Block, activation: str,
+) -> Tensor:  # fmt: skip
+    """`down(activation(gate(x)) * up(x)) + residual`."""
+    gate, up = (gate_weight, gate_index, gate_bias), (up_weight, up_index, up_bias)
+    hidden = gated_linear(x, *gate, *up, hidden_features, block, activation)
+    return linear(hidden, down_weight, down_index, down_bias, residual, out_features, block, "identity")
+
+
+def input_grad(grad: Tensor, weight: Tensor, index: Tensor, in_features: int, block: Block) -> Tensor:
+    """`grad @ (W * mask)`, `[..., K]`."""
+    dense = dense_weight(weight, index, grad.shape[-1], in_features, block)
+    return grad @ dense.to(grad.dtype)
+
+
+def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Block) -> Tensor:
+    """`grad.T @ x` on the kept blocks, zeros elsewhere, in the form, strides and dtype of `weight`, whose values are unread."""
+    dense = grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+    shape = (dense.shape[0], dense.shape[1])
+    kept = layout.kept_blocks(index, layout.grid(shape, block))
+    if weight.dim() == 3:
+        return layout.pack(dense, kept, block).to(weight.dtype)
+    return torch.empty_like(weight).copy_(dense * layout.spread(kept, shape, block))

@@ -1,0 +1,46 @@
+"""What decides a kernel's text: the `Spec`. Two layers with equal specs share one kernel."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from blast_compile.layout import Block
+
+Op = Literal["linear", "gated_linear", "mlp", "gated_mlp", "input_grad", "weight_grad"]
+Activation = Literal["identity", "relu", "gelu", "gelu_tanh", "silu"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Layout = Literal["masked", "packed"]
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """What happens to a product before it is stored.
+
+    `activation(acc + bias) + residual`, or, beside a gate, `activation(gate + gate_bias) * (acc + bias) + residual`.
+    """
+
+    activation: Activation = "identity"
+    bias: bool = False
+    gate: bool = False
+    gate_bias: bool = False
+    residual: bool = False
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One kernel.
+
+    dtype: of activations. weight_dtype: of weights and biases, that of the activations or float32. block: `(bn, bk)`.
+    epilogues: one a product that the op computes, in order: one for linears, two (hidden, output) for MLPs, none for
+    gradients.
+    target: `"cpu:avx512_bf16"`, `"cpu:avx512"`, `"cpu:avx2"`, `"cpu:portable"`, `"cuda:sm_90"`, `"hip:gfx942"`, ...
+    """
+
+    op: Op
+    dtype: Dtype
+    weight_dtype: Dtype
+    block: Block
+    epilogues: tuple[Epilogue, ...]
+    layout: Layout
+    target: str
