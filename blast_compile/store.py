@@ -1,0 +1,211 @@
+"""The on-disk store of generated kernels: one folder an entry, named by the digest of its key.
+
+An entry holds its files and their manifest; JSON and raw bytes only, nothing is ever unpickled. It appears whole or not
+at all: it is written into a temporary folder beside its place and renamed. Entries never change.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import platformdirs
+from filelock import FileLock
+
+from blast_compile import env, folders, log, manifest
+from blast_compile.errors import StoreError
+from blast_compile.manifest import StoreKey
+
+T = TypeVar("T")
+
+_LOCKS = ".locks"
+_TEMPORARY = ".temporary-"
+_DAMAGED = ".damaged-"
+# What a killed process left behind, and what was kept for a person to look at: seconds until it is swept away.
+_STALE_AFTER_S = {_TEMPORARY: 3600.0, _DAMAGED: 7 * 86400.0}
+
+
+@dataclass(frozen=True)
+class StoreReport:
+    """What lies in a store."""
+
+    root: Path
+    num_entries: int
+    num_damaged: int
+    size_bytes: int
+
+
+class Store:
+    """Kernels on disk, shared by the processes of one user.
+
+    Where the folder cannot be used (read-only, full), entries go to a private temporary folder for the rest of the
+    process, after one warning; what the folder already holds is still read.
+    """
+
+    def __init__(self, root: Path) -> None:
+        """Opens or makes the folder; a `StoreError` if other users could have written into it."""
+        self.root = root
+        self._roots = [root]
+        self._is_swept = False
+        try:
+            folders.open_trusted(root)
+        except StoreError:
+            raise
+        except OSError as error:
+            self._fall_back(error)
+
+    @classmethod
+    def default(cls) -> Store:
+        """The store in `BLAST_CACHE_DIR`, else in the user's cache folder."""
+        return cls(env.cache_dir() or platformdirs.user_cache_path("blast_compile", appauthor=False))
+
+    def get(self, key: StoreKey) -> Path | None:
+        """The folder of an undamaged entry, or None. A damaged one is moved away, logged once, and None."""
+        for root in self._roots:
+            entry = root / manifest.digest(key)
+            if not os.path.lexists(entry):
+                continue
+            damage = manifest.damage(entry, key)
+            if damage is None:
+                return entry
+            _move_away(entry, damage)
+        return None
+
+    def put(self, key: StoreKey, files: Mapping[str, bytes]) -> Path:
+        """Stores `files` (plain file names to contents) under `key`; an entry that is already there is kept."""
+        for name in files:
+            if name in {"", ".", "..", manifest.NAME} or "/" in name:
+                raise StoreError(f"expected plain file names other than {manifest.NAME}, got {name!r}; rename the file")
+        content = {**files, manifest.NAME: manifest.write(key, files)}
+        return self._write(lambda root: self._put_in(root, key, content))
+
+    def get_or_make(self, key: StoreKey, make: Callable[[], Mapping[str, bytes]]) -> Path:
+        """The entry of `key`, made and stored if missing; of all processes that ask at once, one makes it."""
+        if entry := self.get(key):
+            log.debug(1, "store: found %s", entry)
+            return entry
+        with self._write(lambda root: _locked(root, manifest.digest(key))):
+            entry = self.get(key) or self.put(key, make())
+        log.debug(1, "store: made %s", entry)
+        return entry
+
+    def report(self) -> StoreReport:
+        """Counts entries and bytes."""
+        names = [path.name for path in _children(self.root)]
+        size_bytes = 0
+        for folder, _, files in os.walk(self.root):
+            for name in files:
+                with suppress(FileNotFoundError):
+                    size_bytes += Path(folder, name).lstat().st_size
+        return StoreReport(
+            root=self.root,
+            num_entries=sum(not name.startswith(".") for name in names),
+            num_damaged=sum(name.startswith(_DAMAGED) for name in names),
+            size_bytes=size_bytes,
+        )
+
+    def clear(self) -> int:
+        """Removes the entries, the damaged ones too; returns how many undamaged ones there were."""
+        num_removed = 0
+        for path in _children(self.root):
+            # A live writer needs its temporary folder; and unlinking a held lock would let a second process in.
+            if path.name == _LOCKS or path.name.startswith(_TEMPORARY):
+                continue
+            doomed = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+            with suppress(FileNotFoundError):
+                path.rename(doomed)  # at once, so that nobody finds half an entry
+                num_removed += not path.name.startswith(".")
+            shutil.rmtree(doomed, ignore_errors=True)
+        _sweep(self.root)
+        return num_removed
+
+    def _put_in(self, root: Path, key: StoreKey, content: Mapping[str, bytes]) -> Path:
+        if not self._is_swept:
+            _sweep(root)
+            self._is_swept = True
+        entry = root / manifest.digest(key)
+        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
+        try:
+            folders.write_durably(temporary, content)
+            while not _rename(temporary, entry):
+                if winner := self.get(key):
+                    return winner
+                if os.path.lexists(entry):
+                    raise FileExistsError(errno.EEXIST, "a damaged entry cannot be moved away", str(entry))
+            folders.sync(root)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        return entry
+
+    def _write(self, action: Callable[[Path], T]) -> T:
+        """Runs `action` on the folder that is written to and, if that fails, on the private one."""
+        try:
+            return action(self._roots[-1])
+        except OSError as error:
+            self._fall_back(error)
+        try:
+            return action(self._roots[-1])
+        except OSError as error:
+            raise StoreError(
+                f"expected to write {self.root} or {self._roots[-1]}, got {error}; free some space there, or set "
+                "BLAST_CACHE_DIR and TMPDIR to folders that can be written"
+            ) from error
+
+    def _fall_back(self, error: OSError) -> None:
+        private = folders.private_folder()
+        log.warn_once(
+            ("store", self.root),
+            f"cannot use the store folder {self.root} ({error}); what this process makes is kept in {private} and lost "
+            "when it ends. Set BLAST_CACHE_DIR to a folder that can be written",
+        )
+        if private not in self._roots:
+            self._roots.append(private)
+
+
+def _locked(root: Path, name: str) -> AbstractContextManager[object]:
+    locks = root / _LOCKS
+    locks.mkdir(mode=0o700, exist_ok=True)
+    return FileLock(locks / name).acquire()
+
+
+def _rename(temporary: Path, entry: Path) -> bool:
+    """Whether the entry took its place; False if something is there."""
+    try:
+        temporary.rename(entry)
+    except OSError as error:
+        if error.errno in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}:
+            return False
+        raise
+    return True
+
+
+def _move_away(entry: Path, damage: str) -> None:
+    aside = entry.with_name(f"{_DAMAGED}{entry.name}-{os.getpid()}-{time.time_ns()}")
+    try:
+        entry.rename(aside)
+        os.utime(aside)  # its age is counted from now
+    except OSError as error:
+        aside = entry
+        damage = f"{damage}; it cannot be moved away: {error.strerror}"
+    log.warn_once(("damaged", entry), f"a damaged store entry counts as missing: {aside} ({damage})")
+
+
+def _sweep(root: Path) -> None:
+    now = time.time()
+    for path in _children(root):
+        for prefix, age_s in _STALE_AFTER_S.items():
+            with suppress(FileNotFoundError):
+                if path.name.startswith(prefix) and now - path.lstat().st_mtime > age_s:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _children(root: Path) -> Iterator[Path]:
+    return root.iterdir() if root.is_dir() else iter(())
