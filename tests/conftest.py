@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
+import torch
 
-from blast_compile import log
+from blast_compile import kernels, log
+from blast_compile.env import Isa
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,3 +27,34 @@ def _fresh_warnings() -> Iterator[None]:
     log.forget_warnings()
     yield
     log.forget_warnings()
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Makes `torch.empty` and its kin give NaN, so that an unwritten output is seen."""
+    assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    """Runs the test on two threads, as any test that compares threads or times must."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def use_isa(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Isa], None]]:
+    """Lets a test choose the instruction set; kernels loaded for another are forgotten."""
+    forget: Callable[[], None] = getattr(kernels, "forget", lambda: None)
+
+    def choose(isa: Isa) -> None:
+        monkeypatch.setenv("BLAST_ISA", isa)
+        forget()
+
+    yield choose
+    forget()

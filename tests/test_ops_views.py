@@ -1,0 +1,94 @@
+"""The operators on inputs and parameters of any rank and stride, and on no tokens at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.op_cases import SOME, Case, check, make_call
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads")
+some_cases = pytest.mark.parametrize("case", SOME, ids=str)
+
+
+@some_cases
+@pytest.mark.parametrize("leading", [(), (3,), (2, 3), (2, 1, 3), (1, 1, 1)], ids=str)
+def test_leading_dimensions(case: Case, leading: tuple[int, ...]) -> None:
+    call = make_call(case, leading)
+    check(call.run(), call)
+
+
+@some_cases
+@pytest.mark.parametrize("leading", [(0,), (2, 0), (0, 3, 2)], ids=str)
+def test_no_tokens(case: Case, leading: tuple[int, ...]) -> None:
+    call = make_call(case, leading)
+    assert call.run().shape == (*leading, call.layers[-1].clean.shape[0])
+
+
+def _transposed(x: Tensor) -> Tensor:
+    return x.transpose(0, -1).contiguous().transpose(0, -1)
+
+
+def _inside_wider_rows(x: Tensor) -> Tensor:
+    return F.pad(x, (3, 5), value=float("nan"))[..., 3:-5]
+
+
+def _every_second_feature(x: Tensor) -> Tensor:
+    return torch.stack([x, torch.full_like(x, float("nan"))], dim=-1).flatten(-2)[..., ::2]
+
+
+def _every_second_token(x: Tensor) -> Tensor:
+    return torch.stack([x, torch.full_like(x, float("nan"))], dim=1).flatten(0, 1)[::2]
+
+
+def _unaligned(x: Tensor) -> Tensor:
+    return torch.cat([x.new_full((1,), float("nan")), x.flatten()])[1:].view(x.shape)
+
+
+def _swapped_tokens(x: Tensor) -> Tensor:
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def _expanded(x: Tensor) -> Tensor:
+    return x[:1].expand(x.shape)
+
+
+VIEWS = [_transposed, _inside_wider_rows, _every_second_feature, _every_second_token, _unaligned, _swapped_tokens]
+
+
+@some_cases
+@pytest.mark.parametrize("view", [*VIEWS, _expanded], ids=lambda f: f.__name__.strip("_"))
+def test_views_of_inputs(case: Case, view: Callable[[Tensor], Tensor]) -> None:
+    for leading in ((4, 5), (1, 40)):
+        call = make_call(case, leading)
+        call.x = view(call.x)
+        if call.residual is not None:
+            call.residual = view(call.residual)
+        check(call.run(), call)
+
+
+@pytest.mark.parametrize("case", [case for case in SOME if case.form != "packed"], ids=str)
+@pytest.mark.parametrize("view", [_inside_wider_rows, _every_second_feature, _every_second_token, _unaligned])
+def test_views_of_parameters(case: Case, view: Callable[[Tensor], Tensor]) -> None:
+    for tokens in (3, 70):
+        call = make_call(case, (tokens,))
+        for layer in call.layers:
+            layer.operand = view(layer.operand)
+            layer.bias = None if layer.bias is None else view(layer.bias[None])[0]
+        check(call.run(), call)
+
+
+@some_cases
+def test_inputs_are_left_alone(case: Case) -> None:
+    call = make_call(case, (9,))
+    tensors = [a for a in call.args if isinstance(a, Tensor)]
+    before = [(t.clone(), t._version) for t in tensors]
+    y = call.run()
+    for tensor, (values, version) in zip(tensors, before, strict=True):
+        assert tensor._version == version
+        assert torch.equal(tensor.nan_to_num(nan=7.0), values.nan_to_num(nan=7.0))
+        assert tensor.untyped_storage().data_ptr() != y.untyped_storage().data_ptr()
