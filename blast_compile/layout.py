@@ -1,9 +1,10 @@
 """How kept blocks are laid out in memory: grids, indices, packing and unpacking.
 
 A weight `[N, K]` in blocks `(bn, bk)` is a grid of `R x C` blocks. Two indices say which are kept:
-  masked   int32 `[R, 1 + C]`: a count, then that many columns in ascending order, then zeros. Its shape does not depend on the mask.
+  masked   int32 `[R, 1 + C]`: a count, then that many columns in ascending order, then zeros; one shape for every mask.
   packed   int32 `[R + 1 + nnz]`: row offsets, then columns.
-Packed values are `[nnz, bk, bn]`: a block is stored `[k][n]`, which is the order a kernel reads it in; edge blocks are padded with zeros.
+Packed values are `[nnz, bk, bn]`: a block is stored `[k][n]`, the order a kernel reads it in; edge blocks are padded
+with zeros.
 """
 
 from __future__ import annotations
@@ -17,22 +18,23 @@ Block = tuple[int, int]
 MAX_BLOCK_EDGE = 256
 
 
-def check_block(block: Block) -> None:
+def check_block(block: object) -> None:
     """Raises `MaskError` unless `block` is a pair of ints from 1 to 256."""
-    fits = len(block) == 2 and all(isinstance(edge, int) and 1 <= edge <= MAX_BLOCK_EDGE for edge in block)
-    if not fits:
-        raise MaskError(f"expected a block (bn, bk) with edges from 1 to {MAX_BLOCK_EDGE}, got {block}")
+    edges = block if isinstance(block, tuple | list) else ()  # the dispatcher hands over lists
+    if len(edges) != 2 or not all(type(edge) is int and 1 <= edge <= MAX_BLOCK_EDGE for edge in edges):
+        raise MaskError(f"expected a block (bn, bk), two ints from 1 to {MAX_BLOCK_EDGE}, got {block!r}")
 
 
 def grid(shape: tuple[int, int], block: Block) -> tuple[int, int]:
-    """Number of block rows and block columns of a weight `shape`."""
+    """Number of block rows and block columns of a weight `shape`. Raises `MaskError` if there is no such block."""
+    check_block(block)
     return -(-shape[0] // block[0]), -(-shape[1] // block[1])
 
 
 def to_blocks(dense_NK: Tensor, block: Block) -> Tensor:
     """The blocks of a matrix `[N, K]`, zero padded, as `[R, C, bk, bn]`."""
-    (bn, bk), (N, K) = block, dense_NK.shape
-    R, C = grid((N, K), block)
+    N, K = dense_NK.shape
+    (R, C), (bn, bk) = grid((N, K), block), block
     padded = torch.nn.functional.pad(dense_NK, (0, C * bk - K, 0, R * bn - N))
     return padded.view(R, bn, C, bk).permute(0, 2, 3, 1)
 
@@ -57,12 +59,9 @@ def packed_index(kept: Tensor) -> Tensor:
 
 
 def kept_blocks(index: Tensor, blocks: tuple[int, int]) -> Tensor:
-    """Bool `[R, C]` from an index of either form, checked; on the index's device."""
-    R, C = blocks
+    """Bool `[R, C]` from an index of either form, on its device. Raises `MaskError` if it does not fit that grid."""
     rows, columns = _entries(index, blocks)
-    if columns.numel() and (columns.min() < 0 or columns.max() >= C):
-        raise MaskError(f"expected block columns from 0 to {C - 1}, got {int(columns.min())} to {int(columns.max())}")
-    kept = torch.zeros(R, C, dtype=torch.bool, device=index.device)
+    kept = torch.zeros(blocks, dtype=torch.bool, device=index.device)
     kept[rows, columns] = True
     return kept
 
@@ -83,15 +82,35 @@ def unpack(values: Tensor, index: Tensor, shape: tuple[int, int], block: Block) 
 
 
 def _entries(index: Tensor, blocks: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Row and column of each kept block, int64 `[nnz]`, in storage order."""
+    """Row and column of each kept block, int64 `[nnz]`, in storage order; checked."""
+    rows, columns = _masked_entries(index, blocks) if index.dim() == 2 else _packed_entries(index, blocks)
+    _check_range("block columns", columns, blocks[1] - 1)
+    return rows, columns
+
+
+def _masked_entries(index: Tensor, blocks: tuple[int, int]) -> tuple[Tensor, Tensor]:
     R, C = blocks
-    if index.dim() == 2:
-        if tuple(index.shape) != (R, 1 + C):
-            raise MaskError(f"expected a mask index of shape ({R}, {1 + C}), got {tuple(index.shape)}")
-        valid = torch.arange(C, device=index.device) < index[:, :1]
-        return valid.nonzero()[:, 0], index[:, 1:][valid].long()
-    if index.dim() != 1 or index.numel() < R + 1 or index.numel() < R + 1 + int(index[R]):
-        raise MaskError(f"expected a packed index of {R} rows and as many columns as its offsets say, got {tuple(index.shape)}")
+    if tuple(index.shape) != (R, 1 + C):
+        raise MaskError(f"expected a mask index of shape ({R}, {1 + C}), got {tuple(index.shape)}")
+    counts = index[:, :1]
+    _check_range("numbers of blocks in a row", counts, C)
+    valid = torch.arange(C, device=index.device) < counts
+    return valid.nonzero()[:, 0], index[:, 1:][valid].long()
+
+
+def _packed_entries(index: Tensor, blocks: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    R, C = blocks
+    if index.dim() != 1 or index.numel() < R + 1:
+        raise MaskError(f"expected a packed index of {R + 1} offsets and then columns, got {tuple(index.shape)}")
     counts = index[: R + 1].long().diff()
+    _check_range("numbers of blocks in a row", counts, C)
+    _check_range("a first offset", index[0], 0)
+    _check_range("a last offset", index[R], index.numel() - R - 1)
     rows = torch.repeat_interleave(torch.arange(R, device=index.device), counts)
-    return rows, index[R + 1 : R + 1 + rows.numel()].long()
+    return rows, index[R + 1 :][: rows.numel()].long()
+
+
+def _check_range(what: str, numbers: Tensor, largest: int) -> None:
+    if numbers.numel() and not (numbers.min() >= 0 and numbers.max() <= largest):
+        low, high = int(numbers.min()), int(numbers.max())
+        raise MaskError(f"expected {what} from 0 to {largest}, got {low} to {high}: the mask index is damaged")

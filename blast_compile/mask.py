@@ -25,12 +25,12 @@ class BlockMask:
     block: Block
 
     def __post_init__(self) -> None:
-        layout.check_block(self.block)
         grid = layout.grid(self.shape, self.block)
         if self.kept.dtype != torch.bool or tuple(self.kept.shape) != grid:
             raise MaskError(
-                f"expected a bool mask of {grid[0]} x {grid[1]} blocks for a weight {self.shape} in blocks {self.block}, "
-                f"got {self.kept.dtype} of shape {tuple(self.kept.shape)}; pass one entry a block, or one an element"
+                f"expected a bool mask of {grid[0]} x {grid[1]} blocks for a weight {self.shape} in blocks of "
+                f"{self.block}, got {self.kept.dtype} of shape {tuple(self.kept.shape)}; "
+                "pass one entry a block, or one an element"
             )
 
     @classmethod
@@ -42,15 +42,17 @@ class BlockMask:
     def from_elements(cls, elements: Tensor, block: Block) -> BlockMask:
         """From a bool `[N, K]` whose blocks are each wholly kept or wholly dropped; anything else is a `MaskError`."""
         if elements.dtype != torch.bool or elements.dim() != 2:
-            raise MaskError(f"expected a bool mask of two dimensions, got {elements.dtype} of shape {tuple(elements.shape)}")
+            raise MaskError(
+                f"expected a bool mask with one entry an element, got {elements.dtype} of shape {tuple(elements.shape)}"
+            )
         shape = (elements.shape[0], elements.shape[1])
         kept = layout.to_blocks(elements, block).flatten(2).any(-1)
         mask = cls(kept, shape, block)
         mixed = (mask.elements() != elements).sum().item()
         if mixed:
             raise MaskError(
-                f"expected a mask that keeps or drops whole blocks of {block}, got {mixed} dropped elements inside kept "
-                "blocks; use a smaller block or a mask with one entry a block"
+                f"expected a mask that keeps or drops whole blocks of {block}, got {mixed} dropped elements inside "
+                "kept blocks; use a smaller block or a mask with one entry a block"
             )
         return mask
 
@@ -63,7 +65,7 @@ class BlockMask:
 
     @classmethod
     def from_scores(cls, scores: Tensor, sparsity: float, shape: tuple[int, int], block: Block) -> BlockMask:
-        """Keeps the blocks with the highest scores `[R, C]`; ties are broken by position, so the result is deterministic."""
+        """Keeps the blocks with the highest scores `[R, C]`; among equal scores the first ones, so always the same."""
         if not 0.0 <= sparsity <= 1.0:
             raise MaskError(f"expected a sparsity from 0 to 1 (the fraction of zero blocks), got {sparsity}")
         num_kept = scores.numel() - round(sparsity * scores.numel())
