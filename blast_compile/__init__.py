@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from blast_compile.surgery import BlockSparse, pack_, sparsify_, unpack_
     from blast_compile.mask import BlockMask
     from blast_compile.report import explain
+    from blast_compile.surgery import BlockSparse, pack_, sparsify_, unpack_
 
 __version__ = "0.1.0"
 __all__ = ["BlockMask", "BlockSparse", "__version__", "explain", "pack_", "sparsify_", "unpack_"]
@@ -26,13 +26,15 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> object:
-    """Import a public name from the module it lives in (PEP 562) and remember it."""
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    value: object = getattr(import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a checker would take any misspelt name for an object
+
+    def __getattr__(name: str) -> object:
+        """Import a public name from the module it lives in (PEP 562) and remember it."""
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:

@@ -41,6 +41,7 @@ class StoreReport:
     num_entries: int
     num_damaged: int
     size_bytes: int
+    is_writable: bool
 
 
 class Store:
@@ -110,6 +111,7 @@ class Store:
             num_entries=sum(not name.startswith(".") for name in names),
             num_damaged=sum(name.startswith(_DAMAGED) for name in names),
             size_bytes=size_bytes,
+            is_writable=os.access(self.root, os.W_OK | os.X_OK),
         )
 
     def clear(self) -> int:
@@ -120,9 +122,13 @@ class Store:
             if path.name == _LOCKS or path.name.startswith(_TEMPORARY):
                 continue
             doomed = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
-            with suppress(FileNotFoundError):
+            try:
                 path.rename(doomed)  # at once, so that nobody finds half an entry
                 num_removed += not path.name.startswith(".")
+            except FileNotFoundError:
+                continue  # another process was faster
+            except OSError as error:
+                raise StoreError(f"expected to remove {path}, got {error}; make {self.root} writable") from error
             shutil.rmtree(doomed, ignore_errors=True)
         _sweep(self.root)
         return num_removed

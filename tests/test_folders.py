@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,7 @@ def test_no_temporary_folder_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -
     def fail(**_: object) -> str:
         raise FileNotFoundError("no usable temporary directory")
 
-    monkeypatch.setattr(folders.tempfile, "mkdtemp", fail)
+    monkeypatch.setattr(tempfile, "mkdtemp", fail)
     folders._private_folder.cache_clear()
     with pytest.raises(StoreError, match="expected to make a temporary folder, got no usable temporary directory"):
         folders.private_folder()

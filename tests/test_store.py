@@ -16,7 +16,7 @@ import pytest
 
 from blast_compile import folders, manifest
 from blast_compile.errors import StoreError
-from blast_compile.store import Store
+from blast_compile.store import Store, StoreReport
 
 
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def test_old_entry_that_turns_out_damaged_is_kept_aside(store: Store, root: Path
 
 
 def test_report_counts_and_clear_removes(store: Store, root: Path) -> None:
-    assert store.report().num_entries == store.report().size_bytes == 0
+    assert store.report() == StoreReport(root, num_entries=0, num_damaged=0, size_bytes=0, is_writable=True)
     entries = [store.get_or_make(Key(name), lambda: FILES) for name in "abc"]
     cut(entries[0])
     store.get(Key("a"))
@@ -259,9 +259,21 @@ def test_report_counts_and_clear_removes(store: Store, root: Path) -> None:
     assert store.clear() == 0
 
 
+def test_clear_says_what_it_cannot_remove(store: Store, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry = store.put(Key("a"), FILES)
+
+    def fail(*_: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(StoreError, match=f"expected to remove {entry}, got .*Permission denied; make {root} writable"):
+        store.clear()
+
+
 def test_report_of_a_store_that_is_gone_is_empty(store: Store, root: Path) -> None:
     root.rmdir()
-    assert (store.report().num_entries, store.clear()) == (0, 0)
+    assert store.report() == StoreReport(root, num_entries=0, num_damaged=0, size_bytes=0, is_writable=False)
+    assert store.clear() == 0
 
 
 def test_manifest_is_json_with_the_key(store: Store) -> None:

@@ -1,0 +1,135 @@
+"""The command: what it prints, what it passes on, and how it fails."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from typer.testing import CliRunner
+
+from blast_compile import __version__
+from blast_compile.cli import app
+from blast_compile.doctor import Finding, examine
+from blast_compile.store import Store
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key with one ingredient."""
+
+    name: str
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    monkeypatch.setenv("BLAST_CACHE_DIR", str(tmp_path / "store"))
+    return Store(tmp_path / "store")
+
+
+def call(*args: str, exit_code: int = 0) -> str:
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == exit_code, result.output
+    return result.output
+
+
+def test_version() -> None:
+    assert call("--version") == f"blast_compile {__version__}\n"
+
+
+def test_help_names_every_command() -> None:
+    output = call("--help")
+    for command in ("demo", "doctor", "cache"):
+        assert command in output
+
+
+def test_demo_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls: list[dict[str, object]] = []
+    module = ModuleType("blast_compile.demo")
+    monkeypatch.setattr(module, "run", lambda **options: calls.append(options), raising=False)
+    monkeypatch.setitem(sys.modules, "blast_compile.demo", module)
+    monkeypatch.setattr("blast_compile.demo", module, raising=False)
+    call("demo")
+    call("demo", "--quick", "--threads", "2", "--json", str(tmp_path / "rows.json"))
+    assert calls == [
+        {"quick": False, "threads": None, "json_path": None},
+        {"quick": True, "threads": 2, "json_path": tmp_path / "rows.json"},
+    ]
+    call("demo", "--threads", "0", exit_code=2)
+    call("demo", "--json", str(tmp_path), exit_code=2)
+    assert len(calls) == 2
+
+
+def test_cache_shows_its_size_and_clears(store: Store) -> None:
+    assert call("cache") == f"{store.root}: entries 0, damaged 0, 0.0 MiB\n"
+    store.put(Key("a"), {"kernel.so": bytes(3 * 2**20)})
+    entry = store.put(Key("b"), {"kernel.so": b"short"})
+    (entry / "kernel.so").unlink()
+    store.get(Key("b"))
+    assert call("cache") == f"{store.root}: entries 1, damaged 1, 3.0 MiB\n"
+    assert call("cache", "--clear") == f"{store.root}: removed 1\n"
+    assert call("cache") == f"{store.root}: entries 0, damaged 0, 0.0 MiB\n"
+
+
+def test_cache_that_others_may_write_is_an_error_message(store: Store) -> None:
+    store.root.chmod(0o777)
+    for options in ([], ["--clear"]):
+        output = call("cache", *options, exit_code=1)
+        assert output.startswith("error: expected a store folder that only its owner can write")
+
+
+def test_doctor_finds_nothing_wrong_here(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = call("doctor")
+    rows = dict(line.split("  ", 1) for line in output.splitlines())
+    assert rows["blast_compile"].strip() == __version__
+    assert rows["store"].strip() == f"{store.root} (entries 0, 0.0 MiB)"
+    assert rows["instruction set"].strip().endswith("the best of this machine")
+    assert "problem" not in output
+    monkeypatch.setenv("BLAST_ISA", "portable")
+    assert "portable, set by BLAST_ISA" in call("doctor")
+
+
+def test_doctor_reports_each_problem_and_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    store.root.chmod(0o777)
+    monkeypatch.setenv("BLAST_ISA", "sse")
+    monkeypatch.setenv("BLAST_CXX", str(tmp_path / "nothing"))
+    output = call("doctor", exit_code=1)
+    assert output.count("problem: expected ") == 3
+    assert output.count("unusable") == 3
+
+
+def find(name: str) -> Finding:
+    (finding,) = (finding for finding in examine() if finding.name == name)
+    return finding
+
+
+def test_missing_compiler_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", "")
+    assert find("C++ compiler") == Finding(
+        "C++ compiler", "none", "layers run on the plain-torch reference; install g++ or set BLAST_CXX"
+    )
+
+
+def test_compiler_that_does_not_run_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BLAST_CXX", "false")
+    assert "set BLAST_CXX to another compiler" in find("C++ compiler").problem
+
+
+def test_instruction_set_that_cannot_run_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("blast_compile.compat.runnable_isas", lambda: ("portable",))
+    monkeypatch.setenv("BLAST_ISA", "avx512")
+    assert find("instruction set").problem == "this machine runs portable; set BLAST_ISA to one of them, or unset it"
+
+
+def test_store_that_cannot_be_made_is_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("BLAST_CACHE_DIR", str(tmp_path / "file" / "store"))
+    assert find("store").problem == "it cannot be written; set BLAST_CACHE_DIR to another folder"
+
+
+def test_missing_triton_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [])
+    assert find("triton") == Finding("triton", "not installed")
