@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import cast
 
 import torch
+from torch import Tensor
+from torch.fx import GraphModule, Node
 
 from blast_compile.env import ISAS, Isa
 
@@ -56,3 +59,54 @@ def without_autocast(device: str) -> AbstractContextManager[None]:
 def has_triton() -> bool:
     """Whether Triton is installed; it is not imported here, and needs no GPU."""
     return importlib.util.find_spec("triton") is not None
+
+
+def copy_graph_module(gm: GraphModule) -> GraphModule:
+    """A copy of a Dynamo graph, nested graphs included, that may be edited; tensors are shared.
+
+    Dynamo reads its own graph again after the backend returned, and AOTAutograd looks for what Dynamo noted on it:
+    `_param_name_to_source`, `_source_to_user_stacks`, `_backend_id` and `Node._dynamo_source`: run 2.13, read 2.11.
+    """
+    graph = torch.fx.Graph()
+    copies: dict[Node, Node] = {}
+    for node in gm.graph.nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+        if hasattr(node, "_dynamo_source"):
+            copies[node]._dynamo_source = node._dynamo_source
+    copied = GraphModule(gm, graph, class_name=type(gm).__name__)
+    copied.meta = dict(gm.meta)
+    for name in ("_param_name_to_source", "_source_to_user_stacks", "_backend_id"):
+        if hasattr(gm, name):
+            setattr(copied, name, getattr(gm, name))
+    for name, nested in copied.named_children():
+        if isinstance(nested, GraphModule):
+            setattr(copied, name, copy_graph_module(nested))
+    return copied
+
+
+def known_equal(left: int | torch.SymInt, right: int | torch.SymInt) -> bool:
+    """Whether two sizes are equal for every input that the graph serves; asking adds no guard.
+
+    `torch.fx.experimental.symbolic_shapes.statically_known_true`: run 2.13, read 2.11.
+    """
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import, needed while tracing only
+
+    return statically_known_true(left == right)
+
+
+def compile_with(
+    delegate: str, gm: GraphModule, example_inputs: Sequence[object], mode: str | None = None
+) -> Callable[..., object]:
+    """What a delegate makes of a graph, unwrapped; Inductor works under the settings of a `mode` of `torch.compile`.
+
+    `compile_fx` and `lookup_backend`: run 2.13, read 2.11.
+    """
+    inputs = cast(list[Tensor], example_inputs)  # of which some may be ints and SymInts
+    if delegate == "inductor":
+        from torch._inductor.compile_fx import compile_fx  # slow to import
+
+        patches = torch._inductor.list_mode_options(mode) if mode else None
+        return cast(Callable[..., object], compile_fx(gm, inputs, config_patches=patches))
+    from torch._dynamo.backends.registry import lookup_backend
+
+    return lookup_backend(delegate)(gm, inputs)

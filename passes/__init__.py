@@ -1,1 +1,38 @@
 """Rewrites of the Dynamo graph: one rewrite a file, their order in one tuple."""
+
+from __future__ import annotations
+
+from torch.fx import GraphModule
+
+from blast_compile.passes.drop_identities import DropIdentities
+from blast_compile.passes.fuse import FuseLayers
+from blast_compile.passes.lift_views import LiftViews
+from blast_compile.passes.name_activations import NameActivations
+from blast_compile.passes.outplace import Outplace
+from blast_compile.passes.pick_overloads import PickOverloads
+from blast_compile.passes.pipeline import Pass
+from blast_compile.passes.pipeline import run as run_passes
+from blast_compile.passes.vocabulary import nested_graphs, sparse_kind
+
+__all__ = ["PIPELINE", "has_sparse_layers", "rewrite"]
+
+PIPELINE: tuple[Pass, ...] = (
+    DropIdentities(),
+    Outplace(),
+    LiftViews(),  # views between a linear and its activation
+    NameActivations(),
+    LiftViews(),  # views behind an activation that has a name only now
+    FuseLayers(),
+    PickOverloads(),
+)
+"""Normalise, match, judge, rewrite. Any tuple of passes may be given to `rewrite`, for bisection."""
+
+
+def rewrite(gm: GraphModule, passes: tuple[Pass, ...] = PIPELINE) -> bool:
+    """Rewrites a Dynamo graph in place with fused sparse ops; returns whether it changed. Raises `RewriteError`."""
+    return run_passes(gm, passes)
+
+
+def has_sparse_layers(gm: GraphModule) -> bool:
+    """Whether a graph, or one inside it, calls a sparse op."""
+    return any(sparse_kind(node) for node in gm.graph.nodes) or any(map(has_sparse_layers, nested_graphs(gm).values()))

@@ -1,0 +1,47 @@
+"""The backend of `torch.compile(model, backend="blast")`: graph in, callable out, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch.fx import GraphModule
+
+from blast_compile import compat, passes
+from blast_compile.errors import RewriteError
+from blast_compile.log import logger, warn_once
+from blast_compile.options import BackendOptions
+
+
+def blast(
+    gm: GraphModule,
+    example_inputs: Sequence[object],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> Callable[..., object]:
+    """Rewrites a Dynamo graph with fused block-sparse ops and hands it to the delegate.
+
+    mode: that of `torch.compile`, for Inductor. options: the fields of `BackendOptions`; others are an `OptionsError`.
+    Where a rewrite fails, the delegate gets the original graph; under `fallback="error"` that is a `RewriteError`.
+    """
+    chosen = BackendOptions.parse(options)
+    if not passes.has_sparse_layers(gm):
+        logger.info(
+            "no sparse layer in this graph, %s compiles it as it is; sparsify_ makes layers sparse", chosen.delegate
+        )
+        return compat.compile_with(chosen.delegate, gm, example_inputs, mode)
+    return compat.compile_with(chosen.delegate, _rewritten(gm, chosen), example_inputs, mode)
+
+
+def _rewritten(gm: GraphModule, options: BackendOptions) -> GraphModule:
+    """A rewritten copy; Dynamo and the fallback need the original."""
+    copied = compat.copy_graph_module(gm)
+    try:
+        passes.rewrite(copied)
+    except RewriteError as error:
+        if options.fallback == "error":
+            raise
+        warn_once(("rewrite", str(error)), f"the graph is compiled without fused sparse ops: {error}")
+        return gm
+    return copied

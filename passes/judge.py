@@ -1,0 +1,78 @@
+"""Judges a match: whether its nodes may become one op, and if not, why, in words for the user."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch.nn.functional as F
+from torch.fx import Node
+
+from blast_compile.passes.hazards import hazard_between
+from blast_compile.passes.match import Match
+from blast_compile.passes.vocabulary import arguments, describe, fake, inputs, same_shape, word
+
+
+def reason_against(match: Match) -> str | None:
+    """Why the nodes of `match` must stay apart, or None where they may become one op."""
+    return next(_reasons(match), None)
+
+
+def _reasons(match: Match) -> Iterator[str]:
+    members = set(match.nodes.values())
+    for role, node in match.nodes.items():
+        others = [user for user in node.users if user not in members]
+        if node is not match.last and others:
+            yield f"the result of its {role} is also used by {describe(others[0])}"
+    yield from _reasons_of_layers([arguments(node) for node in match.linears.values()], list(match.linears))
+    if len({fake(node).dtype for node in members}) > 1:
+        yield "its dtype changes on the way"
+    if "gate" in match.nodes and inputs(match.nodes["gate"]) != inputs(match.nodes["up"]):
+        yield "gate and up read different inputs"
+    if match.residual is not None:
+        yield from _reasons_of_residual(match.residual, match.last, members)
+    if hazard := hazard_between(members):
+        yield hazard
+
+
+def _reasons_of_layers(layers: list[dict[str, Any]], roles: list[str]) -> Iterator[str]:
+    """Why layers, given by their arguments, cannot share an op."""
+    first, names = layers[0], " and ".join(roles)
+    if any(tuple(layer["block"]) != tuple(first["block"]) for layer in layers):
+        yield f"{names} have different blocks: {', '.join(str(tuple(layer['block'])) for layer in layers)}"
+    weights = [fake(layer["weight"]) for layer in layers]
+    if len({weight.dim() for weight in weights}) > 1:
+        yield f"some of {names} are packed and some are masked"
+    if len({weight.dtype for weight in weights}) > 1 or len({weight.device for weight in weights}) > 1:
+        yield f"{names} have weights of different dtypes or devices"
+    if "gate" in roles and layers[0]["out_features"] != layers[1]["out_features"]:
+        yield "gate and up have different sizes"
+
+
+def _reasons_of_residual(residual: Node, result: Node, members: set[Node]) -> Iterator[str]:
+    if residual in members:
+        yield "its result is added to itself"
+    elif fake(residual).dtype != fake(result).dtype or fake(residual).device != fake(result).device:
+        yield "the residual has another dtype or device"
+    elif not same_shape(fake(residual), fake(result)):
+        yield "the residual has another shape"
+
+
+def reason_alone(linear: Node) -> str:
+    """Why no pattern holds a linear at all: what stands before and behind it."""
+    source, users = inputs(linear)[0], list(linear.users)
+    if _is_dropout(source):
+        return "dropout stands between it and the activation in training"
+    while len(users) == 1 and word(users[0]) in ("activation", "mul"):
+        users = list(users[0].users)
+    if not users:
+        return "its result is not used"
+    if len(users) > 1:
+        return f"its result goes to {len(users)} places: {', '.join(sorted({describe(user) for user in users}))}"
+    if _is_dropout(users[0]):
+        return "dropout stands between it and the next layer in training"
+    return f"its result goes to {describe(users[0])}, which no pattern has a place for"
+
+
+def _is_dropout(node: Node) -> bool:
+    return node.target is F.dropout or describe(node) == "dropout"

@@ -1,0 +1,69 @@
+"""Turns in-place calls on values that nobody else sees into their out-of-place form."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.fx import Graph, Node
+
+from blast_compile.passes.hazards import is_inplace_call
+from blast_compile.passes.vocabulary import fake, is_tensor, same_shape, sparse_kind, word
+
+_FUNCTIONS: dict[object, Callable[..., Any]] = {
+    operator.iadd: operator.add,
+    operator.imul: operator.mul,
+    torch.relu_: torch.relu,
+    F.relu_: F.relu,
+}
+_METHODS = {"relu_": "relu", "mul_": "mul", "add_": "add"}
+_WITH_FLAG = (F.relu, F.silu)
+
+
+@dataclass(frozen=True)
+class Outplace:
+    """Makes in-place calls on fresh values functional, so that patterns can hold them.
+
+    y = linear(x); y = relu(y, inplace=True); y *= u      -->      y = linear(x); r = relu(y); m = r * u
+
+    A value is fresh if one of our ops, an activation, a product or a sum made it and this call alone uses it.
+    """
+
+    name: str = "outplace"
+
+    def run(self, graph: Graph) -> bool:
+        """Rewrites every such call."""
+        changed = False
+        for node in graph.nodes:
+            if not _is_on_fresh_value(node) or not _keeps_type(node):
+                continue
+            if node.op == "call_method" and node.target in _METHODS:
+                node.target = _METHODS[node.target]
+            elif node.op == "call_function" and node.target in _FUNCTIONS:
+                node.target = _FUNCTIONS[node.target]
+            elif node.target in _WITH_FLAG and is_inplace_call(node.target, node.args, dict(node.kwargs)):
+                node.args, node.kwargs = node.args[:1], {}
+            else:
+                continue
+            changed = True
+        return changed
+
+
+def _is_on_fresh_value(node: Node) -> bool:
+    if not node.args or not isinstance(node.args[0], Node) or not is_tensor(node):
+        return False
+    value = node.args[0]
+    return len(value.users) == 1 and (sparse_kind(value) is not None or word(value) is not None)
+
+
+def _keeps_type(node: Node) -> bool:
+    """Whether the out-of-place form has the shape and dtype of the first operand, as an in-place call has."""
+    first = fake(node.args[0])
+    others = [fake(arg) for arg in node.args[1:] if is_tensor(arg)]
+    if any(isinstance(arg, Node) and not is_tensor(arg) for arg in node.args[1:]):
+        return False
+    return all(other.dtype == first.dtype and same_shape(other, first) for other in others)

@@ -1,0 +1,113 @@
+"""The words that the passes speak: what a node of a Dynamo graph means, whatever its spelling."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx import GraphModule, Node
+
+from blast_compile import compat, ops
+
+Kind = Literal["linear", "gated_linear", "mlp", "gated_mlp"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+Word = Literal["linear", "activation", "mul", "add"]
+ABI = ops.ABI
+
+_PACKETS = {getattr(torch.ops.blast, kind): kind for kind in KINDS}
+_PRODUCTS = (operator.mul, torch.mul, torch.multiply, "mul", "multiply")
+_SUMS = (operator.add, torch.add, "add")
+
+
+def fake(node: object) -> Any:
+    """The fake value of a node, as Dynamo recorded it, or the argument itself where it is no node."""
+    return node.meta.get("example_value") if isinstance(node, Node) else node
+
+
+def is_tensor(node: object) -> bool:
+    """Whether a node stands for a tensor."""
+    return isinstance(fake(node), Tensor)
+
+
+def same_shape(left: Tensor, right: Tensor) -> bool:
+    """Whether two fake tensors have the same shape for every input that the graph serves."""
+    return left.dim() == right.dim() and all(map(compat.known_equal, left.shape, right.shape))
+
+
+def sparse_kind(node: Node) -> Kind | None:
+    """Which of our ops a node calls, by packet or by overload."""
+    target: Any = node.target
+    return _PACKETS.get(getattr(target, "overloadpacket", target)) if node.op == "call_function" else None
+
+
+def arguments(node: Node) -> dict[str, Any]:
+    """The arguments of a call of ours by the names of its schema."""
+    kind = sparse_kind(node)
+    assert kind is not None
+    names = [argument.name for argument in getattr(torch.ops.blast, kind).default._schema.arguments]
+    return {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+
+
+NORMAL_FORMS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
+    "relu": (F.relu, {}),
+    "silu": (F.silu, {}),
+    "gelu": (F.gelu, {}),
+    "gelu_tanh": (F.gelu, {"approximate": "tanh"}),
+}
+"""How an activation, by the name our ops give it, is written once it has been recognised: function and keywords."""
+
+
+def activation_of(node: Node) -> str | None:
+    """The activation, as our ops name it, that a call in normal form computes."""
+    if node.op != "call_function" or len(node.args) != 1:
+        return None
+    written = (node.target, dict(node.kwargs))
+    return next((name for name, form in NORMAL_FORMS.items() if written == form), None)
+
+
+def is_bare_linear(node: Node) -> bool:
+    """Whether a node is a sparse linear as a layer writes it, with nothing fused to it."""
+    return (
+        sparse_kind(node) == "linear"
+        and arguments(node)["activation"] == "identity"
+        and arguments(node)["residual"] is None
+    )
+
+
+def word(node: Node) -> Word | None:
+    """What a node is to a pattern, or None where no pattern has a place for it."""
+    if is_bare_linear(node):
+        return "linear"
+    if activation_of(node) is not None:
+        return "activation"
+    is_plain = len(node.args) == 2 and not node.kwargs and all(is_tensor(arg) for arg in node.args)
+    if is_plain and node.target in _PRODUCTS:
+        return "mul"
+    return "add" if is_plain and node.target in _SUMS else None
+
+
+def inputs(node: Node) -> tuple[Node, ...]:
+    """The nodes that a worded node takes its activations from: of a linear, `x` alone."""
+    if sparse_kind(node) is not None:
+        return (arguments(node)["x"],)
+    return tuple(arg for arg in node.args if isinstance(arg, Node))
+
+
+def describe(node: Node) -> str:
+    """A node in words, for reasons."""
+    if node.op == "placeholder":
+        return "an input"
+    if node.op == "output":
+        return "the output"
+    if kind := sparse_kind(node):
+        return f"a sparse {kind}"
+    return str(node.target) if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
+
+
+def nested_graphs(gm: GraphModule) -> dict[str, GraphModule]:
+    """The graphs inside a graph, as activation checkpointing makes them, by the name they are fetched by."""
+    return {name: child for name, child in gm.named_children() if isinstance(child, GraphModule)}
