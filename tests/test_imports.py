@@ -18,7 +18,7 @@ ORDER = (
     ("codegen",),
     ("tuning",),
     ("store", "manifest", "folders"),
-    ("kernels",),
+    ("kernels", "launch"),
     ("ops", "gradients"),
     ("layers", "integrations"),
     ("surgery", "select"),
