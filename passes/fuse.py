@@ -67,8 +67,8 @@ def _replace(graph: Graph, match: Match, reasons: dict[Node, str]) -> None:
 
 
 def _reason_for_part(match: Match, reasons: dict[Node, str]) -> str | None:
-    """Why the layers of `match` are not in a whole MLP, or None where they are, or where a residual ends them."""
-    if match.pattern.kind in ("mlp", "gated_mlp") or "add" in match.nodes:
+    """Why the layers of `match` are not in a whole MLP, or None where they are."""
+    if match.pattern.kind in ("mlp", "gated_mlp"):
         return None
     linears = list(match.linears.values())
     return next((reasons[linear] for linear in linears if linear in reasons), None) or reason_alone(linears[0])

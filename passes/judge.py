@@ -59,19 +59,18 @@ def _reasons_of_residual(residual: Node, result: Node, members: set[Node]) -> It
 
 
 def reason_alone(linear: Node) -> str:
-    """Why no pattern holds a linear at all: what stands before and behind it."""
+    """Why no MLP pattern holds a linear: what stands before and behind it."""
     source, users = inputs(linear)[0], list(linear.users)
     if _is_dropout(source):
         return "dropout stands between it and the activation in training"
     while len(users) == 1 and word(users[0]) in ("activation", "mul"):
         users = list(users[0].users)
-    if not users:
-        return "its result is not used"
-    if len(users) > 1:
-        return f"its result goes to {len(users)} places: {', '.join(sorted({describe(user) for user in users}))}"
-    if _is_dropout(users[0]):
+    if len(users) == 1 and _is_dropout(users[0]):
         return "dropout stands between it and the next layer in training"
-    return f"its result goes to {describe(users[0])}, which no pattern has a place for"
+    while word(source) in ("activation", "mul"):
+        source = next((node for node in inputs(source) if node.op != "placeholder"), linear)
+    behind = " and ".join(sorted({describe(user) for user in users})) or "nothing"
+    return f"no pattern holds a linear between {describe(source)} and {behind}"
 
 
 def _is_dropout(node: Node) -> bool:

@@ -105,6 +105,8 @@ def describe(node: Node) -> str:
         return "the output"
     if kind := sparse_kind(node):
         return f"a sparse {kind}"
+    if node.target is operator.getitem and isinstance(node.args[0], Node):
+        return describe(node.args[0])
     return str(node.target) if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
 
 

@@ -1,0 +1,116 @@
+"""`explain(model, *inputs)`: runs a model once and says what the backend does with each sparse layer, and why."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FunctionType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blast_compile import launch
+from blast_compile.errors import LayerError
+from blast_compile.layers import SparseLayer
+from blast_compile.passes.survey import FoundOp
+from blast_compile.report.explanation import Explanation, LayerRow
+from blast_compile.report.recorder import GraphRun, listening, record
+
+_NOT_SEEN = "no captured graph holds it: the run did not reach it, or reached it outside torch.compile"
+_numbers = itertools.count()
+
+
+def explain(model: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> Explanation:
+    """Runs `model` once on example inputs, compiled or not, and reports what became of its sparse layers.
+
+    The run is a forward under the caller's gradient and autocast modes. Buffers, random state, gradients and compiled
+    forms of the model stay as they were; inputs that the model itself writes to (a cache) do not. Raises `LayerError`
+    where no layer is sparse.
+    """
+    model = getattr(model, "_orig_mod", model)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
+    if not layers:
+        raise LayerError("expected a model with sparse layers, got none: run sparsify_ first")
+    compiled = torch.compile(_fresh_caller(), backend=record)
+    with listening() as runs, _unchanged(model):
+        compiled(model, example_inputs, example_kwargs)
+    rows = list(_rows(layers, runs))
+    counts = Counter(str(op.kind) for run in runs for op in run.ops)
+    return Explanation(tuple(rows), counts, len(runs), tuple(_warnings(rows, runs)))
+
+
+def _call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
+    return model(*args, **kwargs)
+
+
+def _fresh_caller() -> FunctionType:
+    """`_call` with a code object of its own: Dynamo keeps compiled graphs, and counts recompiles, by code object."""
+    code = _call.__code__.replace(co_name=f"explained_{next(_numbers)}")
+    return FunctionType(code, globals())
+
+
+@contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Restores random state, buffers and what `model.compile()` left on a module."""
+    buffers = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
+    values = [None if buffer is None else buffer.detach().clone() for _, _, buffer in buffers]
+    compiled_calls = [(module, module._compiled_call_impl) for module in model.modules()]
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices):
+        try:
+            for module, _ in compiled_calls:
+                module._compiled_call_impl = None
+            yield
+        finally:
+            for module, compiled_call in compiled_calls:
+                module._compiled_call_impl = compiled_call
+            for (module, name, buffer), value in zip(buffers, values, strict=True):
+                module._buffers[name] = buffer
+                if buffer is not None and value is not None and not torch.equal(buffer, value):
+                    with torch.no_grad():
+                        buffer.copy_(value)
+
+
+def _rows(layers: dict[str, SparseLayer], runs: list[GraphRun]) -> Iterator[LayerRow]:
+    """A row a layer, and one more for each further op that the layer is in, if it differs."""
+    seen: dict[int, list[FoundOp]] = {}
+    for run in runs:
+        for op in run.ops:
+            for _, index in run.index_of(op):
+                seen.setdefault(id(index), []).append(op)
+    for name, layer in layers.items():
+        ops: list[FoundOp | None] = [*seen.get(id(layer.block_index), [])]
+        yield from dict.fromkeys(_row(name, layer, op) for op in ops or [None])
+
+
+def _row(name: str, layer: SparseLayer, op: FoundOp | None) -> LayerRow:
+    return LayerRow(
+        name=name,
+        kind="none" if op is None else op.kind,
+        shape=layer.shape,
+        block=layer.block,
+        sparsity=layer.mask.sparsity,
+        form="packed" if layer.weight.dim() == 3 else "masked",
+        dtype=layer.weight.dtype,
+        activation="" if op is None else op.activation,
+        kernel="" if op is None else _kernel(op),
+        reason=_NOT_SEEN if op is None else op.reason,
+    )
+
+
+def _kernel(op: FoundOp) -> str:
+    """The kernel that serves an op, and why, where it is the reference."""
+    x: Tensor = op.arguments[0]
+    kernel = launch.describe(op.kind, x.to(op.result.dtype), *op.arguments[1:-1])  # autocast casts x alone
+    return f"{kernel.name} ({kernel.reason})" if kernel.reason else kernel.name
+
+
+def _warnings(rows: list[LayerRow], runs: list[GraphRun]) -> Iterator[str]:
+    yield from dict.fromkeys(run.failure for run in runs if run.failure)
+    if len(runs) > 1:
+        yield f"the model ran as {len(runs)} graphs, and layers cannot fuse across them; see TORCH_LOGS=graph_breaks"
+    if unseen := [row.name for row in rows if row.reason == _NOT_SEEN]:
+        yield f"{len(unseen)} of {len(rows)} sparse layers were in no captured graph, the first one is {unseen[0]}"

@@ -1,0 +1,65 @@
+"""Reads off a rewritten graph what each sparse layer became: the graph itself is the record of what the passes did."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch.fx import GraphModule, Node
+
+from blast_compile.layout import Block
+from blast_compile.passes.fuse import REASON
+from blast_compile.passes.vocabulary import KINDS, Kind, arguments, fake, nested_graphs, sparse_kind
+
+
+@dataclass(frozen=True)
+class FoundOp:
+    """One sparse op of a graph.
+
+    indices: for each layer in it, by role ("linear", "gate", "up", "down"), at which argument of the graph its mask
+    index comes in; None where it is no input. arguments: those of the op, tensors as fake ones. result: the fake result.
+    reason: why its layers are not in a whole MLP; empty where they are.
+    """
+
+    kind: Kind
+    indices: dict[str, int | None]
+    block: Block
+    activation: str
+    arguments: tuple[Any, ...]
+    result: Any
+    reason: str
+
+
+def survey(gm: GraphModule) -> tuple[FoundOp, ...]:
+    """The sparse ops of a graph and of the graphs inside it, in the order in which they run."""
+    positions = {node: position for position, node in enumerate(gm.graph.find_nodes(op="placeholder"))}
+    return tuple(_survey(gm, positions))
+
+
+def _survey(gm: GraphModule, positions: dict[Node, int]) -> Iterator[FoundOp]:
+    nested = nested_graphs(gm)
+    for node in gm.graph.nodes:
+        if sparse_kind(node):
+            yield _found(node, positions)
+        callee = node.args[0] if node.args else None
+        if isinstance(callee, Node) and callee.op == "get_attr" and callee.target in nested:
+            inner = nested[str(callee.target)]
+            operands = zip(inner.graph.find_nodes(op="placeholder"), node.args[1:], strict=False)
+            yield from _survey(inner, {taken: positions[given] for taken, given in operands if given in positions})
+
+
+def _found(node: Node, positions: dict[Node, int]) -> FoundOp:
+    kind = sparse_kind(node)
+    assert kind in KINDS
+    given = arguments(node)
+    indices = {name.removesuffix("index").rstrip("_"): value for name, value in given.items() if name.endswith("index")}
+    return FoundOp(
+        kind=kind,
+        indices={role or "linear": positions.get(index) for role, index in indices.items()},
+        block=(given["block"][0], given["block"][1]),
+        activation=given["activation"],
+        arguments=tuple(fake(argument) for argument in given.values()),
+        result=fake(node),
+        reason=node.meta.get(REASON, ""),
+    )
