@@ -1,10 +1,13 @@
-"""Sparse layers: `nn.Linear` by another class, with the same parameter names and a mask index that the forward reads.
+"""Sparse layers: a linear layer by another class, with the same parameters and a mask index that the forward reads.
 
-A masked layer keeps its dense `weight`; a packed one keeps a parameter of the same name with the kept blocks alone. The index is a buffer,
-so it is an input of every captured graph: editing weight or mask needs no recompile and never goes stale.
+A masked layer keeps its dense `weight`; a packed one keeps a parameter of the same name with the kept blocks alone. The
+index is a buffer, so it is an input of every captured graph: editing weight or mask needs no recompile, and never goes
+stale.
 """
 
 from __future__ import annotations
+
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -40,81 +43,87 @@ class SparseLayer(nn.Module):
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.shape[-1] != self.in_features:
+        """Raises `LayerError` on the wrong number of features and `DtypeError` on integers."""
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
             raise LayerError(f"expected an input of {self.in_features} features for {self}, got shape {tuple(x.shape)}")
         if not x.is_floating_point():
             raise DtypeError(f"expected a floating-point input for {self}, got {x.dtype}; convert it first")
         weight, index, bias = self.weight_operand(), self.block_index, self.bias
-        y: Tensor = torch.ops.blast.linear(x, weight, index, bias, None, self.out_features, self.block, "identity", ops.ABI)
+        args = (x, weight, index, bias, None, self.out_features, self.block, "identity", ops.ABI)
+        y: Tensor = torch.ops.blast.linear(*args)
         return y
 
     def extra_repr(self) -> str:
-        form = "packed" if self.weight.dim() == 3 else "masked"
-        bias = self.bias is not None
-        return f"in_features={self.in_features}, out_features={self.out_features}, bias={bias}, block={self.block}, {form}"
+        """What stands between the brackets of `repr()`."""
+        form = "packed" if isinstance(self, PackedLayer) else "masked"
+        sizes = f"in_features={self.in_features}, out_features={self.out_features}"
+        return f"{sizes}, bias={self.bias is not None}, block={self.block}, {form}"
 
 
 class MaskedLayer(SparseLayer):
     """Keeps the dense weight; kernels read its kept blocks in place. The form for training."""
 
     def set_mask_(self, mask: BlockMask) -> None:
-        """Replaces the mask in place; compiled graphs see it at their next call. Raises `MaskError` if it does not fit."""
+        """Replaces the mask in place; compiled graphs see it at their next call. Raises `MaskError`."""
         if mask.shape != self.shape or mask.block != self.block:
             raise MaskError(
-                f"expected a mask of shape {self.shape} in blocks {self.block}, got {mask.shape} in blocks {mask.block}; "
-                "run sparsify_ on a dense layer to change its block"
+                f"expected a mask of shape {self.shape} in blocks {self.block}, got {mask.shape} in blocks "
+                f"{mask.block}; run sparsify_ on a dense layer to change its block"
             )
         self.block_index.copy_(mask.index)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: object) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """A checkpoint of the dense layer loads too: it has no index, so the mask stays as it is."""
         key = prefix + "block_index"
         if prefix + "weight" in state_dict and key not in state_dict:
             state_dict = {**state_dict, key: self.block_index}
-        super()._load_from_state_dict(state_dict, prefix, *args)  # type: ignore[no-untyped-call]
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class PackedLayer(SparseLayer):
     """Keeps the kept blocks alone, `weight` `[nnz, bk, bn]`. The form for inference: memory shrinks with the mask."""
 
 
-class SparseLinear(MaskedLayer, nn.Linear):
+class SparseLinear(MaskedLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear never says that its bias may be None
     """A masked `nn.Linear`."""
 
 
-class PackedLinear(PackedLayer, nn.Linear):
+class PackedLinear(PackedLayer, nn.Linear):  # type: ignore[misc]  # the same
     """A packed `nn.Linear`."""
 
 
 def masked_twin(layer: nn.Module) -> type[MaskedLayer] | None:
-    """The masked class for a layer, or None where its class is not exactly one that we know."""
-    if type(layer) is nn.Linear or type(layer) is PackedLinear:
+    """The masked class for a dense or packed layer, or None where its class is not exactly one that we know."""
+    if type(layer) in (nn.Linear, PackedLinear):
         return SparseLinear
-    conv1d = _conv1d_classes(layer)
-    return conv1d[0] if conv1d else None
+    classes = _conv1d_classes(layer)
+    return classes[0] if classes else None
 
 
 def packed_twin(layer: MaskedLayer) -> type[PackedLayer]:
     """The packed class for a masked layer."""
-    conv1d = _conv1d_classes(layer)
-    return conv1d[1] if conv1d else PackedLinear
+    classes = _conv1d_classes(layer)
+    return classes[1] if classes else PackedLinear
 
 
 def _conv1d_classes(layer: nn.Module) -> tuple[type[MaskedLayer], type[PackedLayer]] | None:
-    """Asked by name first, so that models without transformers never import it."""
-    if type(layer).__name__ not in ("Conv1D", "SparseConv1D", "PackedConv1D"):
+    """Asks by module first, so that models without transformers never import it."""
+    if type(layer).__module__ not in ("transformers.pytorch_utils", "blast_compile.integrations.conv1d"):
         return None
     from blast_compile.integrations import conv1d
 
-    if type(layer) not in (conv1d.Conv1D, conv1d.SparseConv1D, conv1d.PackedConv1D):
-        return None
-    return conv1d.SparseConv1D, conv1d.PackedConv1D
+    return conv1d.twins(layer)
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether a linear layer that is not packed stores its weight as `[K, N]`."""
+    return not isinstance(layer, nn.Linear)
 
 
 def dense_weight(layer: nn.Module) -> Tensor:
     """The weight of a dense or masked layer as `[N, K]`, whatever its own orientation; a view."""
-    weight: Tensor = layer.weight  # type: ignore[assignment]
-    return weight if isinstance(layer, nn.Linear) else weight.t()
+    weight = cast(Tensor, layer.weight)
+    return weight.t() if is_transposed(layer) else weight
 
 
 def to_masked_(layer: nn.Module, mask: BlockMask) -> None:
@@ -122,26 +131,25 @@ def to_masked_(layer: nn.Module, mask: BlockMask) -> None:
     twin = masked_twin(layer)
     assert twin is not None
     layer.register_buffer("block_index", mask.index.to(dense_weight(layer).device))
-    layer.block = mask.block  # type: ignore[assignment]
-    layer.__class__ = twin  # type: ignore[assignment]
-
-
-def to_packed_(layer: MaskedLayer) -> None:
-    """Turns a masked layer into its packed twin, in place."""
-    kept = layer.mask.kept
-    values = layout.pack(dense_weight(layer).detach(), kept, layer.block)
-    twin = packed_twin(layer)
-    layer.weight = nn.Parameter(values, requires_grad=layer.weight.requires_grad)
-    layer.block_index = layout.packed_index(kept)
     layer.__class__ = twin
+    cast(MaskedLayer, layer).block = mask.block
 
 
-def from_packed_(layer: PackedLayer) -> None:
-    """Turns a packed layer into its masked twin, in place; dropped blocks come back as zeros."""
-    twin, mask = masked_twin(layer), layer.mask
+def to_packed_(layer: MaskedLayer, mask: BlockMask) -> None:
+    """Turns a masked layer into its packed twin, in place. `mask` is the layer's own."""
+    values = layout.pack(dense_weight(layer).detach(), mask.kept, mask.block)
+    _replace(layer, packed_twin(layer), values, layout.packed_index(mask.kept))
+
+
+def from_packed_(layer: PackedLayer, mask: BlockMask) -> None:
+    """Turns a packed layer into its masked twin, in place; dropped blocks are zeros. `mask` is the layer's own."""
+    twin = masked_twin(layer)
     assert twin is not None
     dense = layout.unpack(layer.weight.detach(), layer.block_index, layer.shape, layer.block)
-    oriented = dense if isinstance(layer, nn.Linear) else dense.t()
-    layer.weight = nn.Parameter(oriented.contiguous(), requires_grad=layer.weight.requires_grad)
-    layer.block_index = mask.index
+    _replace(layer, twin, (dense.t() if is_transposed(layer) else dense).contiguous(), mask.index)
+
+
+def _replace(layer: SparseLayer, twin: type[SparseLayer], weight: Tensor, index: Tensor) -> None:
+    layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    layer.block_index = index
     layer.__class__ = twin

@@ -1,8 +1,11 @@
-"""The doors through which a model becomes sparse: `sparsify_`, `pack_`, `unpack_`. All work in place, and change nothing when they raise."""
+"""The doors through which a model becomes sparse: `sparsify_`, `pack_`, `unpack_`.
+
+All work in place, and change nothing when they raise: they plan for every layer before they touch the first.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,7 +26,7 @@ Model = TypeVar("Model", bound=nn.Module)
 class BlockSparse:
     """What `sparsify_` should do.
 
-    block: edge of a square block, or `(bn, bk)`: outputs by inputs. sparsity: fraction of blocks that become zero, 0 to 1.
+    block: edge of a square block, or `(bn, bk)`: outputs by inputs. sparsity: fraction of zero blocks, 0 to 1.
     targets: `"mlp"`, `"all"`, regular expressions on layer names, or a callable `(name, module) -> bool`.
     dense: layers left dense all the same, in the same forms (names are searched for as regular expressions).
     """
@@ -34,9 +37,12 @@ class BlockSparse:
     dense: Targets = ()
 
     def __post_init__(self) -> None:
+        """Rejects bad blocks and sparsities with a `MaskError`, bad targets with an `OptionsError`."""
         check_block(self.block_shape)
         if not 0.0 <= self.sparsity <= 1.0:
             raise MaskError(f"expected a sparsity from 0 to 1 (the fraction of zero blocks), got {self.sparsity}")
+        select.check_targets(self.targets)
+        select.check_targets(self.dense)
 
     @property
     def block_shape(self) -> Block:
@@ -44,63 +50,61 @@ class BlockSparse:
         return (self.block, self.block) if isinstance(self.block, int) else self.block
 
 
-def sparsify_(model: Model, config: BlockSparse | None = None, *, masks: Mapping[str, Tensor | BlockMask] | None = None) -> Model:
-    """Makes linear layers of `model` block-sparse, in place, and returns it. Dense weights stay as they are; the layers apply their masks.
+def sparsify_(
+    model: Model, config: BlockSparse | None = None, *, masks: Mapping[str, Tensor | BlockMask] | None = None
+) -> Model:
+    """Makes linear layers of `model` block-sparse, in place, and returns it.
 
-    masks: by layer name, a `BlockMask` or a bool tensor with one entry a block `[R, C]` or one an element (in the weight's own shape);
-    targeted layers without one keep their blocks of largest Frobenius norm. Raises `LayerError` where no layer matches or one is sparse
-    already, `MaskError` where a mask does not fit; the model is then unchanged.
+    Dense weights stay as they are; the layers apply their masks. `masks` gives, by layer name, a `BlockMask`, or a bool
+    tensor with one entry a block `[R, C]` or one an element (in the weight's own shape), and makes targets of those
+    layers; targets without one keep their blocks of largest Frobenius norm. Raises `LayerError` where no layer matches
+    or one is sparse already, `MaskError` where a mask does not fit.
     """
     config, given = config or BlockSparse(), dict(masks or {})
     found = dict(select.linear_layers(model))
-    unknown = [name for name in given if name not in found]
-    if unknown:
-        raise LayerError(f"expected masks named after linear layers, got {unknown[0]!r}; the layers are {_listed(found)}")
+    for name in given:
+        if name not in found:
+            raise LayerError(f"expected masks named after linear layers, got {name!r}; the layers are {_listed(found)}")
     chosen = {name: layer for name, layer in found.items() if name in given or _is_target(config, name, layer)}
     if not chosen:
-        raise LayerError(f"expected targets that match a linear layer, got {config.targets!r}; the layers are {_listed(found)}")
-    planned: dict[str, BlockMask] = {}
-    for name, layer in chosen.items():
-        if isinstance(layer, SparseLayer):
-            raise LayerError(f"expected dense layers, got {name!r} which is sparse already; leave it out, or edit its mask")
-        reason = select.reason_to_leave(model, name, layer)
-        if reason is None:
-            planned[name] = _mask_for(name, layer, given.get(name), config)
-        elif name in given:
-            raise LayerError(f"expected layers that can become sparse, got {name!r}: {reason}")
-        else:
-            logger.info("%s stays dense: %s", name, reason)
-    if not planned:
-        raise LayerError(f"expected at least one layer that can become sparse among {_listed(chosen)}, but all must stay dense")
-    for name, mask in planned.items():
+        raise LayerError(
+            f"expected targets that match a linear layer, got {config.targets!r} less {config.dense!r}; "
+            f"the layers are {_listed(found)}"
+        )
+    masks_to_set = _plan(model, chosen, given, config)
+    for name, mask in masks_to_set.items():
         layers.to_masked_(chosen[name], mask)
     return model
 
 
 def pack_(model: Model) -> Model:
-    """Stores only the kept blocks of every masked layer, in place, and returns `model`: memory shrinks, masks can no longer grow.
+    """Stores only the kept blocks of every masked layer, in place, and returns `model`.
 
-    Raises `LayerError` where no layer is masked, as when a model is packed twice.
+    Memory shrinks, and masks can no longer grow. Raises `LayerError` where no layer is masked, as when a model is
+    packed twice, and `MaskError` where an index is damaged.
     """
-    masked = [layer for layer in model.modules() if isinstance(layer, MaskedLayer)]
+    masked = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, MaskedLayer)]
     if not masked:
-        hint = "it is packed already" if any(isinstance(m, PackedLayer) for m in model.modules()) else "run sparsify_ first"
+        is_packed = any(isinstance(layer, PackedLayer) for layer in model.modules())
+        hint = "it is packed already" if is_packed else "run sparsify_ first"
         raise LayerError(f"expected a model with masked layers, got none: {hint}")
-    for layer in masked:
-        layers.to_packed_(layer)
+    masks = [_current_mask(name, layer) for name, layer in masked]
+    for (_, layer), mask in zip(masked, masks, strict=True):
+        layers.to_packed_(layer, mask)
     return model
 
 
 def unpack_(model: Model) -> Model:
     """Turns packed layers back into masked ones, in place, and returns `model`; dropped blocks come back as zeros.
 
-    Raises `LayerError` where no layer is packed.
+    Raises `LayerError` where no layer is packed, and `MaskError` where an index is damaged.
     """
-    packed = [layer for layer in model.modules() if isinstance(layer, PackedLayer)]
+    packed = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLayer)]
     if not packed:
         raise LayerError("expected a model with packed layers, got none: run pack_ first")
-    for layer in packed:
-        layers.from_packed_(layer)
+    masks = [_current_mask(name, layer) for name, layer in packed]
+    for (_, layer), mask in zip(packed, masks, strict=True):
+        layers.from_packed_(layer, mask)
     return model
 
 
@@ -108,23 +112,60 @@ def _is_target(config: BlockSparse, name: str, layer: nn.Module) -> bool:
     return select.matches(config.targets, name, layer) and not select.matches(config.dense, name, layer)
 
 
-def _mask_for(name: str, layer: nn.Module, given: Tensor | BlockMask | None, config: BlockSparse) -> BlockMask:
+def _plan(
+    model: nn.Module, chosen: Mapping[str, nn.Module], given: Mapping[str, Tensor | BlockMask], config: BlockSparse
+) -> dict[str, BlockMask]:
+    """The mask of each layer that will become sparse; logs why the others stay dense."""
+    reasons = select.reasons_to_leave(model)
+    masks = {}
+    for name, layer in chosen.items():
+        if isinstance(layer, SparseLayer):
+            raise LayerError(
+                f"expected dense layers, got {name!r} which is sparse already; leave it out, or edit its mask"
+            )
+        if name in given and name in reasons:
+            raise LayerError(f"expected masks of layers that can become sparse, got {name!r}: {reasons[name]}")
+        if name in reasons:
+            logger.info("%s stays dense: %s", name, reasons[name])
+            continue
+        masks[name] = _mask_for(name, layer, given.get(name), config)
+    if not masks:
+        first = next(iter(chosen))
+        raise LayerError(
+            f"expected at least one layer that can become sparse among {_listed(chosen)}; "
+            f"{first!r} cannot: {reasons[first]}"
+        )
+    return masks
+
+
+def _mask_for(name: str, layer: nn.Module, given: object, config: BlockSparse) -> BlockMask:
     weight_NK = layers.dense_weight(layer)
     shape, block = (weight_NK.shape[0], weight_NK.shape[1]), config.block_shape
     if given is None:
         return BlockMask.from_weight(weight_NK, config.sparsity, block)
     try:
         if isinstance(given, Tensor):
-            is_elements = tuple(given.shape) == tuple(layer.weight.shape)  # type: ignore[operator, arg-type]
-            transposed = is_elements and not isinstance(layer, nn.Linear)
-            return BlockMask.from_tensor(given.t() if transposed else given, shape, block)
-        if given.shape != shape:
-            raise MaskError(f"expected a mask for a weight of {shape}, got one for {given.shape}")
+            is_own_shape = layers.is_transposed(layer) and tuple(given.shape) == shape[::-1]
+            return BlockMask.from_tensor(given.t() if is_own_shape else given, shape, block)
+        if not isinstance(given, BlockMask) or given.shape != shape:
+            raise MaskError(f"expected a BlockMask for a weight {shape} or a bool tensor, got {_described(given)}")
         return given
     except MaskError as error:
         raise MaskError(f"{name}: {error}") from error
 
 
-def _listed(names: Mapping[str, object]) -> str:
-    shown = list(names)[:8]
-    return ", ".join(shown) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if shown else "none"
+def _current_mask(name: str, layer: SparseLayer) -> BlockMask:
+    try:
+        return layer.mask
+    except MaskError as error:
+        raise MaskError(f"{name}: {error}") from error
+
+
+def _described(given: object) -> str:
+    return f"a BlockMask for {given.shape}" if isinstance(given, BlockMask) else f"a {type(given).__name__}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    every = list(names)
+    more = f" and {len(every) - 8} more" if len(every) > 8 else ""
+    return ", ".join(every[:8]) + more or "none"

@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from blast_compile.layers import MaskedLayer, PackedLayer
 
 
-class SparseConv1D(MaskedLayer, Conv1D):
+class _Sizes(nn.Module):
+    """Gives a `Conv1D` the attributes of a linear layer."""
+
+    nf: int
+    nx: int
+
+    @property
+    def in_features(self) -> int:
+        return self.nx
+
+    @property
+    def out_features(self) -> int:
+        return self.nf
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+class SparseConv1D(_Sizes, MaskedLayer, Conv1D):  # type: ignore[misc, override]  # sizes are attributes elsewhere
     """A masked `Conv1D`: `weight` stays `[K, N]`, blocks are counted on its transpose `[N, K]`."""
 
-    nf: int
-    nx: int
-
-    @property
-    def in_features(self) -> int:  # type: ignore[override]
-        return self.nx
-
-    @property
-    def out_features(self) -> int:  # type: ignore[override]
-        return self.nf
-
     def weight_operand(self) -> Tensor:
+        """The weight as the ops take it, a view `[N, K]`."""
         return self.weight.t()
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.extra_repr()})"
 
-
-class PackedConv1D(PackedLayer, Conv1D):
+class PackedConv1D(_Sizes, PackedLayer, Conv1D):  # type: ignore[misc, override]  # the same
     """A packed `Conv1D`; its values have the layout of every packed layer."""
 
-    nf: int
-    nx: int
 
-    @property
-    def in_features(self) -> int:  # type: ignore[override]
-        return self.nx
-
-    @property
-    def out_features(self) -> int:  # type: ignore[override]
-        return self.nf
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.extra_repr()})"
+def twins(layer: nn.Module) -> tuple[type[MaskedLayer], type[PackedLayer]] | None:
+    """The masked and the packed class for a layer, or None where it is no `Conv1D`, or a subclass of one."""
+    return (SparseConv1D, PackedConv1D) if type(layer) in (Conv1D, SparseConv1D, PackedConv1D) else None

@@ -1,0 +1,268 @@
+"""`sparsify_`, `pack_` and `unpack_`: what they do, what they refuse, and that a refusal changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import blast_compile as blast
+from blast_compile.errors import LayerError, MaskError, OptionsError
+from blast_compile.select import Targets
+from tests.models import Block, classes, dense_twin, snapshot, sparse_layer
+
+HALF = blast.BlockSparse(block=(16, 8), sparsity=0.5)
+
+
+def test_magnitude_masks_keep_the_largest_blocks() -> None:
+    model = Block()
+    with torch.no_grad():
+        model.mlp.fc1.weight[16:32, 8:16] = 9.0
+    assert blast.sparsify_(model, blast.BlockSparse(block=(16, 8), sparsity=0.96)) is model
+    mask = sparse_layer(model, "mlp.fc1").mask
+    assert mask.nnz == 25 - round(0.96 * 25)
+    assert mask.kept[1, 1]
+    assert classes(model) == {"proj": "Linear", "mlp.fc1": "SparseLinear", "mlp.fc2": "SparseLinear"}
+
+
+def test_defaults_are_blocks_of_32_at_90_percent_in_mlps() -> None:
+    model = blast.sparsify_(Block())
+    assert sparse_layer(model, "mlp.fc1").block == (32, 32)
+    assert classes(model)["proj"] == "Linear"
+
+
+@pytest.mark.parametrize(
+    ("targets", "dense", "expected"),
+    [
+        ("mlp", (), {"mlp.fc1", "mlp.fc2"}),
+        ("all", (), {"proj", "mlp.fc1", "mlp.fc2"}),
+        ("all", ["fc2", "^proj$"], {"mlp.fc1"}),
+        ("all", "mlp", {"proj"}),
+        (["fc1", "proj"], (), {"proj", "mlp.fc1"}),
+        (lambda name, layer: "fc" in name and layer.bias is None, (), {"mlp.fc2"}),
+        ("all", lambda name, _: name != "proj", {"proj"}),
+    ],
+)
+def test_targets_less_dense(targets: Targets, dense: Targets, expected: set[str]) -> None:
+    model = blast.sparsify_(Block(), blast.BlockSparse(block=8, targets=targets, dense=dense))
+    assert {name for name, kind in classes(model).items() if kind == "SparseLinear"} == expected
+
+
+@pytest.mark.parametrize("form", ["blocks", "elements", "BlockMask"])
+def test_masks_by_name_in_every_form(form: str) -> None:
+    dense, kept = Block(), torch.rand(5, 5) < 0.5
+    mask = blast.BlockMask(kept, (72, 40), (16, 8))
+    given = {"blocks": kept, "elements": mask.elements(), "BlockMask": mask}[form]
+    model = blast.sparsify_(copy.deepcopy(dense), HALF, masks={"mlp.fc1": given})  # type: ignore[dict-item]
+    fc1, fc2 = sparse_layer(model, "mlp.fc1"), sparse_layer(model, "mlp.fc2")
+    assert torch.equal(fc1.mask.kept, kept)
+    assert fc2.mask.nnz == fc2.mask.kept.numel() - round(0.5 * fc2.mask.kept.numel())
+    x = torch.randn(3, 40)
+    torch.testing.assert_close(model(x), dense_twin(dense, {"mlp.fc1": mask, "mlp.fc2": fc2.mask})(x))
+
+
+def test_a_mask_makes_its_layer_a_target_and_may_bring_its_own_block() -> None:
+    mask = blast.BlockMask.full((40, 40), (4, 5))
+    model = blast.sparsify_(Block(), blast.BlockSparse(targets=[]), masks={"proj": mask})
+    assert classes(model) == {"proj": "SparseLinear", "mlp.fc1": "Linear", "mlp.fc2": "Linear"}
+    assert sparse_layer(model, "proj").block == (4, 5)
+
+
+def test_a_model_may_be_one_linear_layer() -> None:
+    layer = nn.Linear(32, 32)
+    blast.pack_(blast.sparsify_(layer, blast.BlockSparse(block=8, targets="all")))
+    assert type(layer).__name__ == "PackedLinear"
+
+
+def test_sparsifying_the_rest_later_is_fine() -> None:
+    model = blast.sparsify_(Block(), HALF)
+    blast.sparsify_(model, blast.BlockSparse(targets="proj"))
+    assert set(classes(model).values()) == {"SparseLinear"}
+
+
+def test_a_shared_layer_is_made_sparse_once() -> None:
+    layer = nn.Linear(16, 16)
+    model = nn.Sequential(layer, layer)
+    blast.pack_(blast.sparsify_(model, blast.BlockSparse(block=8, targets="all")))
+    assert model[0] is model[1]
+    assert model(torch.randn(2, 16)).shape == (2, 16)
+
+
+def test_unpacking_gives_the_masked_model_back() -> None:
+    dense = Block()
+    model = blast.sparsify_(copy.deepcopy(dense), HALF)
+    masks = {name: sparse_layer(model, name).mask for name in ("mlp.fc1", "mlp.fc2")}
+    assert blast.unpack_(blast.pack_(model)) is model
+    assert classes(model) == {"proj": "Linear", "mlp.fc1": "SparseLinear", "mlp.fc2": "SparseLinear"}
+    expected = blast.sparsify_(dense_twin(dense, masks), HALF, masks=masks)
+    assert model.state_dict().keys() == expected.state_dict().keys()
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name])
+    x = torch.randn(2, 40)
+    torch.testing.assert_close(model(x), expected(x))
+
+
+def test_what_stays_dense_is_logged_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.ModuleDict(
+        {
+            "encoder": nn.TransformerEncoderLayer(16, 2, 32, batch_first=True),
+            "embedding": nn.Embedding(16, 16),
+            "head": nn.Linear(16, 16),
+            "free": nn.Linear(16, 16),
+        }
+    )
+    model["head"].weight = model["embedding"].weight
+    before = copy.deepcopy(model["encoder"]).eval()
+    with caplog.at_level(logging.INFO, "blast_compile"):
+        blast.sparsify_(model, blast.BlockSparse(block=8, targets="all"))
+    assert caplog.messages == [
+        "encoder.self_attn.out_proj stays dense: MultiheadAttention reads its weight without calling it",
+        "encoder.linear1 stays dense: TransformerEncoderLayer reads its weight without calling it",
+        "encoder.linear2 stays dense: TransformerEncoderLayer reads its weight without calling it",
+        "head stays dense: its weight is tied to another module",
+    ]
+    assert type(model["free"]).__name__ == "SparseLinear"
+    assert model["head"].weight is model["embedding"].weight
+    x = torch.randn(2, 3, 16)
+    torch.testing.assert_close(model["encoder"].eval()(x), before(x))
+
+
+def _sparse(model: Block) -> Block:
+    return blast.sparsify_(model, HALF)
+
+
+def _damaged(model: Block, name: str) -> Block:
+    sparse_layer(model, name).block_index[0, 1] = 99
+    return model
+
+
+def _damaged_pack(model: Block) -> Block:
+    blast.pack_(_sparse(model))
+    sparse_layer(model, "mlp.fc2").block_index[-1] = 99
+    return model
+
+
+ONES = torch.ones(5, 5, dtype=torch.bool)
+# What is wrong, the model before, the call, the error, and the words that help.
+REFUSALS: dict[str, tuple[Callable[[Block], Block], Callable[[Block], object], type[Exception], str]] = {
+    "no target": (
+        lambda m: m,
+        lambda m: blast.sparsify_(m, blast.BlockSparse(targets="attention")),
+        LayerError,
+        r"targets that match a linear layer, got 'attention' less \(\); the layers are proj, mlp.fc1, mlp.fc2",
+    ),
+    "all targets dense": (
+        lambda m: m,
+        lambda m: blast.sparsify_(m, blast.BlockSparse(dense="fc")),
+        LayerError,
+        "got 'mlp' less 'fc'",
+    ),
+    "unknown name of a mask": (
+        lambda m: m,
+        lambda m: blast.sparsify_(m, HALF, masks={"mlp.fc3": ONES}),
+        LayerError,
+        "masks named after linear layers, got 'mlp.fc3'; the layers are proj, mlp.fc1, mlp.fc2",
+    ),
+    "second mask does not fit": (
+        lambda m: m,
+        lambda m: blast.sparsify_(m, HALF, masks={"mlp.fc1": ONES, "mlp.fc2": ONES}),
+        MaskError,
+        r"mlp.fc2: expected a bool mask of 3 x 9 blocks for a weight \(40, 72\) in blocks of \(16, 8\)",
+    ),
+    "second mask cuts blocks": (
+        lambda m: m,
+        lambda m: blast.sparsify_(m, HALF, masks={"mlp.fc2": torch.eye(40, 72, dtype=torch.bool)}),
+        MaskError,
+        "mlp.fc2: expected a mask that keeps or drops whole blocks",
+    ),
+    "mask of numbers": (
+        lambda m: m,
+        lambda m: blast.sparsify_(m, HALF, masks={"mlp.fc2": torch.ones(3, 9)}),
+        MaskError,
+        "mlp.fc2: .* got torch.float32",
+    ),
+    "mask that is no tensor": (
+        lambda m: m,
+        lambda m: blast.sparsify_(m, HALF, masks={"mlp.fc2": [[True]]}),  # type: ignore[dict-item]
+        MaskError,
+        "mlp.fc2: expected a BlockMask .* or a bool tensor, got a list",
+    ),
+    "BlockMask of another shape": (
+        lambda m: m,
+        lambda m: blast.sparsify_(m, HALF, masks={"mlp.fc2": blast.BlockMask.full((40, 40), (8, 8))}),
+        MaskError,
+        r"mlp.fc2: expected a BlockMask for a weight \(40, 72\) or .*, got a BlockMask for \(40, 40\)",
+    ),
+    "sparse already": (
+        lambda m: blast.sparsify_(m, blast.BlockSparse(targets="fc2")),
+        lambda m: blast.sparsify_(m, HALF),
+        LayerError,
+        "expected dense layers, got 'mlp.fc2' which is sparse already",
+    ),
+    "packed already": (
+        lambda m: blast.pack_(_sparse(m)),
+        lambda m: blast.sparsify_(m, HALF),
+        LayerError,
+        "'mlp.fc1' which is sparse already",
+    ),
+    "packing twice": (lambda m: blast.pack_(_sparse(m)), blast.pack_, LayerError, "got none: it is packed already"),
+    "packing a dense model": (lambda m: m, blast.pack_, LayerError, "got none: run sparsify_ first"),
+    "unpacking a dense model": (lambda m: m, blast.unpack_, LayerError, "got none: run pack_ first"),
+    "unpacking a masked model": (_sparse, blast.unpack_, LayerError, "got none: run pack_ first"),
+    "packing a damaged second layer": (
+        lambda m: _damaged(_sparse(m), "mlp.fc2"),
+        blast.pack_,
+        MaskError,
+        "mlp.fc2: expected block columns from 0 to 8, got .* 99: the mask index is damaged",
+    ),
+    "unpacking a damaged second layer": (_damaged_pack, blast.unpack_, MaskError, "mlp.fc2: expected block columns"),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+def test_refusals_leave_the_model_unchanged(what: str) -> None:
+    prepare, call, error, message = REFUSALS[what]
+    model = prepare(Block())
+    before = snapshot(model)
+    with pytest.raises(error, match=message):
+        call(model)
+    assert snapshot(model) == before
+
+
+def test_a_mask_for_a_layer_that_must_stay_dense_is_refused() -> None:
+    model = nn.ModuleDict({"free": nn.Linear(16, 16), "encoder": nn.TransformerEncoderLayer(16, 2, 32)})
+    before = snapshot(model)
+    with pytest.raises(LayerError, match="got 'encoder.linear1': TransformerEncoderLayer reads its weight"):
+        blast.sparsify_(model, masks={"free": ONES[:1, :1], "encoder.linear1": ONES[:1, :1]})
+    assert snapshot(model) == before
+
+
+def test_targets_that_must_all_stay_dense_are_refused() -> None:
+    model = nn.TransformerEncoderLayer(16, 2, 32)
+    before = snapshot(model)
+    with pytest.raises(LayerError, match="linear1, linear2; 'linear1' cannot: TransformerEncoderLayer reads"):
+        blast.sparsify_(model)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: blast.BlockSparse(sparsity=1.5), MaskError, r"sparsity from 0 to 1 .*, got 1.5"),
+        (lambda: blast.BlockSparse(sparsity=-0.1), MaskError, "got -0.1"),
+        (lambda: blast.BlockSparse(sparsity=float("nan")), MaskError, "got nan"),
+        (lambda: blast.BlockSparse(block=0), MaskError, "two ints from 1 to 256"),
+        (lambda: blast.BlockSparse(block=(32, 257)), MaskError, r"got \(32, 257\)"),
+        (lambda: blast.BlockSparse(block=(32,)), MaskError, r"got \(32,\)"),  # type: ignore[arg-type]
+        (lambda: blast.BlockSparse(block="32"), MaskError, "got '32'"),  # type: ignore[arg-type]
+        (lambda: blast.BlockSparse(targets="("), OptionsError, "expected targets"),
+        (lambda: blast.BlockSparse(dense="("), OptionsError, "expected targets"),
+    ],
+)
+def test_bad_configurations_are_refused(make: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        make()
