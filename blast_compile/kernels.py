@@ -1,7 +1,100 @@
-"""Runs an op: finds the kernel for a call, or the reference where no kernel serves it."""
+"""From a spec to something that runs: kernels in memory, from the store, or generated now; or the reason why there is none."""
 
 from __future__ import annotations
 
-from blast_compile.reference import gated_linear, gated_mlp, input_grad, linear, mlp, weight_grad
+import hashlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["gated_linear", "gated_mlp", "input_grad", "linear", "mlp", "weight_grad"]
+from blast_compile import compat, env, folders
+from blast_compile.codegen import build, cpp
+from blast_compile.codegen.spec import Spec
+from blast_compile.errors import BuildError, StoreError
+from blast_compile.log import debug, logger, warn_once
+from blast_compile.store import Store
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """What serves a spec: `run` takes the address of int64 arguments; without it, `reason` says why the reference runs."""
+
+    name: str
+    run: Callable[[int], None] | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class CppKey:
+    """All that a compiled C++ kernel depends on."""
+
+    source_sha256: str
+    compiler: str
+    flags: tuple[str, ...]
+
+
+_kernels: dict[Spec, Kernel] = {}
+_lock = threading.Lock()
+
+
+def kernel_for(spec: Spec) -> Kernel:
+    """The kernel of a spec, built at most once a process and, through the store, once a machine."""
+    if spec not in _kernels:
+        with _lock:
+            if spec not in _kernels:
+                _kernels[spec] = _find(spec)
+    return _kernels[spec]
+
+
+def forget() -> None:
+    """Drops the kernels this process has loaded, so that changed settings are read anew."""
+    _kernels.clear()
+
+
+def cpu_target() -> str:
+    """The CPU target of this process: `BLAST_ISA` if set, else the best instruction set of this machine."""
+    return f"cpu:{env.isa() or compat.cpu_isa()}"
+
+
+def _find(spec: Spec) -> Kernel:
+    if not spec.target.startswith("cpu:"):
+        return Kernel("reference", reason=f"no kernels for {spec.target} yet")
+    if min(spec.block) < cpp.MIN_BLOCK_EDGE:
+        return Kernel("reference", reason=f"blocks under {cpp.MIN_BLOCK_EDGE} have no kernel")
+    if not cpp.supports(spec):
+        return Kernel("reference", reason=f"{spec.dtype} with {spec.weight_dtype} weights has no kernel")
+    isa = spec.target.removeprefix("cpu:")
+    try:
+        run = build.load(_shared_object(spec, isa))
+    except BuildError as error:
+        reason = str(error).splitlines()[0]
+        warn_once(("no kernel", reason), f"running without generated kernels, slowly but right: {reason}")
+        return Kernel("reference", reason=reason)
+    config = cpp.default_config(spec)
+    return Kernel(f"c++ {isa} {config.token_tile}x{config.vectors}", run)
+
+
+def _shared_object(spec: Spec, isa: str) -> Path:
+    source = cpp.generate(spec)
+    compiler = env.cxx()
+    key = CppKey(
+        source_sha256=hashlib.sha256(source.encode()).hexdigest(),
+        compiler=build.compiler_version(compiler) if compiler else "none",
+        flags=build.flags(isa),
+    )
+
+    def make() -> dict[str, bytes]:
+        logger.info("compiling a kernel for %s", spec)
+        debug(3, "%s", source)
+        return {"kernel.cpp": source.encode(), "kernel.so": build.compile_cpp(source, isa)}
+
+    return _store().get_or_make(key, make) / "kernel.so"
+
+
+def _store() -> Store:
+    try:
+        return Store.default()
+    except StoreError as error:
+        warn_once("store refused", f"{error}; kernels are kept for this process alone")
+        return Store(folders.private_folder())

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.library import Library
 
-from blast_compile import compat, gradients, kernels
+from blast_compile import compat, gradients, launch
 
 ABI = gradients.ABI
 
@@ -40,8 +40,8 @@ _lib = Library("blast", "DEF")  # type: ignore[no-untyped-call]
 
 
 def _implementation(name: str) -> Callable[..., Tensor]:
-    kernel: Callable[..., Tensor] = getattr(kernels, name)
-    return lambda *args: kernel(*args[:-1])  # abi is for the caches, not for the kernel
+    run = launch.run
+    return lambda *args: run(name, *args[:-1])  # abi is for the caches, not for the kernel
 
 
 def _fake(name: str) -> Callable[..., Tensor]:

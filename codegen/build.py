@@ -1,0 +1,71 @@
+"""Compiles generated C++ into shared objects and loads them."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+from blast_compile import env
+from blast_compile.errors import BuildError
+
+_ISA_FLAGS = {
+    "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"),
+    "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
+    "avx2": ("-march=x86-64-v3",),
+    "portable": (),
+}
+# -fopenmp names libgomp by the soname that torch has loaded already, so the process keeps one OpenMP runtime.
+_FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-w")
+_TIMEOUT_S = 300
+
+
+def flags(isa: str) -> tuple[str, ...]:
+    """The compiler's flags for an instruction set; generated files of one set run on every machine that has it."""
+    return _FLAGS + _ISA_FLAGS[isa]
+
+
+@cache
+def compiler_version(compiler: str) -> str:
+    """First line of what the compiler says of itself."""
+    return _run([compiler, "--version"]).splitlines()[0]
+
+
+def compile_cpp(source: str, isa: str) -> bytes:
+    """The shared object of a generated file. Raises `BuildError` without a compiler or where it fails."""
+    compiler = env.cxx()
+    if compiler is None:
+        raise BuildError("expected a C++ compiler on PATH, got none; install g++ or clang++, or set BLAST_CXX")
+    with tempfile.TemporaryDirectory(prefix="blast-") as folder:
+        text, binary = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
+        text.write_text(source)
+        _run([compiler, *flags(isa), str(text), "-o", str(binary)])
+        return binary.read_bytes()
+
+
+def load(path: Path) -> Callable[[int], None]:
+    """The entry point of a shared object; it takes the address of its int64 arguments and runs without the GIL."""
+    try:
+        entry = ctypes.CDLL(str(path)).blast_run
+    except (OSError, AttributeError) as error:
+        raise BuildError(f"expected a loadable kernel at {path}, got: {error}") from error
+    entry.argtypes, entry.restype = (ctypes.c_void_p,), None
+    run: Callable[[int], None] = entry
+    return run
+
+
+def _run(command: list[str]) -> str:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S)
+    except subprocess.CalledProcessError as error:
+        raise BuildError(
+            f"expected {command[0]} to succeed, got status {error.returncode}: {error.stderr[-2000:]}"
+        ) from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise BuildError(
+            f"expected to run {command[0]}, got: {error}; set BLAST_CXX to a working C++ compiler"
+        ) from error
+    return done.stdout

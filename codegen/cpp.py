@@ -1,0 +1,130 @@
+"""Spec in, C++ out: CPU kernels for AVX-512 (with and without BF16), AVX2 and any other processor.
+
+Map of a generated file, each part a template in `templates/cpp/`:
+  head         the spec and config that made it
+  vector       vectors of floats and their arithmetic       activations  relu, gelu, gelu_tanh, silu
+  partial_*    parts of vectors, transposes                 words        operands of a multiply-add, `gather`
+  threads      memory of a thread, when to use several      product      the register tile
+then, of the forward products and the input gradient:
+  rows         which blocks meet in a block row, read in place or gathered
+  panel        activations, cut into tiles of tokens        forward      stages, epilogues, tasks, entry point
+or `weight_grad`: a product over tokens for each kept block.
+
+The file needs no header but the compiler's own, so it compiles in about a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import jinja2
+
+from blast_compile.codegen import epilogue
+from blast_compile.codegen.spec import Epilogue, Spec
+
+_LAYERS = {
+    "linear": ("layer",),
+    "gated_linear": ("gate", "layer"),
+    "mlp": ("up", "down"),
+    "gated_mlp": ("gate", "up", "down"),
+    "input_grad": ("layer",),
+}
+_VECTOR_LENGTHS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "portable": 4}
+_TYPES = {"float32": "float", "bfloat16": "bf16"}
+MIN_BLOCK_EDGE = 8
+
+
+@dataclass(frozen=True)
+class CpuConfig:
+    """The tunable numbers of a CPU kernel.
+
+    token_tile: tokens of a register tile, at most. vectors: vectors of outputs of a register tile. panel_bytes:
+    activations that a task goes over, to stay in a core's L2. span: tokens between two barriers.
+    """
+
+    token_tile: int
+    vectors: int
+    panel_bytes: int = 512 * 1024
+    span: int = 512
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One product of an op: its name in the C++ text, its epilogue, and whether its results feed another product."""
+
+    name: str
+    epilogue: Epilogue
+    to_panel: bool
+
+    @property
+    def expression(self) -> str:
+        return epilogue.cpp(self.epilogue)
+
+    @property
+    def formula(self) -> str:
+        return f"{'hidden' if self.to_panel else 'y'} = {self.expression}"
+
+
+def supports(spec: Spec) -> bool:
+    """Whether a CPU kernel can be generated: float32 and bfloat16, block edges from 8."""
+    dtypes = spec.dtype in _TYPES and spec.weight_dtype in (spec.dtype, "float32")
+    return dtypes and min(spec.block) >= MIN_BLOCK_EDGE
+
+
+def default_config(spec: Spec) -> CpuConfig:
+    """Fills the register file: 12 x 2 sums, two weights and an activation in 32 registers, or 6 x 2 in 16."""
+    return CpuConfig(token_tile=12 if _isa(spec).startswith("avx512") else 6, vectors=2)
+
+
+def generate(spec: Spec, config: CpuConfig | None = None) -> str:
+    """The text of the kernel; the same spec and config give the same bytes."""
+    isa, (bn, bk) = _isa(spec), spec.block
+    transposed = spec.op == "input_grad"
+    contraction_edge, output_edge = (bn, bk) if transposed else (bk, bn)
+    pairs = (
+        isa == "avx512_bf16" and spec.dtype == "bfloat16" and (contraction_edge % 2 == 0 or spec.op == "weight_grad")
+    )
+    epilogues = spec.epilogues or (Epilogue(),)
+    names = ("Hidden", "Output")[-len(epilogues) :]
+    stages = [_Stage(name, e, name == "Hidden") for name, e in zip(names, epilogues, strict=True)]
+    template = "weight_grad.cpp.jinja" if spec.op == "weight_grad" else "forward.cpp.jinja"
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            spec=spec,
+            config=config or default_config(spec),
+            avx512=isa.startswith("avx512"),
+            native_bf16=isa == "avx512_bf16",
+            pairs=pairs,
+            vector_length=_VECTOR_LENGTHS[isa],
+            x_type=_TYPES[spec.dtype],
+            weight_type=_TYPES[spec.weight_dtype],
+            contraction_edge=contraction_edge,
+            output_edge=output_edge,
+            layers=_LAYERS.get(spec.op, ()),
+            stages=stages,
+            packed=spec.layout == "packed",
+            transposed=transposed,
+            direct=spec.layout == "packed" and not transposed and not (pairs and spec.weight_dtype == "float32"),
+        )
+    )
+
+
+def _isa(spec: Spec) -> str:
+    device, _, isa = spec.target.partition(":")
+    assert device == "cpu" and isa in _VECTOR_LENGTHS, spec.target
+    return isa
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("blast_compile.codegen", "templates/cpp"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cpp"] = lambda flag: "true" if flag else "false"
+    return environment

@@ -1,0 +1,23 @@
+// Parts of vectors and small transposes, for instruction sets without masks.
+
+template <class T>
+inline Vec load_part(const T* p, int n) {
+  Vec x{};
+  for (int i = 0; i < n; ++i) x[i] = to_float(p[i]);
+  return x;
+}
+
+inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof(x)); }
+
+inline void store(bf16* p, Vec x) {
+  for (int i = 0; i < VL; ++i) p[i] = to_bf16(x[i]);
+}
+
+inline void store_part(float* p, Vec x, int n) {
+  for (int i = 0; i < n; ++i) p[i] = x[i];
+}
+
+inline void store_part(bf16* p, Vec x, int n) {
+  for (int i = 0; i < n; ++i) p[i] = to_bf16(x[i]);
+}
+

@@ -1,0 +1,104 @@
+// A block row of the result: which blocks of the contraction meet in it, and their words one after another.
+{%- if direct %}
+using Stored = Weight;  // read where they lie: packed blocks are [contraction][output]
+constexpr int64_t STORED_STRIDE = OUTPUT_EDGE;
+constexpr int64_t STORED_BLOCK = int64_t(CONTRACTION_EDGE) * OUTPUT_EDGE;
+{%- else %}
+using Stored = Word;  // gathered into scratch: a row of blocks serves a whole chunk of tokens
+constexpr int64_t STORED_STRIDE = (OUTPUT_EDGE + VL - 1) / VL * VL;
+constexpr int64_t STORED_BLOCK = STEPS * STORED_STRIDE;
+{%- endif %}
+
+struct Row {
+  int64_t count;
+  const int32_t* columns;
+  const Stored* blocks;
+};
+
+// One linear layer, seen from its product: outputs and contractions are N and K, or K and N for the input gradient.
+struct Layer {
+  const Weight* weight;
+  const int32_t* index;
+  const Weight* bias;
+  int64_t row_stride, column_stride;  // of a dense weight [N, K], in elements
+  int64_t outputs, contractions, num_blocks;
+
+  int64_t output_blocks() const { return (outputs + OUTPUT_EDGE - 1) / OUTPUT_EDGE; }
+  int64_t contraction_blocks() const { return (contractions + CONTRACTION_EDGE - 1) / CONTRACTION_EDGE; }
+};
+
+struct Rows {
+  const Layer& layer;
+{%- if transposed %}
+  const int32_t *offsets, *columns, *positions;  // by output block: where its blocks start, their rows, their places in storage
+
+  // Turns the index, which goes by block rows, over: a counting sort, cheap beside the product.
+  Rows(const Layer& l, Buffer& memory) : layer(l) {
+    const int64_t R = l.contraction_blocks(), C = l.output_blocks();
+    int32_t* starts = memory.get<int32_t>(size_t(C + 2 + 2 * l.num_blocks));
+    int32_t *rows = starts + C + 2, *places = rows + l.num_blocks;
+    std::fill(starts, starts + C + 2, 0);
+    each(R, C, [&](int64_t, int64_t column, int64_t) { ++starts[column + 2]; });
+    for (int64_t c = 0; c < C; ++c) starts[c + 2] += starts[c + 1];
+    each(R, C, [&](int64_t row, int64_t column, int64_t place) {
+      int32_t at = starts[column + 1]++;
+      rows[at] = int32_t(row);
+      places[at] = int32_t(place);
+    });
+    offsets = starts;
+    columns = rows;
+    positions = places;
+  }
+
+  template <class F>
+  void each(int64_t R, int64_t C, F&& f) const {
+    for (int64_t r = 0; r < R; ++r) {
+{%- if packed %}
+      for (int64_t i = layer.index[r]; i < layer.index[r + 1]; ++i) f(r, layer.index[R + 1 + i], i);
+{%- else %}
+      const int32_t* row = layer.index + r * (C + 1);
+      for (int64_t i = 1; i <= row[0]; ++i) f(r, row[i], r * C + row[i]);
+{%- endif %}
+    }
+  }
+{%- else %}
+  Rows(const Layer& l, Buffer&) : layer(l) {}
+{%- endif %}
+
+  Row row(int64_t r, Buffer& scratch) const {
+{%- if transposed %}
+    const int64_t count = offsets[r + 1] - offsets[r];
+    const int32_t* mine = columns + offsets[r];
+{%- elif packed %}
+    const int64_t count = layer.index[r + 1] - layer.index[r];
+    const int32_t* mine = layer.index + layer.output_blocks() + 1 + layer.index[r];
+{%- else %}
+    const int32_t* mine = layer.index + r * (layer.contraction_blocks() + 1);
+    const int64_t count = *mine++;
+{%- endif %}
+{%- if direct %}
+    (void)scratch;
+    return {count, mine, layer.weight + layer.index[r] * STORED_BLOCK};
+{%- else %}
+    Word* words = scratch.get<Word>(size_t(std::max<int64_t>(count, 1) * STORED_BLOCK));
+    const int64_t outputs = std::min<int64_t>(OUTPUT_EDGE, layer.outputs - r * OUTPUT_EDGE);
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t contractions = std::min<int64_t>(CONTRACTION_EDGE, layer.contractions - mine[i] * CONTRACTION_EDGE);
+{%- if transposed and packed %}
+      const Weight* block = layer.weight + positions[offsets[r] + i] * int64_t(CONTRACTION_EDGE * OUTPUT_EDGE);
+      gather(block, 1, CONTRACTION_EDGE, contractions, outputs, words + i * STORED_BLOCK, STEPS, STORED_STRIDE);
+{%- elif transposed %}
+      const Weight* block = layer.weight + mine[i] * CONTRACTION_EDGE * layer.row_stride + r * OUTPUT_EDGE * layer.column_stride;
+      gather(block, layer.row_stride, layer.column_stride, contractions, outputs, words + i * STORED_BLOCK, STEPS, STORED_STRIDE);
+{%- elif packed %}
+      const Weight* block = layer.weight + (layer.index[r] + i) * int64_t(CONTRACTION_EDGE * OUTPUT_EDGE);
+      gather(block, OUTPUT_EDGE, 1, contractions, outputs, words + i * STORED_BLOCK, STEPS, STORED_STRIDE);
+{%- else %}
+      const Weight* block = layer.weight + r * OUTPUT_EDGE * layer.row_stride + mine[i] * CONTRACTION_EDGE * layer.column_stride;
+      gather(block, layer.column_stride, layer.row_stride, contractions, outputs, words + i * STORED_BLOCK, STEPS, STORED_STRIDE);
+{%- endif %}
+    }
+    return {count, mine, words};
+{%- endif %}
+  }
+};
