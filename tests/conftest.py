@@ -12,6 +12,26 @@ from blast_compile import kernels, log
 from blast_compile.env import Isa
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--accept", action="store_true", help="rewrite the golden files with what the tests generate now")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
+    """`golden(text, suffix)` compares text with `golden/<test file>/<test name><suffix>` beside the test; `test_` falls off the name."""
+
+    def compare(text: str, suffix: str) -> None:
+        name = request.node.name.removeprefix("test_").replace("[", "-").rstrip("]") + suffix
+        path = request.path.parent / "golden" / request.path.stem / name
+        if request.config.getoption("--accept"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        assert path.exists(), f"no {path}: run pytest --accept and read what it wrote"
+        assert text == path.read_text()
+
+    return compare
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _session_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One store for the session, away from the user's, so that a kernel is compiled once."""

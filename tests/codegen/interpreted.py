@@ -1,0 +1,97 @@
+"""Runs a Triton kernel in Triton's interpreter, in a process of its own.
+
+The interpreter must be chosen before Triton is imported, and a process that chose it can no longer compile.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Spec
+from blast_compile.codegen.triton import TritonConfig, default_config
+from blast_compile.codegen.triton_build import load_kernel
+from blast_compile.codegen.triton_launch import launch_gated_linear, launch_linear
+from tests.op_cases import Call, Case, make_call, relative_error
+
+
+def choose_interpreter() -> None:
+    """Prepares a fresh process. What a kernel leaves unwritten will be NaN."""
+    assert "triton" not in sys.modules
+    os.environ["TRITON_INTERPRET"] = "1"
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+
+
+def spec_of(case: Case) -> Spec:
+    is_gated = case.op == "gated_linear"
+    epilogue = Epilogue(case.activation, case.bias, is_gated, is_gated and case.bias, case.residual and not is_gated)
+    weight_dtype = _dtype(case.weight_dtype or case.dtype)
+    layout: Layout = "packed" if case.form == "packed" else "masked"
+    assert case.op in ("linear", "gated_linear")
+    return Spec(case.op, _dtype(case.dtype), weight_dtype, case.block, (epilogue,), layout, "cuda:sm_90")
+
+
+def _dtype(dtype: torch.dtype) -> Dtype:
+    names: dict[torch.dtype, Dtype] = {
+        torch.float32: "float32",
+        torch.bfloat16: "bfloat16",
+        torch.float16: "float16",
+    }
+    return names[dtype]
+
+
+def error_of(
+    case: Case,
+    folder: Path,
+    leading: tuple[int, ...] = (7,),
+    sizes: tuple[int, int, int] | None = None,
+    density: float = 0.4,
+    config: TritonConfig | None = None,
+) -> float:
+    """The relative error of a kernel on a call made by `make_call`, against float64; infinite where a result is NaN.
+
+    `x` lies in wider rows whose rest is NaN, so that reading over a row's end is seen.
+    """
+    call = make_call(case, leading, sizes, density=density)
+    wide = torch.full((*call.x.shape[:-1], call.x.shape[-1] + 3), float("nan"), dtype=call.x.dtype)
+    wide[..., : call.x.shape[-1]] = call.x
+    call.x = wide[..., : call.x.shape[-1]]
+    result = run(call, folder, config)
+    assert result.dtype == call.x.dtype
+    assert result.is_contiguous()
+    expected = call.dense()
+    assert result.shape == expected.shape
+    return relative_error(result, expected)
+
+
+def run(call: Call, folder: Path, config: TritonConfig | None = None) -> Tensor:
+    spec = spec_of(call.case)
+    kernel = load_kernel(spec, config or default_config(spec, call.x[..., 0].numel()), folder)
+    assert kernel.is_interpreted
+    first, last = call.layers[0], call.layers[-1]
+    if call.case.op == "gated_linear":
+        return launch_gated_linear(
+            kernel,
+            call.x,
+            gate_weight=first.operand,
+            gate_index=first.index,
+            gate_bias=first.bias,
+            up_weight=last.operand,
+            up_index=last.index,
+            up_bias=last.bias,
+            out_features=last.clean.shape[0],
+        )
+    return launch_linear(
+        kernel,
+        call.x,
+        weight=first.operand,
+        index=first.index,
+        bias=first.bias,
+        residual=call.residual,
+        out_features=first.clean.shape[0],
+    )
