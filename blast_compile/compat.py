@@ -94,6 +94,16 @@ def known_equal(left: int | torch.SymInt, right: int | torch.SymInt) -> bool:
     return statically_known_true(left == right)
 
 
+def static_size(size: int | torch.SymInt) -> int | None:
+    """A size that is the same for every input that the graph serves, or None; asking adds no guard.
+
+    `torch.fx.experimental.symbolic_shapes.is_concrete_int`: run 2.13, read 2.11.
+    """
+    from torch.fx.experimental.symbolic_shapes import is_concrete_int  # slow to import, needed while tracing only
+
+    return int(size) if is_concrete_int(size) else None
+
+
 def compile_with(
     delegate: str, gm: GraphModule, example_inputs: Sequence[object], mode: str | None = None
 ) -> Callable[..., object]:

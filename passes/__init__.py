@@ -22,6 +22,7 @@ PIPELINE: tuple[Pass, ...] = (
     LiftViews(),  # views between a linear and its activation
     NameActivations(),
     LiftViews(),  # views behind an activation that has a name only now
+    DropIdentities(),  # views that became idle when they met at the input
     FuseLayers(),
     PickOverloads(),
 )

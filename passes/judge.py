@@ -30,7 +30,7 @@ def _reasons(match: Match) -> Iterator[str]:
     if "gate" in match.nodes and inputs(match.nodes["gate"]) != inputs(match.nodes["up"]):
         yield "gate and up read different inputs"
     if match.residual is not None:
-        yield from _reasons_of_residual(match.residual, match.last, members)
+        yield from _reasons_of_residual(match.residual, match)
     if hazard := hazard_between(members):
         yield hazard
 
@@ -49,12 +49,15 @@ def _reasons_of_layers(layers: list[dict[str, Any]], roles: list[str]) -> Iterat
         yield "gate and up have different sizes"
 
 
-def _reasons_of_residual(residual: Node, result: Node, members: set[Node]) -> Iterator[str]:
-    if residual in members:
+def _reasons_of_residual(residual: Node, match: Match) -> Iterator[str]:
+    """The add must give back the shape and dtype of what is computed: neither side may be broadcast or promoted."""
+    if residual in match.nodes.values():
         yield "its result is added to itself"
-    elif fake(residual).dtype != fake(result).dtype or fake(residual).device != fake(result).device:
+        return
+    (computed,) = set(inputs(match.last)) - {residual}
+    if fake(residual).dtype != fake(computed).dtype or fake(residual).device != fake(computed).device:
         yield "the residual has another dtype or device"
-    elif not same_shape(fake(residual), fake(result)):
+    elif not same_shape(fake(residual), fake(computed)):
         yield "the residual has another shape"
 
 

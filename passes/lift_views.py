@@ -10,16 +10,18 @@ from torch.fx import Graph, Node
 
 from blast_compile import compat
 from blast_compile.passes.hazards import hazard_between
-from blast_compile.passes.vocabulary import activation_of, fake, is_bare_linear, is_tensor, same_shape, word
+from blast_compile.passes.vocabulary import activation_of, fake, inputs, is_bare_linear, is_tensor, same_shape, word
 
 
 @dataclass(frozen=True)
 class LiftViews:
-    """Views sparse layers, activations and products from outside, so that patterns need not hold views.
+    """Views the input of an MLP instead of what is inside it, so that patterns need not hold views.
 
-    linear(x).view(-1, N)      -->      linear(x.reshape(-1, K))
-    relu(y).view(-1, N)        -->      relu(y.reshape(-1, N))
-    (a * b).view(-1, N)        -->      a.reshape(-1, N) * b.reshape(-1, N)
+    linear(x).view(-1, N)                 -->      linear(x.reshape(-1, K))
+    relu(linear(x)).view(-1, N)           -->      relu(linear(x.reshape(-1, K)))
+    x.view(2, 3, K).view(-1, K)           -->      x.reshape(-1, K)
+
+    A view is lifted only where every way up ends at a sparse linear, so none gets stuck half-way.
     """
 
     name: str = "lift-views"
@@ -31,9 +33,14 @@ class LiftViews:
         while pending:
             view = pending.pop()
             sizes = _sizes(view)
-            if sizes is None or not _can_lift(view):
+            if sizes is None:
                 continue
-            pending += _lift(graph, view, sizes)
+            if _is_view_of_view(view):
+                pending.append(_merge(graph, view, sizes))
+            elif _absorbs_views(view.args[0]) and not hazard_between([*_way_up(view.args[0]), view]):
+                pending += reversed(_lift(graph, view, sizes))  # the first operand first: the others find its view
+            else:
+                continue
             changed = True
         return changed
 
@@ -45,27 +52,58 @@ def _sizes(node: Node) -> tuple[Any, ...] | None:
     if not is_tensor(node) or not is_tensor(node.args[0]) or isinstance(node.args[1], torch.dtype):
         return None
     sizes = tuple(node.args[1]) if isinstance(node.args[1], list | tuple) else node.args[1:]
+    if not all(isinstance(fake(size), int | torch.SymInt) for size in sizes):
+        return None  # the whole shape of another tensor
     before, after = fake(node.args[0]).shape, fake(node).shape
     keeps_rows = len(before) > 0 and len(after) > 0 and compat.known_equal(before[-1], after[-1])
     return sizes if keeps_rows else None
 
 
-def _can_lift(view: Node) -> bool:
+def _is_view_of_view(view: Node) -> bool:
     source: Any = view.args[0]
-    if len(source.users) != 1 or hazard_between([source, view]):
+    return _sizes(source) is not None and not hazard_between([source, view])
+
+
+def _merge(graph: Graph, view: Node, sizes: tuple[Any, ...]) -> Node:
+    """Puts one view in place of two; returns it."""
+    first: Any = view.args[0]
+    with graph.inserting_before(view):
+        merged = _view_of(graph, view, first.args[0], sizes)
+    view.replace_all_uses_with(merged)
+    graph.erase_node(view)
+    if not first.users:
+        graph.erase_node(first)
+    return merged
+
+
+def _absorbs_views(node: Any) -> bool:
+    """Whether a view of `node` can become views of the inputs of sparse linears."""
+    if len(node.users) != 1:
         return False
-    if is_bare_linear(source):
-        return isinstance(fake(source.args[0]).shape[-1], int)
-    if activation_of(source) is not None:
-        return True
-    return word(source) == "mul" and all(same_shape(fake(arg), fake(source)) for arg in source.args)
+    if is_bare_linear(node):
+        return _num_features(node) is not None
+    if activation_of(node) is not None:
+        return _absorbs_views(node.args[0])
+    return word(node) == "mul" and all(
+        same_shape(fake(arg), fake(node)) and _absorbs_views(arg) for arg in inputs(node)
+    )
+
+
+def _num_features(linear: Node) -> int | None:
+    """K, where it is fixed in the graph."""
+    return compat.static_size(fake(linear.args[0]).shape[-1])
+
+
+def _way_up(node: Any) -> list[Node]:
+    """`node` and the nodes between it and the sparse linears that absorb its view."""
+    return [node] if is_bare_linear(node) else [node, *(above for source in inputs(node) for above in _way_up(source))]
 
 
 def _lift(graph: Graph, view: Node, sizes: tuple[Any, ...]) -> list[Node]:
     """Puts a copy of the view's source, with its inputs viewed, in place of the view; returns the new views."""
     source: Any = view.args[0]
     if is_bare_linear(source):
-        num_viewed, sizes = 1, (*sizes[:-1], fake(source.args[0]).shape[-1])
+        num_viewed, sizes = 1, (*sizes[:-1], _num_features(source))
     else:
         num_viewed = len(source.args)
     with graph.inserting_before(view):

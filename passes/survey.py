@@ -18,7 +18,7 @@ class FoundOp:
     """One sparse op of a graph.
 
     indices: for each layer in it, by role ("linear", "gate", "up", "down"), at which argument of the graph its mask
-    index comes in; None where it is no input. arguments: those of the op, tensors as fake ones. result: the fake result.
+    index comes in; None where it is no input. arguments: those of the op, tensors as fake ones. result: a fake one.
     reason: why its layers are not in a whole MLP; empty where they are.
     """
 
