@@ -1,4 +1,4 @@
-"""From a spec to something that runs: kernels in memory, from the store, or generated now; or the reason why there is none."""
+"""From a spec to something that runs: a kernel in memory, from the store, or generated now; or why there is none."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from blast_compile.store import Store
 
 @dataclass(frozen=True)
 class Kernel:
-    """What serves a spec: `run` takes the address of int64 arguments; without it, `reason` says why the reference runs."""
+    """What serves a spec: `run` takes the address of int64 arguments; without it the reference runs, for `reason`."""
 
     name: str
     run: Callable[[int], None] | None = None
@@ -67,7 +67,7 @@ def _find(spec: Spec) -> Kernel:
     isa = spec.target.removeprefix("cpu:")
     try:
         run = build.load(_shared_object(spec, isa))
-    except BuildError as error:
+    except (BuildError, StoreError) as error:
         reason = str(error).splitlines()[0]
         warn_once(("no kernel", reason), f"running without generated kernels, slowly but right: {reason}")
         return Kernel("reference", reason=reason)

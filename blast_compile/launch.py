@@ -24,7 +24,7 @@ class Layer(NamedTuple):
     """One product: `outputs` and `contractions` are N and K, or K and N for the input gradient."""
 
     weight: Tensor
-    index: Tensor
+    blocks: Tensor  # the layer's index
     bias: Tensor | None
     outputs: int
     contractions: int
@@ -88,10 +88,7 @@ def run(op: Op, *arguments: Any) -> Tensor:
     Raises `DtypeError` where weights have neither the dtype of `x` nor float32 beside a 16-bit `x`, and `LayerError`
     where a weight or index does not fit.
     """
-    if op == "weight_grad":
-        y = _weight_grad(*arguments)
-    else:
-        y = _product(op, _CALLS[op](*arguments))
+    y = _weight_grad(*arguments) if op == "weight_grad" else _product(op, _CALLS[op](*arguments))
     if y is None:
         plain: Callable[..., Tensor] = getattr(reference, op)
         return plain(*arguments)
@@ -107,12 +104,11 @@ def forget() -> None:
 def kernel_for(op: Op, call: Call) -> Kernel:
     """The kernel that serves a call, or the reason why the reference does."""
     x, layers, residual, block, activation = call
-    weight = layers[0].weight
-    biases = tuple([layer.bias is not None for layer in layers])
-    key = (op, x.dtype, weight.dtype, weight.dim(), x.device.type, *block, activation, biases, residual is not None)
+    forms = tuple([(layer.weight.dtype, layer.weight.dim(), layer.bias is not None) for layer in layers])
+    key = (op, x.dtype, x.device.type, *block, activation, forms, residual is not None)
     kernel = _remembered.get(key)
     if kernel is None:
-        kernel = _remembered[key] = _choose(op, call, biases)
+        kernel = _remembered[key] = _choose(op, call)
     return kernel
 
 
@@ -121,12 +117,16 @@ def describe(op: Op, *arguments: Any) -> Kernel:
     return kernel_for(op, _CALLS[op](*arguments))
 
 
-def _choose(op: Op, call: Call, biases: tuple[bool, ...]) -> Kernel:
-    x, (first, *_), residual, block, activation = call
+def _choose(op: Op, call: Call) -> Kernel:
+    x, layers, residual, block, activation = call
+    first = layers[0]
     if x.device.type != "cpu":
         return Kernel("reference", reason=f"no kernels for {x.device.type} yet")
     if x.dtype not in _DTYPES or first.weight.dtype not in _DTYPES:
         return Kernel("reference", reason=f"no kernels for {x.dtype}")
+    if len({(layer.weight.dtype, layer.weight.dim()) for layer in layers}) > 1:
+        return Kernel("reference", reason="layers of different dtype or form share no kernel")
+    biases = tuple(layer.bias is not None for layer in layers)
     spec = Spec(
         op=op,
         dtype=_DTYPES[x.dtype],
@@ -178,7 +178,9 @@ def _product(op: Op, call: Call) -> Tensor | None:
     for weight, index, bias, outputs, contractions in layers:
         row_stride, column_stride = weight.stride()[:2]
         packed = weight.dim() == 3
-        if not (index.is_contiguous() and (weight.is_contiguous() or row_stride == 1 and not packed)):
+        if not index.is_contiguous() or not (weight.is_contiguous() if packed else 1 in (row_stride, column_stride)):
+            return None
+        if bias is not None and not bias.is_contiguous():
             return None
         num_blocks = weight.shape[0] if packed else index.numel() - index.shape[0]
         arguments += (weight.data_ptr(), index.data_ptr(), 0 if bias is None else bias.data_ptr())
@@ -193,17 +195,17 @@ def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: 
     kernel = kernel_for("weight_grad", Call(grad, (Layer(weight, index, None, N, K),), None, block, "identity"))
     if kernel.run is None or grad.dtype != x.dtype or not x.numel() or not grad.numel():
         return None
-    if not index.is_contiguous() or weight.dim() == 2 and 1 not in weight.stride():
+    if not index.is_contiguous() or not (weight.is_contiguous() if weight.dim() == 3 else 1 in weight.stride()):
         return None
     grad, x = _rows(grad), _rows(x)
     num_rows = -(-N // block[0])
     if weight.dim() == 3:
-        out, strides, num_blocks = torch.empty_like(weight), (0, 0), weight.shape[0]
+        out, num_blocks = torch.empty_like(weight), weight.shape[0]
     else:
-        out = torch.zeros_like(weight)
-        strides, num_blocks = out.stride(), index.numel() - num_rows
+        out, num_blocks = torch.zeros_like(weight), index.numel() - num_rows
     arguments = [torch.get_num_threads(), x.shape[0], grad.data_ptr(), grad.stride(0), N]
-    arguments += (x.data_ptr(), x.stride(0), K, num_rows, num_blocks, index.data_ptr(), out.data_ptr(), *strides)
+    arguments += (x.data_ptr(), x.stride(0), K, num_rows, num_blocks, index.data_ptr(), out.data_ptr())
+    arguments += out.stride()[:2]
     _start(kernel.run, arguments)
     return out
 
@@ -227,13 +229,13 @@ def _check(x: Tensor, layer: Layer, block: Block, transposed: bool) -> None:
         raise DtypeError(f"expected an input of the weight's dtype {weight.dtype}, got {x.dtype}; convert one of them")
     if bias is not None and bias.dtype != weight.dtype:
         raise DtypeError(f"expected a bias of the weight's dtype {weight.dtype}, got {bias.dtype}; convert one of them")
-    R, C = -(-N // block[0]), -(-K // block[1])
+    R, C = layout.grid((N, K), block)
     if weight.dim() == 2:
         fits = weight.shape == (N, K) and index.shape == (R, 1 + C)
     else:
         fits = weight.shape[1:] == (block[1], block[0]) and index.shape == (R + 1 + weight.shape[0],)
     if not fits or index.dtype != torch.int32:
         raise LayerError(
-            f"expected a weight [{N}, {K}] in blocks {tuple(block)} of a {layout.grid((N, K), (block[0], block[1]))} grid with "
-            f"its int32 index, got weight {tuple(weight.shape)} and {index.dtype} index {tuple(index.shape)}"
+            f"expected the weight of [{N}, {K}] in {R} x {C} blocks of {tuple(block)} and its int32 index, "
+            f"got weight {tuple(weight.shape)} and {index.dtype} index {tuple(index.shape)}"
         )

@@ -20,6 +20,7 @@ from torch._ops import OpOverload
 from torch.library import Library
 
 from blast_compile import compat, gradients, launch
+from blast_compile.codegen.spec import Op
 
 ABI = gradients.ABI
 
@@ -28,7 +29,7 @@ _UP = "Tensor up_weight, Tensor up_index, Tensor? up_bias"
 _PAIR = f"Tensor gate_weight, Tensor gate_index, Tensor? gate_bias, {_UP}"
 _DOWN = "Tensor down_weight, Tensor down_index, Tensor? down_bias, Tensor? residual"
 _TAIL = "SymInt out_features, int[2] block, str activation, int abi"
-SCHEMAS = {
+SCHEMAS: dict[Op, str] = {
     "linear": f"({_LINEAR}, {_TAIL}) -> Tensor",
     "gated_linear": f"(Tensor x, {_PAIR}, {_TAIL}) -> Tensor",
     "mlp": f"(Tensor x, {_UP}, {_DOWN}, SymInt hidden_features, {_TAIL}) -> Tensor",
@@ -39,12 +40,12 @@ SCHEMAS = {
 _lib = Library("blast", "DEF")  # type: ignore[no-untyped-call]
 
 
-def _implementation(name: str) -> Callable[..., Tensor]:
+def _implementation(name: Op) -> Callable[..., Tensor]:
     run = launch.run
     return lambda *args: run(name, *args[:-1])  # abi is for the caches, not for the kernel
 
 
-def _fake(name: str) -> Callable[..., Tensor]:
+def _fake(name: Op) -> Callable[..., Tensor]:
     """The shape of an op's result: the op on tensors without values."""
     if name == "weight_grad":
         return lambda _grad, _x, weight, *_: torch.empty_like(weight)
@@ -63,16 +64,16 @@ def _autocast(op: OpOverload, device: str) -> Callable[..., Tensor]:
     return call
 
 
-def _register(name: str, schema: str) -> None:
+def _register(name: Op, schema: str) -> None:
     for overload in ("default", "nograd"):
         full_name = name if overload == "default" else f"{name}.{overload}"
         _lib.define(full_name + schema, tags=(torch.Tag.needs_exact_strides,))  # type: ignore[no-untyped-call]
-        _lib.impl(full_name, _implementation(name), "CompositeExplicitAutograd")
+        _lib.impl(full_name, _implementation(name), "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"blast::{full_name}", _fake(name), lib=_lib)
         if name in gradients.FORMULAS:
             op = getattr(getattr(torch.ops.blast, name), overload)
             for device in ("cpu", "cuda"):
-                _lib.impl(full_name, _autocast(op, device), f"Autocast{device.upper()}")
+                _lib.impl(full_name, _autocast(op, device), f"Autocast{device.upper()}")  # type: ignore[no-untyped-call]
     if name in gradients.FORMULAS:
         formula = gradients.FORMULAS[name]
         torch.library.register_autograd(f"blast::{name}", formula.backward, setup_context=formula.setup, lib=_lib)

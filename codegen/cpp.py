@@ -114,7 +114,8 @@ def generate(spec: Spec, config: CpuConfig | None = None) -> str:
 
 def _isa(spec: Spec) -> str:
     device, _, isa = spec.target.partition(":")
-    assert device == "cpu" and isa in _VECTOR_LENGTHS, spec.target
+    assert device == "cpu", spec.target
+    assert isa in _VECTOR_LENGTHS, spec.target
     return isa
 
 
