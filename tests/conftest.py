@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from blast_compile import kernels, log
+from blast_compile import env, launch, log
 from blast_compile.env import Isa
 
 
@@ -18,7 +18,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
-    """`golden(text, suffix)` compares text with `golden/<test file>/<test name><suffix>` beside the test; `test_` falls off the name."""
+    """`golden(text, suffix)` compares text with a file beside the test: `golden/<test file>/<test name><suffix>`."""
 
     def compare(text: str, suffix: str) -> None:
         name = request.node.name.removeprefix("test_").replace("[", "-").rstrip("]") + suffix
@@ -70,11 +70,19 @@ def two_threads() -> Iterator[None]:
 @pytest.fixture
 def use_isa(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Isa], None]]:
     """Lets a test choose the instruction set; kernels loaded for another are forgotten."""
-    forget: Callable[[], None] = getattr(kernels, "forget", lambda: None)
 
     def choose(isa: Isa) -> None:
         monkeypatch.setenv("BLAST_ISA", isa)
-        forget()
+        launch.forget()
 
     yield choose
-    forget()
+    launch.forget()
+
+
+@pytest.fixture
+def needs_kernels(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Skips without a compiler; with one, a kernel that could not be built fails the test."""
+    if env.cxx() is None:
+        pytest.skip("no C++ compiler here, only the reference")
+    yield
+    assert not [message for message in caplog.messages if "running without generated kernels" in message]

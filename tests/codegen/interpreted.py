@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Spec
@@ -52,12 +53,17 @@ def error_of(
     sizes: tuple[int, int, int] | None = None,
     density: float = 0.4,
     config: TritonConfig | None = None,
+    num_spare: int = 0,
 ) -> float:
     """The relative error of a kernel on a call made by `make_call`, against float64; infinite where a result is NaN.
 
-    `x` lies in wider rows whose rest is NaN, so that reading over a row's end is seen.
+    `x` lies in wider rows whose rest is NaN, so that reading over a row's end is seen. num_spare: unused blocks at the
+    end of packed values, NaN too.
     """
     call = make_call(case, leading, sizes, density=density)
+    for layer in call.layers if num_spare else []:
+        layer.operand = F.pad(layer.operand, (0, 0, 0, 0, 0, num_spare), value=float("nan"))
+        layer.index = F.pad(layer.index, (0, num_spare), value=2**31 - 1)
     wide = torch.full((*call.x.shape[:-1], call.x.shape[-1] + 3), float("nan"), dtype=call.x.dtype)
     wide[..., : call.x.shape[-1]] = call.x
     call.x = wide[..., : call.x.shape[-1]]

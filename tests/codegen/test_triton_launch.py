@@ -92,6 +92,12 @@ def test_tiles_smaller_than_the_block(op: str, form: str, interpreter: ProcessPo
     assert interpreter.submit(error_of, case, folder, (33,), config=config).result() < LIMITS[case.dtype]
 
 
+@pytest.mark.parametrize("case", [SOME[1], SOME[2]], ids=str)
+def test_spare_packed_blocks_are_not_read(case: Case, interpreter: ProcessPoolExecutor, folder: Path) -> None:
+    assert case.form == "packed"
+    assert interpreter.submit(error_of, case, folder, num_spare=3).result() < LIMITS[case.dtype]
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("form", ["masked", "packed"])
 def test_float32_weights_beside_16_bits(
