@@ -18,7 +18,7 @@ ORDER = (
     ("codegen",),
     ("tuning",),
     ("store", "manifest", "folders"),
-    ("kernels", "launch"),
+    ("kernels", "plans", "launch"),
     ("ops", "gradients"),
     ("layers", "integrations"),
     ("surgery", "select"),

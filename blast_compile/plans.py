@@ -1,0 +1,188 @@
+"""From the arguments of an op to its plan: the kernel that serves them, or the reason why the reference does.
+
+A plan depends on dtypes, shapes, strides, block and activation, never on values, so it may be remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from blast_compile import kernels, layout
+from blast_compile.codegen.spec import Activation, Dtype, Epilogue, Op, Spec
+from blast_compile.errors import DtypeError, LayerError
+from blast_compile.kernels import Kernel
+from blast_compile.layout import Block
+
+DTYPES: dict[torch.dtype, Dtype] = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Where an op's arguments stand: x, then each layer's weight, index and bias, then a residual, then constants."""
+
+    num_layers: int
+    has_bias: bool = True
+    has_residual: bool = True
+
+    @cached_property
+    def weights(self) -> tuple[int, ...]:
+        """Where the weights stand."""
+        return tuple(range(1, self.end_of_layers, 3 if self.has_bias else 2))
+
+    @cached_property
+    def end_of_layers(self) -> int:
+        """Where the residual or, without one, the first constant stands."""
+        return 1 + self.num_layers * (3 if self.has_bias else 2)
+
+    @cached_property
+    def first_constant(self) -> int:
+        """Where the sizes, the block and the activation begin."""
+        return self.end_of_layers + self.has_residual
+
+
+SIGNATURES: dict[Op, Signature] = {
+    "linear": Signature(1),
+    "gated_linear": Signature(2, has_residual=False),
+    "mlp": Signature(2),
+    "gated_mlp": Signature(3),
+    "input_grad": Signature(1, has_bias=False, has_residual=False),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The kernel of a call and, for each layer: row stride, column stride, outputs, contractions, number of blocks."""
+
+    kernel: Kernel
+    constants: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def run(self) -> Callable[[int], None] | None:
+        """The kernel's entry point, or None where the reference runs."""
+        return self.kernel.run
+
+
+class _Layer(NamedTuple):
+    weight: Tensor
+    index: Tensor
+    bias: Tensor | None
+    N: int
+    K: int
+
+
+def plan(op: Op, arguments: Sequence[Any]) -> Plan:
+    """The plan of a forward product or an input gradient.
+
+    Raises `DtypeError` where weights have neither the dtype of `x` nor float32 beside a 16-bit `x`, and `LayerError`
+    where a weight or index does not fit.
+    """
+    signature, x = SIGNATURES[op], arguments[0]
+    layers = _layers(op, arguments)
+    residual = signature.has_residual and arguments[signature.end_of_layers] is not None
+    block, activation = (arguments[-1], "identity") if op == "input_grad" else (arguments[-2], arguments[-1])
+    for layer in layers:
+        _check(x, layer, block)
+    epilogues = _epilogues(op, tuple(layer.bias is not None for layer in layers), residual, activation)
+    kernel = _choose(op, x, layers, block, epilogues)
+    return Plan(kernel, tuple(_constants(layer, op == "input_grad") for layer in layers))
+
+
+def plan_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Block) -> Plan:
+    """The plan of a weight gradient; raises as `plan` does."""
+    layer = _Layer(weight, index, None, grad.shape[-1], x.shape[-1])
+    _check(grad, layer, block)
+    if grad.dtype != x.dtype:
+        return Plan(Kernel("reference", reason="gradient and input differ in dtype"))
+    return Plan(_choose("weight_grad", x, [layer], block, ()), (_constants(layer, False),))
+
+
+def _layers(op: Op, arguments: Sequence[Any]) -> list[_Layer]:
+    """The layers of a call, with N outputs and K inputs each."""
+    first = SIGNATURES[op].first_constant
+    K = arguments[0].shape[-1]
+    if op == "input_grad":
+        return [_Layer(*arguments[1:3], None, K, arguments[first])]
+    sizes = {"linear": [K], "gated_linear": [K, K], "mlp": [K, arguments[first]], "gated_mlp": [K, K, arguments[first]]}
+    outputs = [arguments[first]] * (len(sizes[op]) - 1) + [arguments[-3]]
+    return [
+        _Layer(*arguments[at : at + 3], N, K)
+        for at, N, K in zip(SIGNATURES[op].weights, outputs, sizes[op], strict=True)
+    ]
+
+
+def _choose(op: Op, x: Tensor, layers: Sequence[_Layer], block: Block, epilogues: tuple[Epilogue, ...]) -> Kernel:
+    first = layers[0].weight
+    if x.device.type != "cpu":
+        return Kernel("reference", reason=f"no kernels for {x.device.type} yet")
+    if x.dtype not in DTYPES or first.dtype not in DTYPES:
+        return Kernel("reference", reason=f"no kernels for {x.dtype}")
+    if len({(layer.weight.dtype, layer.weight.dim()) for layer in layers}) > 1:
+        return Kernel("reference", reason="layers of different dtype or form share no kernel")
+    if not all(_is_readable(layer) for layer in layers):
+        return Kernel("reference", reason="a weight, index or bias has strides that no kernel reads")
+    if 0 in (*(layer.N for layer in layers), *(layer.K for layer in layers)):
+        return Kernel("reference", reason="a layer without inputs or outputs")
+    return kernels.kernel_for(
+        Spec(
+            op=op,
+            dtype=DTYPES[x.dtype],
+            weight_dtype=DTYPES[first.dtype],
+            block=(block[0], block[1]),
+            epilogues=epilogues,
+            layout="packed" if first.dim() == 3 else "masked",
+            target=kernels.cpu_target(),
+        )
+    )
+
+
+def _epilogues(op: Op, biases: tuple[bool, ...], residual: bool, activation: Activation) -> tuple[Epilogue, ...]:
+    match op:
+        case "linear":
+            return (Epilogue(activation, bias=biases[0], residual=residual),)
+        case "gated_linear":
+            return (Epilogue(activation, gate=True, gate_bias=biases[0], bias=biases[1]),)
+        case "mlp":
+            return (Epilogue(activation, bias=biases[0]), Epilogue(bias=biases[1], residual=residual))
+        case "gated_mlp":
+            hidden = Epilogue(activation, gate=True, gate_bias=biases[0], bias=biases[1])
+            return (hidden, Epilogue(bias=biases[2], residual=residual))
+    return ()
+
+
+def _constants(layer: _Layer, transposed: bool) -> tuple[int, ...]:
+    weight, index, _, N, K = layer
+    num_blocks = weight.shape[0] if weight.dim() == 3 else index.numel() - index.shape[0]
+    outputs, contractions = (K, N) if transposed else (N, K)
+    return (*weight.stride()[:2], outputs, contractions, num_blocks)
+
+
+def _is_readable(layer: _Layer) -> bool:
+    weight, index, bias, *_ = layer
+    by_rows = weight.is_contiguous() if weight.dim() == 3 else 1 in weight.stride()
+    return by_rows and index.is_contiguous() and (bias is None or bias.is_contiguous())
+
+
+def _check(x: Tensor, layer: _Layer, block: Block) -> None:
+    weight, index, bias, N, K = layer
+    if x.dtype != weight.dtype and not (weight.dtype == torch.float32 and x.dtype in DTYPES):
+        raise DtypeError(f"expected an input of the weight's dtype {weight.dtype}, got {x.dtype}; convert one of them")
+    if bias is not None and bias.dtype != weight.dtype:
+        raise DtypeError(f"expected a bias of the weight's dtype {weight.dtype}, got {bias.dtype}; convert one of them")
+    block = (block[0], block[1])
+    R, C = layout.grid((N, K), block)
+    if weight.dim() == 2:
+        fits = weight.shape == (N, K) and index.shape == (R, 1 + C)
+    else:
+        fits = weight.shape[1:] == (block[1], block[0]) and index.shape == (R + 1 + weight.shape[0],)
+    if not fits or index.dtype != torch.int32 or (bias is not None and bias.shape != (N,)):
+        raise LayerError(
+            f"expected the weight of [{N}, {K}] in {R} x {C} blocks of {block} with its int32 index and a bias of {N}, "
+            f"got weight {tuple(weight.shape)}, {index.dtype} index {tuple(index.shape)} and "
+            f"bias {None if bias is None else tuple(bias.shape)}"
+        )
