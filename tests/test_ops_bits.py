@@ -7,13 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from blast_compile import kernels, reference
 from tests.op_cases import SOME, Case, check, make_call
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads")
 some_cases = pytest.mark.parametrize("case", SOME, ids=str)
-# The reference takes torch's dense products, whose bits depend on the number of threads.
-needs_kernels = pytest.mark.skipif(kernels.linear is reference.linear, reason="no kernels here, only the reference")
 
 
 @some_cases
@@ -24,7 +21,7 @@ def test_repeated_runs_are_equal_to_the_bit(case: Case) -> None:
         assert all(torch.equal(first, call.run()) for _ in range(3))
 
 
-@needs_kernels
+@pytest.mark.usefixtures("needs_kernels")  # the bits of torch's dense products depend on the number of threads
 @some_cases
 def test_number_of_threads_does_not_change_a_bit(case: Case) -> None:
     for tokens in (1, 7, 300):

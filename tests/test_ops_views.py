@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.op_cases import SOME, Case, check, make_call
+from tests.op_cases import FORMS, SOME, Case, Form, OpName, check, make_call
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads")
 some_cases = pytest.mark.parametrize("case", SOME, ids=str)
@@ -79,6 +81,35 @@ def test_views_of_parameters(case: Case, view: Callable[[Tensor], Tensor]) -> No
         for layer in call.layers:
             layer.operand = view(layer.operand)
             layer.bias = None if layer.bias is None else view(layer.bias[None])[0]
+        check(call.run(), call)
+
+
+@some_cases
+def test_strided_biases(case: Case) -> None:
+    for tokens in (3, 70):
+        call = make_call(replace(case, bias=True), (tokens,))
+        for layer in call.layers:
+            assert layer.bias is not None
+            layer.bias = _every_second_feature(layer.bias)
+        check(call.run(), call)
+
+
+@pytest.mark.parametrize("op", ["gated_linear", "mlp", "gated_mlp"])
+@pytest.mark.parametrize("forms", list(itertools.permutations(FORMS)), ids=str)
+def test_layers_of_one_op_may_differ_in_form(op: OpName, forms: tuple[Form, ...]) -> None:
+    for tokens in (3, 70):
+        calls = [make_call(Case(op, form=form, activation="silu"), (tokens,)) for form in forms]
+        call = calls[0]
+        call.layers = [calls[number].layers[number] for number in range(len(call.layers))]
+        check(call.run(), call)
+
+
+@pytest.mark.parametrize("op", ["gated_linear", "mlp", "gated_mlp"])
+def test_layers_of_one_op_may_differ_in_dtype(op: OpName) -> None:
+    for dtypes in ((None, torch.float32, None), (torch.float32, None, torch.float32)):
+        calls = [make_call(Case(op, torch.bfloat16, activation="silu", weight_dtype=dtype), (9,)) for dtype in dtypes]
+        call = calls[0]
+        call.layers = [calls[number].layers[number] for number in range(len(call.layers))]
         check(call.run(), call)
 
 
