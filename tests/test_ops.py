@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blast_compile import compat
+from blast_compile.codegen.spec import Activation
 from blast_compile.env import Isa
 from tests.op_cases import (
     ACTIVATIONS,
@@ -87,7 +88,7 @@ def test_dtypes_without_kernels(op: str, form: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("form", FORMS)
 def test_float32_weights_beside_bfloat16_inputs(isa: Isa, form: Form, use_isa: Callable[[Isa], None]) -> None:
     use_isa(isa)
-    for op in OPS if isa == BEST else ("gated_mlp",):
+    for op in ("linear", "gated_mlp") if isa == BEST else ("linear",):
         case = Case(op, torch.bfloat16, (32, 32), form, "silu", weight_dtype=torch.float32)
         for tokens in (1, 33):
             call = make_call(case, (tokens,))
@@ -95,29 +96,24 @@ def test_float32_weights_beside_bfloat16_inputs(isa: Isa, form: Form, use_isa: C
 
 
 @pytest.mark.usefixtures("needs_kernels")
-@pytest.mark.parametrize(
-    ("isa", "dtype"), [*((isa, torch.float32) for isa in compat.runnable_isas()), (BEST, torch.bfloat16)]
-)
+@pytest.mark.parametrize("isa", {"portable": None, BEST: None})  # the others differ from these in the length of vectors
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_activations_element_by_element(
-    isa: Isa, dtype: torch.dtype, activation: str, use_isa: Callable[[Isa], None]
-) -> None:
+def test_activations_element_by_element(isa: Isa, activation: Activation, use_isa: Callable[[Isa], None]) -> None:
     """An empty mask passes the bias alone to the activation, so its whole range can be swept."""
     use_isa(isa)
     finite = torch.cat(
         [torch.linspace(-20, 20, 1201), torch.tensor([-1e4, -100.0, -0.0, 1e-8, -1e-8, 88.8, 100.0, 1e4])]
     )
     special = torch.tensor([float("inf"), -float("inf"), float("nan")])
-    bias = torch.cat([finite, special]).to(dtype)
+    bias = torch.cat([finite, special])
     N = bias.numel()
-    case = Case("linear", dtype, (32, 32), "packed", activation)  # type: ignore[arg-type]
+    case = Case("linear", torch.float32, (32, 32), "packed", activation)
     for tokens in (1, 40):
         call = make_call(case, (tokens,), (64, 0, N), density=0.0)
         call.layers[0].bias = bias
         y, expected = call.run()[tokens - 1], call.dense()[0]
-        # In the tails torch's own float32 functions are off by about 1e-7 of their argument; 16 bits are rounded once.
-        rtol, atol = (1e-5, 2e-6) if dtype == torch.float32 else (2**-8, 2e-6)
-        torch.testing.assert_close(y[: finite.numel()].double(), expected[: finite.numel()], rtol=rtol, atol=atol)
+        # In the tails torch's own float32 functions are off by about 1e-7 of their argument.
+        torch.testing.assert_close(y[: finite.numel()].double(), expected[: finite.numel()], rtol=1e-5, atol=2e-6)
         # torch's float32 gelu gives NaN at infinity and its float64 gelu gives infinity; the limit itself is right too.
         at_inf, at_minus_inf, at_nan = y[finite.numel() :].tolist()
         assert not math.isfinite(at_inf)
