@@ -120,3 +120,13 @@ def compile_with(
     from torch._dynamo.backends.registry import lookup_backend
 
     return lookup_backend(delegate)(gm, inputs)
+
+
+def frozen_weights() -> AbstractContextManager[None]:
+    """Lets Inductor lay out the weights of what is compiled under no_grad inside the block, once and for all.
+
+    `torch._inductor.config.freezing`: run 2.13, read 2.11.
+    """
+    from torch._inductor import config  # slow to import
+
+    return cast(AbstractContextManager[None], config.patch(freezing=True))

@@ -1,0 +1,5 @@
+"""The demonstration: a Llama-shaped model becomes block-sparse, is compiled, and is compared with dense."""
+
+from blast_compile.demo.run import run
+
+__all__ = ["run"]

@@ -1,0 +1,111 @@
+"""The models of the demonstration: dense, packed, and the dense twin of the packed one."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from blast_compile.errors import BlastError
+from blast_compile.layers import SparseLayer
+from blast_compile.surgery import BlockSparse, pack_, sparsify_
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the demonstration runs: a Llama of this shape, over this much text.
+
+    prompt: tokens of a prefill. windows: prompts that agreement is measured on. decoded: tokens of one timed run of
+    decoding. rounds: timed runs of each candidate, at least.
+    """
+
+    hidden: int = 1024
+    intermediate: int = 4096
+    layers: int = 10
+    heads: int = 8
+    kv_heads: int = 2
+    prompt: int = 512
+    windows: int = 4
+    decoded: int = 16
+    rounds: int = 9
+
+    @property
+    def context(self) -> int:
+        """Tokens that the key-value cache holds."""
+        return self.prompt + self.decoded
+
+
+FULL = Size()
+QUICK = Size(hidden=512, intermediate=2048, layers=2, heads=4, kv_heads=1, prompt=256, windows=2, rounds=5)
+SPARSITY = BlockSparse(block=32, sparsity=0.9, targets="mlp")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of parameters and buffers."""
+
+    mlp_bytes: int
+    total_bytes: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> Memory:
+        """Counts a model's tensors, the index of packed blocks included."""
+        sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in _tensors(model)}
+        return cls(sum(size for name, size in sizes.items() if ".mlp." in name), sum(sizes.values()))
+
+
+@dataclass(frozen=True)
+class Models:
+    """dense: as initialised. masked_dense: the same with dropped blocks set to zero. packed: the kept blocks alone."""
+
+    dense: nn.Module
+    masked_dense: nn.Module
+    packed: nn.Module
+
+
+def make(size: Size) -> Models:
+    """Models in bfloat16 that share what is random in them. Raises `BlastError` without transformers."""
+    dense = _llama(size)
+    masked = sparsify_(copy.deepcopy(dense), SPARSITY)
+    masked_dense = copy.deepcopy(dense)
+    for name, layer in masked.named_modules():
+        if isinstance(layer, SparseLayer):
+            masked_dense.get_parameter(f"{name}.weight").data.mul_(layer.mask.elements())
+    return Models(dense, masked_dense, pack_(masked))
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Numbers that the model learns."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _llama(size: Size) -> nn.Module:
+    try:
+        from transformers import LlamaConfig, LlamaForCausalLM
+    except ImportError as error:
+        raise BlastError(
+            "expected transformers for the demonstration, got none; pip install 'blast-compile[hf]'"
+        ) from error
+    config = LlamaConfig(
+        vocab_size=256,  # bytes
+        hidden_size=size.hidden,
+        intermediate_size=size.intermediate,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        max_position_embeddings=size.context,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model: Any = LlamaForCausalLM(config)
+    made: nn.Module = model.to(torch.bfloat16).eval().requires_grad_(False)
+    return made
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, torch.Tensor]]:
+    return [*model.named_parameters(), *model.named_buffers()]

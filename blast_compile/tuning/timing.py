@@ -1,0 +1,49 @@
+"""Times candidates in turns, so that what slows the machine down for a while slows all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median, quantiles
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds of one call: the median of `num_rounds` calls, and the deciles around it."""
+
+    median_us: float
+    p10_us: float
+    p90_us: float
+    num_rounds: int
+
+    @classmethod
+    def of(cls, times_us: list[float]) -> Timing:
+        """Sums up measured calls, at least one."""
+        if len(times_us) == 1:
+            return cls(times_us[0], times_us[0], times_us[0], 1)
+        deciles = quantiles(times_us, n=10, method="inclusive")
+        return cls(median(times_us), deciles[0], deciles[-1], len(times_us))
+
+
+def interleaved(
+    candidates: Mapping[str, Callable[[], object]], *, rounds: int, seconds: float = 0.0, max_rounds: int = 1000
+) -> dict[str, Timing]:
+    """Times every candidate once a round, after one untimed round.
+
+    At least `rounds` rounds, and more until `seconds` have passed or there were `max_rounds`. Each round starts with
+    another candidate, so that none always follows the same one.
+    """
+    names = list(candidates)
+    for call in candidates.values():
+        call()
+    times_us: dict[str, list[float]] = {name: [] for name in names}
+    start, done = time.perf_counter(), 0
+    while done < rounds or (done < max_rounds and time.perf_counter() - start < seconds):
+        first = done % len(names)
+        for name in names[first:] + names[:first]:
+            begin = time.perf_counter_ns()
+            candidates[name]()
+            times_us[name].append((time.perf_counter_ns() - begin) / 1e3)
+        done += 1
+    return {name: Timing.of(times) for name, times in times_us.items()}
