@@ -1,7 +1,8 @@
 """Triton source from a `Spec`: linear and gated linear, forward, over masked and packed weights.
 
 A generated file is a standalone module. It opens with the spec and the config that made it, and the same two give the
-same bytes. Triton itself is not needed here; `triton_build` loads, compiles and launches what comes out.
+same bytes. Triton itself is not needed here: `triton_build` loads what comes out, `triton_launch` runs it, and
+`triton_cross` compiles it for devices that are not there.
 
 Programs are output-stationary: one program owns a tile of the result and walks over the kept blocks of one block row,
 so there are no atomics, an empty row costs its epilogue alone, and the same plan gives the same bits.

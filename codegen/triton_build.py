@@ -1,15 +1,12 @@
-"""Makes something callable of generated Triton, and compiles it for devices that are not there.
+"""Makes something callable of generated Triton.
 
-Triton is imported when a function here is called, so that the package works without it. What is used of it beyond its
-language, all run on 3.7.1: `triton.compile`, `triton.compiler.ASTSource`, `triton.backends.compiler.GPUTarget`,
-`triton.knobs` (cache folder, interpreter switch, path of cuobjdump), `triton.errors`, `JITFunction.arg_names`.
+Triton is imported when a function here is called, so that the package works without it. Of Triton's own settings,
+`triton.knobs.runtime.interpret` is read (run on 3.7.1).
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +15,7 @@ from typing import Any
 
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton import TritonConfig, triton_source
-from blast_compile.errors import BuildError, TargetError
-
-# Checked before Triton is asked: LLVM ends the process over an architecture that it does not know.
-CUDA_ARCHITECTURES = (80, 86, 89, 90, 100, 103, 120)
-_TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
+from blast_compile.errors import TargetError
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,29 +27,6 @@ class TritonKernel:
     path: Path
     function: Any
     is_interpreted: bool
-
-
-@dataclass(frozen=True)
-class CompiledKernel:
-    """What a compiler made of a kernel.
-
-    text: PTX, or AMD assembly. binary: a cubin, or an hsaco. registers: vector registers a thread. num_spills: stores
-    of registers for want of room (NVIDIA), or registers so stored (AMD). shared_bytes: of one program. num_mma,
-    num_wgmma, num_tcgen05, num_mfma: tensor-core instructions in the text, NVIDIA's by generation, then AMD's.
-    copy_bytes: the widths of asynchronous copies in the text, ascending.
-    """
-
-    target: str
-    text: str
-    binary: bytes
-    registers: int
-    num_spills: int
-    shared_bytes: int
-    num_mma: int
-    num_wgmma: int
-    num_tcgen05: int
-    num_mfma: int
-    copy_bytes: tuple[int, ...]
 
 
 def import_triton() -> Any:
@@ -84,40 +54,6 @@ def load_kernel(spec: Spec, config: TritonConfig, folder: Path) -> TritonKernel:
     return TritonKernel(spec, config, path, getattr(module, spec.op), triton.knobs.runtime.interpret)
 
 
-def cross_compile(kernel: TritonKernel, *, is_ragged: bool = False, is_transposed: bool = False) -> CompiledKernel:
-    """Compiles for the target in the kernel's spec, with or without such a device.
-
-    is_ragged: sizes that are no multiples of the block, strides that are no multiples of 16. is_transposed: a masked
-    weight whose outputs are adjacent in memory, as of a `Conv1D`. Raises `BuildError` where Triton gives up.
-    """
-    triton = import_triton()
-    if kernel.is_interpreted:
-        raise TargetError("expected a kernel to compile, got one for the interpreter; unset TRITON_INTERPRET")
-    backend, arch, warp_size = _parse_target(kernel.spec.target)
-    constants: dict[str, int] = {"RAGGED": is_ragged, "INTERPRETED": False}
-    constants |= dict.fromkeys(_unit_strides(is_transposed), 1)
-    names = kernel.function.arg_names
-    signature = {name: "constexpr" if name in constants else _type(name, kernel.spec) for name in names}
-    aligned = [i for i, name in enumerate(names) if _is_aligned(name, signature[name], is_ragged)]
-    source = triton.compiler.ASTSource(
-        kernel.function,
-        signature,
-        {name: value for name, value in constants.items() if name in names},
-        {(i,): [["tt.divisibility", 16]] for i in aligned},
-    )
-    options = {"num_warps": kernel.config.num_warps, "num_stages": kernel.config.num_stages}
-    with triton.knobs.cache.scope():
-        triton.knobs.cache.dir = str(kernel.path.parent / "triton")
-        try:
-            target = triton.backends.compiler.GPUTarget(backend, arch, warp_size)
-            compiled = triton.compile(source, target=target, options=options)
-        except (RuntimeError, triton.errors.TritonError) as error:
-            raise BuildError(
-                f"expected Triton to compile {kernel.path} for {kernel.spec.target}, got {error}"
-            ) from error
-    return (_cuda_facts if backend == "cuda" else _hip_facts)(kernel.spec.target, compiled)
-
-
 def _write_once(source: str, folder: Path) -> Path:
     """A file appears whole or not at all; Triton reads it back to compile."""
     path = folder / f"blast_{hashlib.sha256(source.encode()).hexdigest()[:32]}.py"
@@ -127,78 +63,3 @@ def _write_once(source: str, folder: Path) -> Path:
             file.write(source)
         Path(file.name).replace(path)
     return path
-
-
-def _parse_target(target: str) -> tuple[str, int | str, int]:
-    """Triton's backend, architecture and warp size of `"cuda:sm_90"` or `"hip:gfx942"`."""
-    if (match := re.fullmatch(r"cuda:sm_(\d+)", target)) and int(match[1]) in CUDA_ARCHITECTURES:
-        return "cuda", int(match[1]), 32
-    if match := re.fullmatch(r"hip:(gfx[0-9a-f]+)", target):
-        return "hip", match[1], 64 if match[1].startswith("gfx9") else 32
-    known = ", ".join(f"cuda:sm_{number}" for number in CUDA_ARCHITECTURES)
-    raise TargetError(f"expected {known}, or an AMD GPU such as hip:gfx942, got {target}")
-
-
-def _type(name: str, spec: Spec) -> str:
-    if name.endswith("index_ptr"):
-        return "*i32"
-    if name.endswith(("weight_ptr", "bias_ptr")):
-        return _TYPES[spec.weight_dtype]
-    return _TYPES[spec.dtype] if name.endswith("_ptr") else "i32"
-
-
-def _unit_strides(is_transposed: bool) -> tuple[str, str]:
-    axis = "n" if is_transposed else "k"
-    return f"weight_{axis}_stride", f"gate_weight_{axis}_stride"
-
-
-def _is_aligned(name: str, type_: str, is_ragged: bool) -> bool:
-    """Tensors start at multiples of 16 bytes; sizes and strides, but for M, are multiples of 16 unless ragged."""
-    return type_.startswith("*") or (type_ == "i32" and name != "M" and not is_ragged)
-
-
-def _cuda_facts(target: str, compiled: Any) -> CompiledKernel:
-    text, binary = compiled.asm["ptx"], compiled.asm["cubin"]
-    listing = _disassemble(binary)
-    registers = re.search(r"\bREG:(\d+)", listing)
-    assert registers is not None, "cuobjdump prints REG for every function"
-    return CompiledKernel(
-        target,
-        text,
-        binary,
-        registers=int(registers[1]),
-        num_spills=len(re.findall(r"\bSTL\b", listing)),
-        shared_bytes=compiled.metadata.shared,
-        num_mma=text.count("mma.sync"),
-        num_wgmma=text.count("wgmma.mma_async"),
-        num_tcgen05=text.count("tcgen05.mma"),
-        num_mfma=0,
-        copy_bytes=tuple(sorted({int(width, 16) for width in re.findall(r"cp\.async\.c[ag]\..*?(0x[0-9a-f]+)", text)})),
-    )
-
-
-def _disassemble(cubin: bytes) -> str:
-    """Machine code with its use of registers, by the cuobjdump that comes with Triton."""
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [import_triton().knobs.nvidia.cuobjdump.path, "--dump-resource-usage", "--dump-sass", file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
-
-
-def _hip_facts(target: str, compiled: Any) -> CompiledKernel:
-    text = compiled.asm["amdgcn"]
-    values = {name: int(value) for name, value in re.findall(r"^\s*\.(\w+):\s+(\d+)$", text, re.MULTILINE)}
-    return CompiledKernel(
-        target,
-        text,
-        compiled.asm["hsaco"],
-        registers=values["vgpr_count"],
-        num_spills=values["vgpr_spill_count"],
-        shared_bytes=compiled.metadata.shared,
-        num_mma=0,
-        num_wgmma=0,
-        num_tcgen05=0,
-        num_mfma=len(re.findall(r"\bv_mfma_", text)),
-        copy_bytes=(),
-    )

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from blast_compile.codegen.triton import TritonConfig, default_config
-from blast_compile.codegen.triton_build import cross_compile, load_kernel
+from blast_compile.codegen.triton_build import load_kernel
+from blast_compile.codegen.triton_cross import cross_compile
 from blast_compile.codegen.triton_launch import launch_linear
 from blast_compile.errors import TargetError
 from tests.codegen.interpreted import choose_interpreter, error_of, spec_of

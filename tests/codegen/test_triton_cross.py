@@ -1,0 +1,97 @@
+"""Generated Triton compiled for GPUs that are not there: tensor cores, registers, spills."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
+from blast_compile.codegen.triton import TritonConfig, default_config
+from blast_compile.codegen.triton_build import load_kernel
+from blast_compile.codegen.triton_cross import CompiledKernel, cross_compile
+from blast_compile.errors import BuildError, TargetError
+
+LINEAR = Spec("linear", "bfloat16", "bfloat16", (64, 64), (Epilogue("gelu", bias=True),), "packed", "cuda:sm_90")
+# What one program may have.
+SHARED_BYTES = {"cuda:sm_80": 163, "cuda:sm_90": 227, "cuda:sm_100": 227, "hip:gfx942": 64}
+
+
+def make_spec(op: Op, dtype: Dtype, block: tuple[int, int], layout: Layout, target: str) -> Spec:
+    is_gated = op == "gated_linear"
+    epilogue = Epilogue("silu", bias=True, gate=is_gated, gate_bias=is_gated, residual=not is_gated)
+    return Spec(op, dtype, dtype, block, (epilogue,), layout, target)
+
+
+def build(spec: Spec, num_tokens: int, folder: Path, **settings: bool) -> CompiledKernel:
+    compiled = cross_compile(load_kernel(spec, default_config(spec, num_tokens), folder), **settings)
+    assert compiled.target == spec.target
+    assert compiled.binary.startswith(b"\x7fELF")
+    assert compiled.num_spills == 0
+    assert compiled.registers <= 255
+    assert compiled.shared_bytes <= SHARED_BYTES[spec.target] * 1024
+    return compiled
+
+
+@pytest.mark.parametrize("layout", ["packed", "masked"])
+@pytest.mark.parametrize("op", ["linear", "gated_linear"])
+@pytest.mark.parametrize(
+    ("num_tokens", "block", "dtype"),
+    [(1, (64, 64), "bfloat16"), (64, (32, 32), "float16"), (512, (64, 64), "bfloat16"), (512, (256, 256), "bfloat16")],
+)
+def test_hopper_uses_tensor_cores_and_wide_copies(
+    op: Op, layout: Layout, num_tokens: int, block: tuple[int, int], dtype: Dtype, tmp_path: Path
+) -> None:
+    compiled = build(make_spec(op, dtype, block, layout, "cuda:sm_90"), num_tokens, tmp_path)
+    assert (compiled.num_wgmma > 0) == (num_tokens >= 64)
+    assert (compiled.num_mma > 0) == (num_tokens < 64)
+    assert compiled.copy_bytes == (16,)
+
+
+@pytest.mark.parametrize("layout", ["packed", "masked"])
+@pytest.mark.parametrize(("num_tokens", "block"), [(1, (64, 64)), (512, (32, 32)), (512, (128, 128))])
+def test_cdna3_uses_matrix_cores(layout: Layout, num_tokens: int, block: tuple[int, int], tmp_path: Path) -> None:
+    assert build(make_spec("gated_linear", "bfloat16", block, layout, "hip:gfx942"), num_tokens, tmp_path).num_mfma > 0
+
+
+@pytest.mark.parametrize("target", ["cuda:sm_90", "hip:gfx942"])
+@pytest.mark.parametrize("settings", [{"is_ragged": True}, {"is_transposed": True}])
+def test_ragged_and_transposed_weights(target: str, settings: dict[str, bool], tmp_path: Path) -> None:
+    build(make_spec("linear", "bfloat16", (64, 64), "masked", target), 512, tmp_path, **settings)
+
+
+def test_float32_is_not_rounded_for_tensor_cores(tmp_path: Path) -> None:
+    compiled = build(make_spec("linear", "float32", (64, 64), "packed", "cuda:sm_90"), 512, tmp_path)
+    assert compiled.num_wgmma == compiled.num_mma == 0
+
+
+def test_other_generations(tmp_path: Path) -> None:
+    spec = make_spec("linear", "bfloat16", (64, 64), "packed", "cuda:sm_80")
+    assert build(spec, 512, tmp_path).num_mma > 0
+    assert build(replace(spec, target="cuda:sm_100"), 512, tmp_path).num_tcgen05 > 0
+
+
+def test_weights_in_float32_beside_16_bits_use_tensor_cores(tmp_path: Path) -> None:
+    spec = replace(make_spec("linear", "bfloat16", (64, 64), "masked", "cuda:sm_90"), weight_dtype="float32")
+    assert build(spec, 512, tmp_path).num_wgmma > 0
+
+
+def test_spills_are_seen(tmp_path: Path) -> None:
+    spec = make_spec("linear", "bfloat16", (128, 128), "packed", "cuda:sm_90")
+    compiled = cross_compile(load_kernel(spec, TritonConfig(128, 128, 64, num_warps=4, num_stages=2), tmp_path))
+    assert compiled.num_spills > 0
+
+
+def test_what_triton_refuses_is_a_build_error(tmp_path: Path) -> None:
+    spec = replace(LINEAR, target="hip:gfx000")
+    kernel = load_kernel(spec, default_config(spec, 64), tmp_path)
+    with pytest.raises(BuildError, match="expected Triton to compile"):
+        cross_compile(kernel)
+
+
+@pytest.mark.parametrize("target", ["cpu:avx2", "cuda:90", "cuda:sm_99", "hip:sm_90"])
+def test_unknown_targets_are_refused(target: str, tmp_path: Path) -> None:
+    kernel = load_kernel(replace(LINEAR, target=target), default_config(LINEAR, 1), tmp_path)
+    with pytest.raises(TargetError, match="expected cuda:sm_80, "):
+        cross_compile(kernel)
