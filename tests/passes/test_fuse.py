@@ -87,23 +87,20 @@ def _seen_in_between(m: Toy, x: Tensor) -> Any:
 
 
 def _two_inputs(m: Toy, x: Tensor) -> Any:
-    y = m.down(F.silu(m.gate(x)) * m.up(x.sin()))
-    return y
+    return m.down(F.silu(m.gate(x)) * m.up(x.sin()))
 
 
 def _mutated(m: Toy, x: Tensor) -> Any:
     x = x.clone()
     y = m.up(x)
     x.add_(1.0)
-    z = m.down(F.relu(y))
-    return z
+    return m.down(F.relu(y))
 
 
 def _autocast(m: Toy, x: Tensor) -> Any:
     y = F.relu(m.up(x))
     with torch.autocast("cpu", torch.bfloat16, enabled=False):
-        z = m.down(y)
-    return z
+        return m.down(y)
 
 
 KEPT: dict[str, tuple[Body, str]] = {

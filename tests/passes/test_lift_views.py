@@ -64,7 +64,6 @@ def test_lets_patterns_with_views_fuse(dynamic: bool | None) -> None:
     def body(m: Toy, x: Tensor) -> Any:
         y = m.up(x).view(-1, 12)
         h = (y * y.sigmoid()).view(x.shape[0], x.shape[1], 12)
-        out = m.down(h.view(-1, 12)).view(x.shape[0], x.shape[1], 8) + x
-        return out
+        return m.down(h.view(-1, 12)).view(x.shape[0], x.shape[1], 8) + x
 
     assert apply(capture(Toy(body), dynamic=dynamic), *PIPELINE).kinds() == ["mlp"]
