@@ -144,6 +144,20 @@ def test_repeated_calls_report_the_same_and_never_reach_the_recompile_limit(brea
             assert blast.explain(model, x_of(3, 8)) == first
 
 
+def test_many_sizes_of_packed_layers_behind_graph_breaks_are_a_warning() -> None:
+    num_layers = torch._dynamo.config.recompile_limit + 1
+    model, whole = Stack(num_layers, breaks=True), Stack(num_layers)
+    for one in (model, whole):
+        masks: dict[str, Tensor] = {}
+        for i in range(num_layers):
+            masks[f"layers.{i}.up"] = (torch.arange(24) < 2 * i).view(12, 2)
+        blast.sparsify_(one, blast.BlockSparse(block=(1, 4), targets="up"), masks=masks)
+        blast.pack_(one)
+    with torch.no_grad():
+        assert any("recompile_limit" in warning for warning in blast.explain(model, x_of(3, 8)).warnings)
+        assert not blast.explain(whole, x_of(3, 8)).warnings
+
+
 def test_many_models_and_shapes_never_reach_the_recompile_limit() -> None:
     for size in range(torch._dynamo.config.recompile_limit + 2):
         explanation = blast.explain(sparse(Stack(size + 1)).eval(), x_of(size + 1, 8))

@@ -74,6 +74,16 @@ def test_debug_logs_milliseconds_and_operations(
     assert " ms, a sparse linear 2 -> 0, a sparse mlp 0 -> 1, add 1 -> 0, relu 1 -> 0" in lines
 
 
+def test_debug_logs_decisions(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    captured = capture(Toy(lambda m, x: m.down(F.relu(m.up(x))), down_block=2))
+    monkeypatch.setenv("BLAST_DEBUG", "1")
+    with caplog.at_level(logging.DEBUG, "blast_compile"):
+        rewrite(captured.gm)
+    lines = [record.message for record in caplog.records if record.name == "blast_compile"]
+    assert lines[0] == "not fused (up > activation > down) at y_1: up and down have different blocks: (4, 4), (2, 2)"
+    assert lines[1].startswith("fused linear > activation into linear at ")
+
+
 def test_is_silent_without_debug(caplog: pytest.LogCaptureFixture) -> None:
     captured = capture(toy())
     with caplog.at_level(logging.DEBUG, "blast_compile"):
