@@ -16,7 +16,9 @@ from blast_compile.demo.measure import BACKENDS, EAGER, INDUCTOR, NUM_STEPS, OUR
 from blast_compile.demo.model import Memory, Size, make
 from blast_compile.tuning.timing import Timing
 
-TINY = Size(hidden=128, intermediate=256, layers=1, heads=2, kv_heads=1, prompt=24, windows=2, decoded=3, rounds=2)
+TINY = Size(
+    hidden=128, intermediate=256, layers=1, heads=2, kv_heads=1, prompt=24, windows=2, decoded=3, rounds=2, seconds=0.0
+)
 
 
 @pytest.fixture

@@ -90,10 +90,10 @@ def measure(size: Size, step: Step) -> Figures:
             agreements = _agreements(models, sessions[OURS], prompts, tail)
         with step("timing prefill"):
             calls = {name: partial(session.prefill, prompts[0]) for name, session in sessions.items()}
-            prefill = _speeds(calls, size.prompt, size.rounds)
+            prefill = _speeds(calls, size.prompt, size)
         with step("timing decode"):
             runs = {name: partial(session.decode, tail, start=size.prompt) for name, session in sessions.items()}
-            decode = _speeds(runs, size.decoded, size.rounds)
+            decode = _speeds(runs, size.decoded, size)
     return Figures(
         size,
         num_parameters(models.dense),
@@ -131,6 +131,6 @@ def _in_float32(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model).float()
 
 
-def _speeds(calls: dict[str, partial[Tensor]], num_tokens: int, rounds: int) -> dict[str, Speed]:
-    timings = interleaved(calls, rounds=rounds, seconds=2.0)
+def _speeds(calls: dict[str, partial[Tensor]], num_tokens: int, size: Size) -> dict[str, Speed]:
+    timings = interleaved(calls, rounds=size.rounds, seconds=size.seconds)
     return {name: Speed.of(timing, num_tokens) for name, timing in timings.items()}

@@ -19,7 +19,7 @@ class Size:
     """What the demonstration runs: a Llama of this shape, over this much text.
 
     prompt: tokens of a prefill. windows: prompts that agreement is measured on. decoded: tokens of one timed run of
-    decoding. rounds: timed runs of each candidate, at least.
+    decoding. rounds, seconds: timed runs of each candidate, at least, and for how long in all.
     """
 
     hidden: int = 1024
@@ -31,6 +31,9 @@ class Size:
     windows: int = 4
     decoded: int = 16
     rounds: int = 9
+    seconds: float = 2.0
+    vocabulary: int = 256  # bytes
+    tied: bool = False
 
     @property
     def context(self) -> int:
@@ -68,7 +71,7 @@ class Models:
 
 def make(size: Size) -> Models:
     """Models in bfloat16 that share what is random in them. Raises `BlastError` without transformers."""
-    dense = _llama(size)
+    dense = llama(size)
     masked = sparsify_(copy.deepcopy(dense), SPARSITY)
     masked_dense = copy.deepcopy(dense)
     for name, layer in masked.named_modules():
@@ -82,7 +85,8 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _llama(size: Size) -> nn.Module:
+def llama(size: Size, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    """A dense Llama with random weights, for inference. Raises `BlastError` without transformers."""
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
     except ImportError as error:
@@ -90,20 +94,21 @@ def _llama(size: Size) -> nn.Module:
             "expected transformers for the demonstration, got none; pip install 'blast-compile[hf]'"
         ) from error
     config = LlamaConfig(
-        vocab_size=256,  # bytes
+        vocab_size=size.vocabulary,
         hidden_size=size.hidden,
         intermediate_size=size.intermediate,
         num_hidden_layers=size.layers,
         num_attention_heads=size.heads,
         num_key_value_heads=size.kv_heads,
         max_position_embeddings=size.context,
+        tie_word_embeddings=size.tied,
         bos_token_id=None,
         eos_token_id=None,
     )
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
         model: Any = LlamaForCausalLM(config)
-    made: nn.Module = model.to(torch.bfloat16).eval().requires_grad_(False)
+    made: nn.Module = model.to(dtype).eval().requires_grad_(False)
     return made
 
 

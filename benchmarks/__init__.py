@@ -1,0 +1,1 @@
+"""Benchmarks: `python benchmarks/run.py --help`. Nothing is timed before it was verified against the reference."""

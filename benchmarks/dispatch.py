@@ -1,0 +1,164 @@
+"""What a compiled call costs above its kernel: a chain of tiny layers in one graph, less one, less their kernels."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from statistics import median
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.candidates import OURS, compiled, fair_settings
+from benchmarks.limits import empty_call_us
+from benchmarks.machine import Machine
+from benchmarks.rows import Row, now
+from blast_compile import kernels, launch
+from blast_compile.codegen.spec import Spec
+from blast_compile.kernels import Kernel
+from blast_compile.surgery import BlockSparse, pack_, sparsify_
+from blast_compile.tuning.timing import Timing, interleaved
+
+ASKED_US = 10.0
+_FEATURES = 64
+_CHAIN = 65
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Microseconds.
+
+    kernel: the kernel alone. call: one op inside a compiled graph. overhead: call less kernel. graph: a whole compiled
+    graph with one op; dense_graph: the same with a dense layer through Inductor.
+    """
+
+    kernel: Timing
+    call: Timing
+    overhead: Timing
+    graph: Timing
+    dense_graph: Timing
+
+
+def measure(rounds: int) -> Costs:
+    """Times a chain of `_CHAIN` layers against one layer; their difference is free of what entering a graph costs."""
+    x = torch.randn(1, _FEATURES)
+    kernel_us = _kernel_us(_layers(1), x, rounds)
+    with fair_settings():
+        calls = {
+            "chain": compiled(OURS, _layers(_CHAIN)),
+            "one": compiled(OURS, _layers(1)),
+            "dense": compiled("inductor", _dense(1)),
+        }
+        timings = interleaved({name: _repeated(call, x) for name, call in calls.items()}, rounds=rounds)
+    chain, one, dense = (_scaled(timings[name], 1 / _REPEATS) for name in ("chain", "one", "dense"))
+    call = _scaled(_shifted(chain, -one.median_us), 1 / (_CHAIN - 1))
+    return Costs(kernel_us, call, _shifted(call, -kernel_us.median_us), one, dense)
+
+
+def rows(costs: Costs) -> list[Row]:
+    """The costs as rows of a results file."""
+    named = {
+        "kernel alone": costs.kernel,
+        "call in a graph": costs.call,
+        "call above kernel": costs.overhead,
+        "graph of one call": costs.graph,
+        "dense graph of one call": costs.dense_graph,
+    }
+    machine, date = Machine.here(), now()
+    return [
+        Row(
+            benchmark="dispatch",
+            op="linear",
+            shape=f"{_FEATURES}x{_FEATURES}",
+            dtype="fp32",
+            tokens=1,
+            block=32,
+            sparsity=0.0 if name.startswith("dense") else 0.5,
+            candidate=name,
+            median_us=timing.median_us,
+            p10_us=timing.p10_us,
+            p90_us=timing.p90_us,
+            rounds=timing.num_rounds,
+            layers=1,
+            weight_bytes=0,
+            error=None,
+            speedup=None,
+            limit_us=None,
+            limit_frac=None,
+            amdahl=None,
+            bandwidth_gb_s=None,
+            peak_gflop_s=None,
+            machine=machine,
+            date=date,
+        )
+        for name, timing in named.items()
+    ]
+
+
+_REPEATS = 50
+
+
+def _dense(num_layers: int) -> nn.Sequential:
+    layers = [nn.Linear(_FEATURES, _FEATURES, bias=False) for _ in range(num_layers)]
+    return nn.Sequential(*layers).eval().requires_grad_(False)
+
+
+def _layers(num_layers: int) -> nn.Module:
+    return pack_(sparsify_(_dense(num_layers), BlockSparse(block=32, sparsity=0.5, targets="all")))
+
+
+def _repeated(call: Callable[[Tensor], Tensor], x: Tensor) -> Callable[[], None]:
+    def many() -> None:
+        for _ in range(_REPEATS):
+            call(x)
+
+    return many
+
+
+def _kernel_us(model: nn.Module, x: Tensor, rounds: int) -> Timing:
+    """The kernel of one layer called again and again on the same addresses, less the way in and out of C."""
+    times: list[float] = []
+
+    def watched(entry: Callable[[int], None]) -> Callable[[int], None]:
+        def run(address: int) -> None:
+            for _ in range(rounds):
+                start = time.perf_counter_ns()
+                for _ in range(_REPEATS):
+                    entry(address)
+                times.append((time.perf_counter_ns() - start) / 1e3 / _REPEATS)
+
+        return run
+
+    with torch.no_grad(), _kernels_through(watched):
+        model(x)
+    return _shifted(Timing.of(times), -min(empty_call_us(), median(times)))
+
+
+@contextmanager
+def _kernels_through(watched: Callable[[Callable[[int], None]], Callable[[int], None]]) -> Iterator[None]:
+    """Every kernel that a call chooses inside the block runs through `watched`."""
+    find = kernels.kernel_for
+
+    def kernel_for(spec: Spec) -> Kernel:
+        kernel = find(spec)
+        return kernel if kernel.run is None else replace(kernel, run=watched(kernel.run))
+
+    launch.forget()
+    try:
+        with patch.object(kernels, "kernel_for", kernel_for):
+            yield
+    finally:
+        launch.forget()
+
+
+def _shifted(timing: Timing, by_us: float) -> Timing:
+    return replace(
+        timing, median_us=timing.median_us + by_us, p10_us=timing.p10_us + by_us, p90_us=timing.p90_us + by_us
+    )
+
+
+def _scaled(timing: Timing, by: float) -> Timing:
+    return replace(timing, median_us=timing.median_us * by, p10_us=timing.p10_us * by, p90_us=timing.p90_us * by)

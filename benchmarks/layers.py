@@ -1,0 +1,174 @@
+"""Layers to time: many independent ones in one graph, so that their weights come from memory and not from a cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from benchmarks.machine import l3_bytes
+from blast_compile import layout, reference
+from blast_compile.layers import SparseLayer
+from blast_compile.mask import BlockMask
+from blast_compile.surgery import BlockSparse, pack_, sparsify_
+
+_MIN_LAYERS = 6  # entering a compiled graph costs tens of microseconds, shared by its layers
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One product to time. shape: `(N, K)` of a linear layer; of a gated MLP, its hidden and its model size."""
+
+    op: Literal["linear", "gated_mlp"]
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    tokens: int
+    block: int
+
+    @property
+    def num_weights(self) -> int:
+        """Elements of all dense weights of a layer."""
+        return self.shape[0] * self.shape[1] * (3 if self.op == "gated_mlp" else 1)
+
+    @property
+    def outputs(self) -> int:
+        """Features of a result."""
+        return self.shape[1] if self.op == "gated_mlp" else self.shape[0]
+
+    def num_flops(self, sparsity: float) -> float:
+        """Operations on kept blocks."""
+        return 2 * self.tokens * self.num_weights * (1 - sparsity)
+
+    def num_bytes(self, weight_bytes: int) -> int:
+        """Bytes that must move: weights with their index, activations in and out."""
+        return weight_bytes + self.tokens * (self.shape[1] + self.outputs) * self.dtype.itemsize
+
+
+class GatedMlp(nn.Module):
+    """`down(silu(gate(x)) * up(x))`, the MLP of Llama."""
+
+    def __init__(self, hidden: int, features: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.gate = nn.Linear(features, hidden, bias=False, dtype=dtype)
+        self.up = nn.Linear(features, hidden, bias=False, dtype=dtype)
+        self.down = nn.Linear(hidden, features, bias=False, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: `[M, K]`."""
+        y: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
+        return y
+
+
+class Linear(nn.Module):
+    """One projection."""
+
+    def __init__(self, outputs: int, inputs: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.proj = nn.Linear(inputs, outputs, bias=False, dtype=dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: `[M, K]`."""
+        y: Tensor = self.proj(x)
+        return y
+
+
+class Stack(nn.Module):
+    """Independent layers, each with an input of its own.
+
+    Large results are consumed at once, as in a model, where the next layer takes them and their memory is used again:
+    one row of each is kept, chosen at the call, so that what is timed is also what is verified.
+    """
+
+    def __init__(self, layers: list[nn.Module], *, keeps_all: bool) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.keeps_all = keeps_all
+
+    def forward(self, x: Tensor, row: Tensor) -> list[Tensor]:
+        """x: `[L, M, K]`. row: int64 `[1]`. Results `[M, N]`, or `[1, N]` unless all rows are kept."""
+        results = []
+        for i, layer in enumerate(self.layers):
+            y = layer(x[i])
+            results.append(y if self.keeps_all else y.index_select(0, row))
+        return results
+
+
+def dense_stack(problem: Problem) -> Stack:
+    """Dense layers with more weights than twice L3."""
+    layer_bytes = problem.num_weights * problem.dtype.itemsize
+    return _stack(problem, [_dense_layer(problem) for _ in range(num_layers(layer_bytes))])
+
+
+def packed_stack(problem: Problem, sparsity: float) -> Stack:
+    """Packed layers with more kept blocks than twice L3; random masks, as magnitude gives for random weights."""
+    source = _dense_layer(problem)
+    first = _packed_layer(problem, source, sparsity)
+    rest = [_packed_layer(problem, source, sparsity) for _ in range(num_layers(tensor_bytes(first)) - 1)]
+    return _stack(problem, [first, *rest])
+
+
+def num_layers(layer_bytes: int) -> int:
+    """Layers that one pass must go through for its weights to exceed twice L3."""
+    return max(_MIN_LAYERS, 2 * l3_bytes() // max(layer_bytes, 1) + 1)
+
+
+def tensor_bytes(module: nn.Module) -> int:
+    """Bytes of parameters and buffers."""
+    return sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+
+
+def plain_twin(layer: nn.Module, problem: Problem, dtype: torch.dtype) -> nn.Module:
+    """A dense layer of the same values, in `dtype`, from the plain-torch reference."""
+    twin = _empty_layer(problem)
+    for name, child in layer.named_modules():
+        if isinstance(child, nn.Linear | SparseLayer):
+            weight = _reference_weight(child).to(dtype)
+            twin.get_submodule(name).weight = nn.Parameter(weight, requires_grad=False)
+    return twin
+
+
+def _reference_weight(layer: nn.Linear | SparseLayer) -> Tensor:
+    if isinstance(layer, nn.Linear) and not hasattr(layer, "block_index"):
+        return layer.weight.detach()
+    assert isinstance(layer, SparseLayer)
+    return reference.dense_weight(layer.weight.detach(), layer.block_index, *layer.shape, layer.block)
+
+
+def _stack(problem: Problem, layers: list[nn.Module]) -> Stack:
+    result_bytes = problem.tokens * problem.outputs * problem.dtype.itemsize
+    stack = Stack(layers, keeps_all=result_bytes <= 64 * 2**10)  # under malloc's threshold for fresh pages
+    return stack.eval().requires_grad_(False)
+
+
+def _empty_layer(problem: Problem) -> nn.Module:
+    with torch.device("meta"):
+        return (GatedMlp if problem.op == "gated_mlp" else Linear)(*problem.shape, problem.dtype)
+
+
+def _dense_layer(problem: Problem) -> nn.Module:
+    layer = _empty_layer(problem)
+    for linear in _linears(layer):
+        values = torch.randn(linear.weight.shape, dtype=torch.float32).mul_(linear.in_features**-0.5)
+        linear.weight = nn.Parameter(values.to(problem.dtype), requires_grad=False)
+    return layer
+
+
+def _packed_layer(problem: Problem, source: nn.Module, sparsity: float) -> nn.Module:
+    """Shares nothing with `source`, whose blocks it copies."""
+    layer, masks = _empty_layer(problem), {}
+    block = (problem.block, problem.block)
+    for name, linear in layer.named_modules():
+        if isinstance(linear, nn.Linear):
+            shape = (linear.out_features, linear.in_features)
+            linear.weight = nn.Parameter(source.get_parameter(f"{name}.weight").detach(), requires_grad=False)
+            scores = torch.rand(layout.grid(shape, block))
+            masks[name] = BlockMask.from_scores(scores, sparsity, shape, block)
+    return pack_(sparsify_(layer, BlockSparse(block=block, targets="all"), masks=masks))
+
+
+def _linears(module: nn.Module) -> Iterator[nn.Linear]:
+    return (child for child in module.modules() if isinstance(child, nn.Linear))

@@ -1,0 +1,91 @@
+"""The machine and the software that figures belong to."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+import blast_compile
+from blast_compile import compat, env
+from blast_compile.codegen import build
+
+ROOT = Path(__file__).parents[1]
+_CPUS = Path("/sys/devices/system/cpu")
+_UNKNOWN_L3_BYTES = 64 * 2**20  # where the system does not say
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What every row carries. commit: ends in `+changes` where tracked files differ from it."""
+
+    cpu: str
+    isa: str
+    l3_bytes: int
+    threads: int
+    torch: str
+    blast_compile: str
+    compiler: str
+    python: str
+    commit: str
+
+    @classmethod
+    def here(cls) -> Machine:
+        """The machine we run on, with as many threads as torch uses now."""
+        compiler = env.cxx()
+        return cls(
+            cpu=cpu_model(),
+            isa=env.isa() or compat.cpu_isa(),
+            l3_bytes=l3_bytes(),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            blast_compile=blast_compile.__version__,
+            compiler=build.compiler_version(compiler) if compiler else "none",
+            python=platform.python_version(),
+            commit=commit(),
+        )
+
+
+@cache
+def l3_bytes() -> int:
+    """Bytes of all last-level caches that the processors of this process can use."""
+    sizes = {}
+    for cpu in os.sched_getaffinity(0):
+        caches = {int((index / "level").read_text()): index for index in (_CPUS / f"cpu{cpu}/cache").glob("index*")}
+        if caches:
+            last = caches[max(caches)]
+            sizes[(last / "shared_cpu_list").read_text()] = _bytes((last / "size").read_text())
+    return sum(sizes.values()) or _UNKNOWN_L3_BYTES
+
+
+def cpu_model() -> str:
+    """The name that the processor gives itself."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or platform.machine())
+
+
+@cache
+def commit() -> str:
+    """The commit that is checked out, or "unknown" outside a repository."""
+    try:
+        head = _git("rev-parse", "--short=12", "HEAD")
+        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _bytes(size: str) -> int:
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    number, unit = size.strip()[:-1], size.strip()[-1]
+    return int(number) * units[unit] if unit in units else int(size)

@@ -1,0 +1,87 @@
+"""Tables of rows: for the terminal after a run, and in Markdown for the README."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+
+from rich.table import Table
+
+from benchmarks.candidates import OURS
+from benchmarks.rows import Row
+
+_NAMES = {"linear": "linear", "gated_mlp": "gated MLP", "prefill": "model, prefill", "decode": "model, decode"}
+
+
+def rich_table(rows: Sequence[Row]) -> Table:
+    """The candidates of one problem."""
+    first = rows[0]
+    title = f"{_NAMES[first.op]} {first.shape}, {first.dtype}, {first.tokens} tokens, block {first.block}"
+    table = Table(title=f"{title}, {first.machine.threads} threads", title_justify="left")
+    for name in ("candidate", "sparsity", "median", "10 % to 90 %", "over best dense", "of the limit", "error"):
+        table.add_column(name, justify="left" if name == "candidate" else "right", no_wrap=True)
+    has_bound = any(row.amdahl for row in rows)
+    if has_bound:
+        table.add_column("Amdahl allows", justify="right")
+    for row in rows:
+        cells = (
+            row.candidate,
+            f"{row.sparsity:.0%}",
+            _time(row.median_us),
+            f"{_time(row.p10_us)} to {_time(row.p90_us)}",
+            _ratio(row.speedup),
+            "" if row.limit_frac is None else f"{row.limit_frac:.0%}",
+            "" if row.error is None else f"{row.error:.1e}",
+        )
+        table.add_row(*cells, *([_ratio(row.amdahl)] if has_bound else []))
+    return table
+
+
+def markdown(rows: Iterable[Row]) -> str:
+    """One line a problem: best dense, and ours at each sparsity with its gain. Rows must be the latest ones."""
+    rows = [row for row in rows if row.op in _NAMES and (row.is_dense or row.candidate == OURS)]
+    if not rows:
+        return "No rows yet: run `python benchmarks/run.py cpu-linear`, `cpu-mlp` and `cpu-model`."
+    problems: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        problems[(*row.key[:-3], row.machine.threads)].append(row)
+    sparsities = sorted({row.sparsity for row in rows if row.candidate == OURS})
+    header = ["", "dtype", "tokens", "best dense", *(f"{sparsity:.0%} sparse" for sparsity in sparsities)]
+    lines = [header, ["---"] * len(header), *(_line(group, sparsities) for group in problems.values())]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n".join([table, "", *_sources(rows)])
+
+
+def _line(rows: Sequence[Row], sparsities: Iterable[float]) -> list[str]:
+    first, dense = rows[0], [row for row in rows if row.is_dense]
+    best = min(dense, key=lambda row: row.median_us, default=None)
+    cells = [f"{_NAMES[first.op]} {first.shape}", first.dtype, str(first.tokens)]
+    cells.append("-" if best is None else f"{_time(best.median_us)} ({best.candidate})")
+    ours = {row.sparsity: row for row in rows if row.candidate == OURS}
+    for sparsity in sparsities:
+        row = ours.get(sparsity)
+        if row is None:
+            cells.append("-")
+            continue
+        bound = f", of {_ratio(row.amdahl)} possible" if row.amdahl else ""
+        cells.append(f"{_time(row.median_us)}, **{_ratio(row.speedup)}**{bound}")
+    return cells
+
+
+def _sources(rows: Iterable[Row]) -> Iterator[str]:
+    """Where the figures come from, a line for each kind of run."""
+    seen = dict.fromkeys(
+        (row.benchmark, row.machine.cpu, row.machine.isa, row.machine.threads, row.machine.torch, row.machine.commit)
+        for row in rows
+    )
+    for benchmark, cpu, isa, threads, torch, commit in seen:
+        where = f"{cpu} ({isa}), {threads} threads, torch {torch}, commit {commit}"
+        yield f"- `python benchmarks/run.py {benchmark}`: {where}"
+
+
+def _time(us: float) -> str:
+    return f"{us:.1f} us" if us < 100 else f"{us:.0f} us" if us < 1000 else f"{us / 1000:.2f} ms"
+
+
+def _ratio(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.1f}x" if ratio >= 10 else f"{ratio:.2f}x"

@@ -1,0 +1,60 @@
+"""Right before fast: a candidate whose results are wrong is refused, never timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from benchmarks.layers import Problem, Stack, plain_twin
+
+_FLOAT32_BOUND = 1e-5
+_ROUNDING_FACTOR = 1.5  # of a 16-bit dense layer's own error: sums in another order, no worse precision
+_NUM_ROWS = 12
+
+Call = Callable[[Tensor, Tensor], list[Tensor]]
+
+
+class WrongResult(Exception):  # noqa: N818  # it is the finding of a benchmark, not a failure of it
+    """A candidate that differs from the reference by more than rounding."""
+
+
+def verify(name: str, call: Call, stack: Stack, problem: Problem, x: Tensor) -> float:
+    """The error of a candidate, as it will be timed, relative to float64 reference results; raises `WrongResult`.
+
+    call: the candidate, which computes what `stack` means. x: `[L, M, K]`. Checked are first, middle and last layer,
+    on rows spread over the tokens.
+    """
+    with torch.no_grad():
+        rows = sorted(set(torch.linspace(0, problem.tokens - 1, _NUM_ROWS).long().tolist()))
+        results = [call(x, torch.tensor([row])) for row in rows]
+        worst, worst_own = 0.0, 0.0
+        for i in sorted({0, len(stack.layers) // 2, len(stack.layers) - 1}):
+            got = torch.cat(
+                [
+                    result[i][row : row + 1] if stack.keeps_all else result[i]
+                    for row, result in zip(rows, results, strict=True)
+                ]
+            )
+            inputs, layer = x[i, rows], stack.layers[i]
+            truth = plain_twin(layer, problem, torch.float64)(inputs.double())
+            own = plain_twin(layer, problem, problem.dtype)(inputs)
+            worst, worst_own = max(worst, relative_error(got, truth)), max(worst_own, relative_error(own, truth))
+    check(name, worst, worst_own, problem.dtype)
+    return worst
+
+
+def check(name: str, error: float, own_error: float, dtype: torch.dtype) -> None:
+    """Raises `WrongResult` where an error exceeds that of plain torch in `dtype` by more than rounding."""
+    bound = _FLOAT32_BOUND if dtype == torch.float32 else _ROUNDING_FACTOR * own_error
+    if not error <= bound:  # NaN is not
+        raise WrongResult(f"{name}: expected a relative error of at most {bound:.2e}, got {error:.2e}; it is not timed")
+
+
+def relative_error(got: Tensor, truth: Tensor) -> float:
+    """Root mean square of the difference, over that of the truth."""
+    if got.shape != truth.shape:
+        return float("nan")
+    error = (got.double() - truth.double()).norm() / truth.double().norm().clamp_min(1e-300)
+    return float(error.item())
