@@ -88,14 +88,14 @@ class Match:
 
 def find_matches(graph: Graph) -> Iterator[Match]:
     """Every place of every pattern, in the order of `PATTERNS`; places may overlap."""
-    anchors = [node for node in graph.nodes if is_bare_linear(node)]
+    radius = max(pattern.radius for pattern in PATTERNS)
+    neighbourhoods = [_neighbourhood(node, radius) for node in graph.nodes if is_bare_linear(node)]
     for pattern in PATTERNS:
-        for anchor in anchors:
-            yield from _matches_at(pattern, anchor)
+        for around in neighbourhoods:
+            yield from _matches_in(around, pattern)
 
 
-def _matches_at(pattern: Pattern, anchor: Node) -> Iterator[Match]:
-    around = _neighbourhood(anchor, pattern.radius)
+def _matches_in(around: nx.DiGraph[Node], pattern: Pattern) -> Iterator[Match]:
     if around.number_of_nodes() < pattern.graph.number_of_nodes():
         return
     matcher = DiGraphMatcher(around, pattern.graph, node_match=lambda here, wanted: here == wanted)

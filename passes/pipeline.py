@@ -42,6 +42,8 @@ def run(gm: GraphModule, passes: Iterable[Pass]) -> bool:
                 f"{type(error).__name__}: {error}; report this, and use fallback='dense' meanwhile"
             ) from error
         done.append(step.name)
+    if changed:
+        gm.recompile()
     for nested in nested_graphs(gm).values():
         changed |= run(nested, passes)
     return changed
@@ -51,8 +53,6 @@ def _run_one(gm: GraphModule, step: Pass) -> bool:
     before, start = _operations(gm.graph), time.perf_counter()
     changed = step.run(gm.graph)
     gm.graph.lint()
-    if changed:
-        gm.recompile()
     elapsed_ms = (time.perf_counter() - start) * 1e3
     debug(
         2,
