@@ -40,12 +40,14 @@ class CpuConfig:
     """The tunable numbers of a CPU kernel.
 
     token_tile: tokens of a register tile, at most. vectors: vectors of outputs of a register tile. panel_bytes:
-    activations that a task goes over, to stay in a core's L2. span: tokens between two barriers.
+    activations that a task goes over, to stay in a core's L2. row_group: block rows that go over a tile of tokens
+    together. span: tokens between two barriers.
     """
 
     token_tile: int
     vectors: int
-    panel_bytes: int = 512 * 1024
+    panel_bytes: int
+    row_group: int = 4
     span: int = 512
 
 
@@ -73,8 +75,12 @@ def supports(spec: Spec) -> bool:
 
 
 def default_config(spec: Spec) -> CpuConfig:
-    """Fills the register file: 12 x 2 sums, two weights and an activation in 32 registers, or 6 x 2 in 16."""
-    return CpuConfig(token_tile=12 if _isa(spec).startswith("avx512") else 6, vectors=2)
+    """Fills the register file: 12 x 2 sums, two weights and an activation in 32 registers, or 6 x 2 in 16.
+
+    Where blocks are gathered, each gathering serves more tokens. All by `benchmarks/run.py cpu-linear`.
+    """
+    token_tile = 12 if _isa(spec).startswith("avx512") else 6
+    return CpuConfig(token_tile, vectors=2, panel_bytes=(1 if _is_direct(spec) else 4) * 1024 * 1024)
 
 
 def generate(spec: Spec, config: CpuConfig | None = None) -> str:
@@ -97,7 +103,7 @@ def generate(spec: Spec, config: CpuConfig | None = None) -> str:
             config=config or default_config(spec),
             avx512=isa.startswith("avx512"),
             native_bf16=isa == "avx512_bf16",
-            pairs=pairs,
+            pairs=_has_pairs(spec),
             vector_length=_VECTOR_LENGTHS[isa],
             x_type=_TYPES[spec.dtype],
             weight_type=_TYPES[spec.weight_dtype],
@@ -107,9 +113,21 @@ def generate(spec: Spec, config: CpuConfig | None = None) -> str:
             stages=stages,
             packed=spec.layout == "packed",
             transposed=transposed,
-            direct=spec.layout == "packed" and not transposed and not (pairs and spec.weight_dtype == "float32"),
+            direct=_is_direct(spec),
         )
     )
+
+
+def _has_pairs(spec: Spec) -> bool:
+    """Whether a multiply-add takes two neighbouring bf16 values; the contraction's edge must then be even."""
+    edge = {"input_grad": spec.block[0], "weight_grad": 2}.get(spec.op, spec.block[1])
+    return _isa(spec) == "avx512_bf16" and spec.dtype == "bfloat16" and edge % 2 == 0
+
+
+def _is_direct(spec: Spec) -> bool:
+    """Whether blocks are read where they lie; others are gathered into scratch first."""
+    in_place = spec.layout == "packed" and spec.op != "input_grad"
+    return in_place and not (_has_pairs(spec) and spec.weight_dtype == "float32")
 
 
 def _isa(spec: Spec) -> str:
