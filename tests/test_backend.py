@@ -258,6 +258,11 @@ def test_bad_options_list_the_good_ones(options: dict[str, str]) -> None:
     assert good[next(iter(options))] in str(raised.value)
 
 
+def test_bad_options_are_shown_through_torch_compile() -> None:
+    with pytest.raises(Exception, match=r"OptionsError: expected options among delegate, fallback, got 'delegat'"):
+        compiled(sparse_net(), delegat="eager")(x_of(3, 8))
+
+
 def test_modes_reach_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
     model, x, seen = sparse_net(), x_of(3, 8), []
     from torch._inductor import compile_fx
