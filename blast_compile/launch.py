@@ -50,7 +50,7 @@ def _product(op: Op, arguments: tuple[Any, ...]) -> Tensor | None:
     plan = _plans.get(key)
     if plan is None:
         plan = _plans[key] = plans.plan(op, arguments)
-    y = x.new_empty((*x.shape[:-1], plan.constants[-1][2]))
+    y: Tensor = x.new_empty((*x.shape[:-1], plan.constants[-1][2]))
     if plan.run is None or not y.numel() or (residual is not None and not _is_like(residual, y)):
         return None
     rows = x if x.is_contiguous() else _rows(x)

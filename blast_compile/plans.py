@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +68,8 @@ class Plan:
         return self.kernel.run
 
 
-class _Layer(NamedTuple):
+@dataclass(frozen=True)
+class _Layer:
     weight: Tensor
     index: Tensor
     bias: Tensor | None
@@ -85,10 +86,10 @@ def plan(op: Op, arguments: Sequence[Any]) -> Plan:
     signature, x = SIGNATURES[op], arguments[0]
     layers = _layers(op, arguments)
     residual = signature.has_residual and arguments[signature.end_of_layers] is not None
-    block, activation = (arguments[-1], "identity") if op == "input_grad" else (arguments[-2], arguments[-1])
+    block = arguments[-1] if op == "input_grad" else arguments[-2]
     for layer in layers:
         _check(x, layer, block)
-    epilogues = _epilogues(op, tuple(layer.bias is not None for layer in layers), residual, activation)
+    epilogues = _epilogues(op, tuple(layer.bias is not None for layer in layers), residual, arguments[-1])
     kernel = _choose(op, x, layers, block, epilogues)
     return Plan(kernel, tuple(_constants(layer, op == "input_grad") for layer in layers))
 
@@ -142,6 +143,7 @@ def _choose(op: Op, x: Tensor, layers: Sequence[_Layer], block: Block, epilogues
 
 
 def _epilogues(op: Op, biases: tuple[bool, ...], residual: bool, activation: Activation) -> tuple[Epilogue, ...]:
+    """Those of a forward product; gradients have none."""
     match op:
         case "linear":
             return (Epilogue(activation, bias=biases[0], residual=residual),)
@@ -156,20 +158,20 @@ def _epilogues(op: Op, biases: tuple[bool, ...], residual: bool, activation: Act
 
 
 def _constants(layer: _Layer, transposed: bool) -> tuple[int, ...]:
-    weight, index, _, N, K = layer
+    weight, index = layer.weight, layer.index
     num_blocks = weight.shape[0] if weight.dim() == 3 else index.numel() - index.shape[0]
-    outputs, contractions = (K, N) if transposed else (N, K)
+    outputs, contractions = (layer.K, layer.N) if transposed else (layer.N, layer.K)
     return (*weight.stride()[:2], outputs, contractions, num_blocks)
 
 
 def _is_readable(layer: _Layer) -> bool:
-    weight, index, bias, *_ = layer
+    weight, index, bias = layer.weight, layer.index, layer.bias
     by_rows = weight.is_contiguous() if weight.dim() == 3 else 1 in weight.stride()
     return by_rows and index.is_contiguous() and (bias is None or bias.is_contiguous())
 
 
 def _check(x: Tensor, layer: _Layer, block: Block) -> None:
-    weight, index, bias, N, K = layer
+    weight, index, bias, N, K = layer.weight, layer.index, layer.bias, layer.N, layer.K
     if x.dtype != weight.dtype and not (weight.dtype == torch.float32 and x.dtype in DTYPES):
         raise DtypeError(f"expected an input of the weight's dtype {weight.dtype}, got {x.dtype}; convert one of them")
     if bias is not None and bias.dtype != weight.dtype:

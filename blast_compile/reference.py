@@ -82,7 +82,7 @@ def input_grad(grad: Tensor, weight: Tensor, index: Tensor, in_features: int, bl
 
 
 def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Block) -> Tensor:
-    """`grad.T @ x` on the kept blocks, zeros elsewhere, in the form, strides and dtype of `weight`, whose values are unread."""
+    """`grad.T @ x` on the kept blocks, zeros elsewhere, in form, strides and dtype of `weight`; its values are unread."""
     dense = grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
     shape = (dense.shape[0], dense.shape[1])
     kept = layout.kept_blocks(index, layout.grid(shape, block))

@@ -19,7 +19,7 @@ _ISA_FLAGS = {
     "portable": (),
 }
 # -fopenmp names libgomp by the soname that torch has loaded already, so the process keeps one OpenMP runtime.
-_FLAGS = ("-O3", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-w")
+_FLAGS = ("-O2", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-w")
 _TIMEOUT_S = 300
 
 

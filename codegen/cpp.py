@@ -88,9 +88,6 @@ def generate(spec: Spec, config: CpuConfig | None = None) -> str:
     isa, (bn, bk) = _isa(spec), spec.block
     transposed = spec.op == "input_grad"
     contraction_edge, output_edge = (bn, bk) if transposed else (bk, bn)
-    pairs = (
-        isa == "avx512_bf16" and spec.dtype == "bfloat16" and (contraction_edge % 2 == 0 or spec.op == "weight_grad")
-    )
     epilogues = spec.epilogues or (Epilogue(),)
     names = ("Hidden", "Output")[-len(epilogues) :]
     stages = [_Stage(name, e, name == "Hidden") for name, e in zip(names, epilogues, strict=True)]
