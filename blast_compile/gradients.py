@@ -1,7 +1,8 @@
 """Gradients of the operators, each in terms of two products: `input_grad` and `weight_grad`.
 
 Hidden activations are recomputed, not stored: an MLP saves its inputs alone, at the price of one more product over
-kept blocks. Whoever changes a formula here raises `ABI`: torch's compile caches keep the old formula otherwise.
+kept blocks. The two products have gradients themselves, so a gradient may be differentiated again. Whoever changes a
+formula here raises `ABI`: torch's compile caches keep the old formula otherwise.
 """
 
 from __future__ import annotations
@@ -28,12 +29,20 @@ class Formula:
     backward: Callable[..., Any]
 
 
+def _silu_grad(grad: Tensor, z: Tensor) -> Tensor:
+    if not torch.is_grad_enabled():
+        dz: Tensor = aten.silu_backward(grad, z)
+        return dz
+    sigmoid = torch.sigmoid(z)  # aten.silu_backward has no gradient itself
+    return grad * sigmoid * (1 + z * (1 - sigmoid))
+
+
 _ACTIVATION_GRADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "identity": lambda grad, _z: grad,
     "relu": lambda grad, z: aten.threshold_backward(grad, z, 0),
     "gelu": lambda grad, z: aten.gelu_backward(grad, z),
     "gelu_tanh": lambda grad, z: aten.gelu_backward(grad, z, approximate="tanh"),
-    "silu": lambda grad, z: aten.silu_backward(grad, z),
+    "silu": _silu_grad,
 }
 
 
@@ -49,21 +58,28 @@ class _Layer:
     needs_bias: bool
 
     def forward(self, x: Tensor, out_features: int) -> Tensor:
-        op: Callable[..., Tensor] = torch.ops.blast.linear.nograd
+        op = _overload(torch.ops.blast.linear)
         return op(x, self.weight, self.index, self.bias, None, out_features, self.block, "identity", ABI)
 
     def input_grad(self, grad: Tensor, in_features: int) -> Tensor:
-        op: Callable[..., Tensor] = torch.ops.blast.input_grad.nograd
+        op = _overload(torch.ops.blast.input_grad)
         return op(grad, self.weight, self.index, in_features, self.block, ABI)
 
     def parameter_grads(self, grad: Tensor, x: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
         """Gradients of weight, index and bias, in the order in which an op takes them."""
         weight = bias = None
         if self.needs_weight:
-            weight = torch.ops.blast.weight_grad.nograd(grad, x, self.weight, self.index, self.block, ABI)
+            op = _overload(torch.ops.blast.weight_grad)
+            weight = op(grad, x, self.weight, self.index, self.block, ABI)
         if self.needs_bias and self.bias is not None:
             bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=self.bias.dtype)
         return weight, None, bias
+
+
+def _overload(op: Any) -> Callable[..., Tensor]:
+    """Inside a backward pass autograd is wanted only for gradients of gradients (`create_graph=True`)."""
+    overload: Callable[..., Tensor] = op.default if torch.is_grad_enabled() else op.nograd
+    return overload
 
 
 def _save(num_saved: int, first_constant: int) -> Callable[..., None]:
@@ -76,15 +92,16 @@ def _save(num_saved: int, first_constant: int) -> Callable[..., None]:
     return setup
 
 
-def _layer(ctx: Any, first: int) -> _Layer:
+def _layer(ctx: Any, saved: Sequence[Any], first: int) -> _Layer:
     """The layer whose weight is argument `first` of the op."""
-    weight, index, bias = ctx.saved_tensors[first : first + 3]
+    weight, index, bias = saved[first : first + 3]
     wanted = ctx.needs_input_grad
     return _Layer(weight, index, bias, tuple(ctx.constants[-3]), wanted[first], wanted[first + 2])
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, layer = ctx.saved_tensors[0], _layer(ctx, 1)
+    saved = ctx.saved_tensors  # once: activation checkpointing allows no second time
+    x, layer = saved[0], _layer(ctx, saved, 1)
     out_features, _block, activation, _abi = ctx.constants
     dz = grad
     if activation != "identity":
@@ -105,7 +122,8 @@ def _gated_hidden_backward(
 
 
 def _gated_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, gate, up = ctx.saved_tensors[0], _layer(ctx, 1), _layer(ctx, 4)
+    saved = ctx.saved_tensors
+    x, gate, up = saved[0], _layer(ctx, saved, 1), _layer(ctx, saved, 4)
     out_features, _block, activation, _abi = ctx.constants
     gate_z, up_z = gate.forward(x, out_features), up.forward(x, out_features)
     grads = _gated_hidden_backward(x, gate, up, gate_z, up_z, grad, activation, ctx.needs_input_grad[0])
@@ -113,7 +131,8 @@ def _gated_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _mlp_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, up, down = ctx.saved_tensors[0], _layer(ctx, 1), _layer(ctx, 4)
+    saved = ctx.saved_tensors
+    x, up, down = saved[0], _layer(ctx, saved, 1), _layer(ctx, saved, 4)
     hidden_features, _out_features, _block, activation, _abi = ctx.constants
     z = up.forward(x, hidden_features)
     down_grads = down.parameter_grads(grad, reference.ACTIVATIONS[activation](z))
@@ -124,7 +143,8 @@ def _mlp_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _gated_mlp_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, gate, up, down = ctx.saved_tensors[0], _layer(ctx, 1), _layer(ctx, 4), _layer(ctx, 7)
+    saved = ctx.saved_tensors
+    x, gate, up, down = saved[0], _layer(ctx, saved, 1), _layer(ctx, saved, 4), _layer(ctx, saved, 7)
     hidden_features, _out_features, _block, activation, _abi = ctx.constants
     gate_z, up_z = gate.forward(x, hidden_features), up.forward(x, hidden_features)
     down_grads = down.parameter_grads(grad, reference.ACTIVATIONS[activation](gate_z) * up_z)
@@ -134,9 +154,27 @@ def _gated_mlp_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return *grads, *down_grads, residual, None, None, None, None, None
 
 
+def _input_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    output_grad, weight, index = ctx.saved_tensors
+    layer = _Layer(weight, index, None, tuple(ctx.constants[-2]), ctx.needs_input_grad[1], False)
+    d_output_grad = layer.forward(grad, output_grad.shape[-1]) if ctx.needs_input_grad[0] else None
+    d_weight, *_ = layer.parameter_grads(output_grad, grad)
+    return d_output_grad, d_weight, None, None, None, None
+
+
+def _weight_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    output_grad, x, _, index = ctx.saved_tensors
+    layer = _Layer(grad, index, None, tuple(ctx.constants[-2]), False, False)  # its weight is the incoming gradient
+    d_output_grad = layer.forward(x, output_grad.shape[-1]) if ctx.needs_input_grad[0] else None
+    dx = layer.input_grad(output_grad, x.shape[-1]) if ctx.needs_input_grad[1] else None
+    return d_output_grad, dx, None, None, None, None
+
+
 FORMULAS = {
     "linear": Formula(_save(4, 5), _linear_backward),
     "gated_linear": Formula(_save(7, 7), _gated_linear_backward),
     "mlp": Formula(_save(7, 8), _mlp_backward),
     "gated_mlp": Formula(_save(10, 11), _gated_mlp_backward),
+    "input_grad": Formula(_save(3, 3), _input_grad_backward),
+    "weight_grad": Formula(_save(4, 4), _weight_grad_backward),
 }

@@ -58,7 +58,8 @@ def _autocast(op: OpOverload, device: str) -> Callable[..., Tensor]:
 
     def call(x: Tensor, *args: Any) -> Tensor:
         with compat.without_autocast(device):
-            y: Tensor = op(x.to(torch.get_autocast_dtype(device)) if x.is_floating_point() else x, *args)
+            is_cast = x.is_floating_point() and x.dtype != torch.float64  # as torch's own linear does
+            y: Tensor = op(x.to(torch.get_autocast_dtype(device)) if is_cast else x, *args)
         return y
 
     return call
@@ -70,13 +71,12 @@ def _register(name: Op, schema: str) -> None:
         _lib.define(full_name + schema, tags=(torch.Tag.needs_exact_strides,))  # type: ignore[no-untyped-call]
         _lib.impl(full_name, _implementation(name), "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"blast::{full_name}", _fake(name), lib=_lib)
-        if name in gradients.FORMULAS:
+        if name not in ("input_grad", "weight_grad"):
             op = getattr(getattr(torch.ops.blast, name), overload)
             for device in ("cpu", "cuda"):
                 _lib.impl(full_name, _autocast(op, device), f"Autocast{device.upper()}")  # type: ignore[no-untyped-call]
-    if name in gradients.FORMULAS:
-        formula = gradients.FORMULAS[name]
-        torch.library.register_autograd(f"blast::{name}", formula.backward, setup_context=formula.setup, lib=_lib)
+    formula = gradients.FORMULAS[name]
+    torch.library.register_autograd(f"blast::{name}", formula.backward, setup_context=formula.setup, lib=_lib)
 
 
 for _name, _schema in SCHEMAS.items():
