@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ Baseline = Literal["eager", "inductor", "max-autotune"]
 BASELINES: tuple[Baseline, ...] = ("eager", "inductor", "max-autotune")
 OURS = "blast"
 
-_COMPILERS: Mapping[str, dict[str, Any]] = {
+_COMPILERS: dict[str, dict[str, Any]] = {
     "inductor": {"backend": "inductor"},
     "max-autotune": {"backend": "inductor", "mode": "max-autotune"},
     OURS: {"backend": "blast"},
@@ -37,6 +38,10 @@ def compile_settings(name: str) -> dict[str, Any]:
 def fair_settings() -> Iterator[None]:
     """The same for every candidate: no gradients, frozen weights, room for all compiled graphs, none from before."""
     torch.compiler.reset()
-    with torch.no_grad(), compat.frozen_weights(), torch._dynamo.config.patch(recompile_limit=64):
+    with ExitStack() as settings:
+        settings.enter_context(torch.no_grad())
+        settings.enter_context(compat.frozen_weights())
+        settings.enter_context(torch._dynamo.config.patch(recompile_limit=64))
+        settings.enter_context(patch("torch._inductor.select_algorithm.PRINT_AUTOTUNE", False))
         yield
     torch.compiler.reset()

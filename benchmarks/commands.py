@@ -162,7 +162,6 @@ def _layers(op: Literal["linear", "gated_mlp"], name: str, chosen: Settings) -> 
 @contextmanager
 def _machine(threads: int) -> Iterator[limits.Limits]:
     """Sets the threads, measures what the machine can do at best, and says so."""
-    os.environ.setdefault("TORCHINDUCTOR_MAX_AUTOTUNE_REPORT_CHOICES_STATS", "0")
     torch.set_num_threads(threads)
     if (load := os.getloadavg()[0]) > _BUSY:
         console.print(f"others use this machine (load {load:.1f}): what follows is noise", style="yellow")

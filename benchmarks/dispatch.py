@@ -122,13 +122,14 @@ def _kernel_us(model: nn.Module, x: Tensor, rounds: int) -> Timing:
     """The kernel of one layer called again and again on the same addresses, less the way in and out of C."""
     times: list[float] = []
 
-    def watched(entry: Callable[[int], None]) -> Callable[[int], None]:
-        def run(address: int) -> None:
+    def watched(entry: Callable[[int], int]) -> Callable[[int], int]:
+        def run(address: int) -> int:
             for _ in range(rounds):
                 start = time.perf_counter_ns()
                 for _ in range(_REPEATS):
-                    entry(address)
+                    status = entry(address)
                 times.append((time.perf_counter_ns() - start) / 1e3 / _REPEATS)
+            return status
 
         return run
 
@@ -138,7 +139,7 @@ def _kernel_us(model: nn.Module, x: Tensor, rounds: int) -> Timing:
 
 
 @contextmanager
-def _kernels_through(watched: Callable[[Callable[[int], None]], Callable[[int], None]]) -> Iterator[None]:
+def _kernels_through(watched: Callable[[Callable[[int], int]], Callable[[int], int]]) -> Iterator[None]:
     """Every kernel that a call chooses inside the block runs through `watched`."""
     find = kernels.kernel_for
 

@@ -52,7 +52,7 @@ def empty_call_us() -> float:
 
 
 @cache
-def probe() -> Callable[[int], None]:
+def probe() -> Callable[[int], int]:
     """The compiled `probe.cpp`."""
     isa = env.isa() or compat.cpu_isa()
     with tempfile.TemporaryDirectory(prefix="blast-probe-") as folder:
@@ -75,7 +75,7 @@ def _rate(what: int, threads: int) -> float:
     return threads * _STEPS * result[1] / seconds
 
 
-def _best(call: Callable[[], None]) -> float:
+def _best(call: Callable[[], object]) -> float:
     """Seconds of the fastest of several calls, after one that is not timed."""
     call()
     seconds = []

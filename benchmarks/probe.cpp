@@ -61,18 +61,20 @@ typedef uint64_t Words __attribute__((vector_size(64)));
 
 static uint64_t read(const Words* words, int64_t count) {
     Words sums[4] = {};
-    for (int64_t i = 0; i + 4 <= count; i += 4)
+    for (int64_t i = 0; i + 4 <= count; i += 4) {
+#pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) sums[j] += words[i + j];
+    }
     Words total = sums[0] + sums[1] + sums[2] + sums[3];
     return total[0] + total[3] + total[5];
 }
 
 // READ: reads `size` bytes at `address`. FMA_*: `size` steps a thread. Writes to `address` the result and, behind it,
 // the floating-point operations of a step.
-extern "C" void blast_run(const int64_t* arguments) {
+extern "C" int blast_run(const int64_t* arguments) {
     const int64_t what = arguments[0], size = arguments[3];
     const int threads = int(arguments[1]);
-    if (what == NOTHING) return;
+    if (what == NOTHING) return 0;
     if (what == READ) {
         const Words* words = reinterpret_cast<const Words*>(arguments[2]);
         const int64_t part = size / int64_t(sizeof(Words)) / threads;
@@ -81,7 +83,7 @@ extern "C" void blast_run(const int64_t* arguments) {
         for (int thread = 0; thread < threads; ++thread) total += read(words + thread * part, part);
         volatile uint64_t sink = total;
         (void)sink;
-        return;
+        return 0;
     }
     double* out = reinterpret_cast<double*>(arguments[2]);
     double total = 0;
@@ -90,4 +92,5 @@ extern "C" void blast_run(const int64_t* arguments) {
         total += what == FMA_BF16 ? multiply_bf16(size, 0.5f) : multiply_floats(size, 0.5f);
     out[0] = total;
     out[1] = 2.0 * SUMS * int(sizeof(Vector) / sizeof(float)) * (what == FMA_BF16 ? BF16_PRODUCTS : 1);
+    return 0;
 }
