@@ -22,10 +22,10 @@ class Size:
     decoding. rounds, seconds: timed runs of each candidate, at least, and for how long in all.
     """
 
-    hidden: int = 1024
-    intermediate: int = 4096
-    layers: int = 10
-    heads: int = 8
+    hidden: int = 1792
+    intermediate: int = 7168
+    layers: int = 3
+    heads: int = 14
     kv_heads: int = 2
     prompt: int = 512
     windows: int = 4
