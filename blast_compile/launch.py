@@ -15,6 +15,7 @@ from torch import Tensor
 
 from blast_compile import kernels, plans, reference
 from blast_compile.codegen.spec import Op
+from blast_compile.errors import LayerError
 from blast_compile.kernels import Kernel
 from blast_compile.plans import SIGNATURES, Plan
 
@@ -22,7 +23,10 @@ _plans: dict[tuple[Any, ...], Plan] = {}
 
 
 def run(op: Op, *arguments: Any) -> Tensor:
-    """The result of an op; arguments as in `reference.py`. Raises as `plans.plan` does."""
+    """The result of an op; arguments as in `reference.py`.
+
+    Raises as `plans.plan` does, `LayerError` on an unlike residual, and `MaskError` where an index is damaged.
+    """
     y = _weight_grad(*arguments) if op == "weight_grad" else _product(op, arguments)
     if y is None:
         plain: Callable[..., Tensor] = getattr(reference, op)
@@ -51,7 +55,12 @@ def _product(op: Op, arguments: tuple[Any, ...]) -> Tensor | None:
     if plan is None:
         plan = _plans[key] = plans.plan(op, arguments)
     y: Tensor = x.new_empty((*x.shape[:-1], plan.constants[-1][2]))
-    if plan.run is None or not y.numel() or (residual is not None and not _is_like(residual, y)):
+    if residual is not None and (residual.shape != y.shape or residual.dtype != y.dtype):
+        raise LayerError(
+            f"expected a residual like the result, {y.dtype} of shape {tuple(y.shape)}, got {residual.dtype} of shape "
+            f"{tuple(residual.shape)}; add it after the operator instead"
+        )
+    if plan.run is None or not y.numel():
         return None
     rows = x if x.is_contiguous() else _rows(x)
     if residual is not None:
@@ -68,7 +77,8 @@ def _product(op: Op, arguments: tuple[Any, ...]) -> Tensor | None:
         bias = arguments[at + 2] if signature.has_bias else None
         numbers += (arguments[at].data_ptr(), arguments[at + 1].data_ptr(), 0 if bias is None else bias.data_ptr())
         numbers += of_layer
-    _start(plan.run, numbers)
+    if _start(plan.run, numbers):
+        raise plans.damage(op, arguments)
     return y
 
 
@@ -81,17 +91,14 @@ def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: 
     (tokens, N), K, num_blocks = grad.shape, x.shape[1], plan.constants[0][-1]
     numbers = [torch.get_num_threads(), tokens, grad.data_ptr(), grad.stride(0), N, x.data_ptr(), x.stride(0), K]
     numbers += (-(-N // block[0]), num_blocks, index.data_ptr(), out.data_ptr(), *out.stride()[:2])
-    _start(plan.run, numbers)
+    if _start(plan.run, numbers):
+        raise plans.damage_weight_grad(grad, x, weight, index, block)
     return out
 
 
-def _start(kernel: Callable[[int], None], numbers: list[int]) -> None:
+def _start(kernel: Callable[[int], int], numbers: list[int]) -> int:
     memory = array("q", numbers)
-    kernel(memory.buffer_info()[0])
-
-
-def _is_like(residual: Tensor, y: Tensor) -> bool:
-    return residual.shape == y.shape and residual.dtype == y.dtype
+    return kernel(memory.buffer_info()[0])
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.op_cases import FORMS, SOME, Case, Form, OpName, check, make_call
+from blast_compile.errors import BlastError, LayerError
+from tests.op_cases import FORMS, SOME, Call, Case, Form, OpName, check, make_call
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads")
 some_cases = pytest.mark.parametrize("case", SOME, ids=str)
@@ -92,6 +93,52 @@ def test_strided_biases(case: Case) -> None:
             assert layer.bias is not None
             layer.bias = _every_second_feature(layer.bias)
         check(call.run(), call)
+
+
+@some_cases
+@pytest.mark.parametrize("change", [lambda r: r.double(), lambda r: r[:1], lambda r: r[None]])
+def test_residuals_unlike_the_result_are_refused(case: Case, change: Callable[[Tensor], Tensor]) -> None:
+    call = make_call(replace(case, op="mlp", residual=True), (3,))
+    assert call.residual is not None
+    call.residual = change(call.residual)
+    with pytest.raises(LayerError, match=r"expected a residual like the result, .* shape \(3, 115\), got"):
+        call.run()
+
+
+def _float16_weight(call: Call) -> None:
+    call.layers[0].operand = call.layers[0].operand.half()
+
+
+def _long_index(call: Call) -> None:
+    call.layers[0].index = call.layers[0].index.long()
+
+
+def _short_index(call: Call) -> None:
+    call.layers[0].index = call.layers[0].index[:-1]
+
+
+def _short_bias(call: Call) -> None:
+    assert call.layers[0].bias is not None
+    call.layers[0].bias = call.layers[0].bias[1:]
+
+
+def _wide_input(call: Call) -> None:
+    call.x = torch.cat([call.x, call.x], dim=-1)
+
+
+def _integers(call: Call) -> None:
+    call.x = call.x.to(torch.int64)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("spoil", [_float16_weight, _long_index, _short_index, _short_bias, _wide_input, _integers])
+def test_tensors_that_do_not_fit_are_refused(form: Form, spoil: Callable[[Call], None]) -> None:
+    if spoil is _wide_input and form == "packed":
+        pytest.skip("packed values do not say how many inputs they stand for; the layer's forward does")
+    call = make_call(Case("gated_linear", form=form, block=(4, 4)), (3,))
+    spoil(call)
+    with pytest.raises(BlastError, match="expected"):
+        call.run()
 
 
 @pytest.mark.parametrize("op", ["gated_linear", "mlp", "gated_mlp"])
