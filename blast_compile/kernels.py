@@ -21,7 +21,7 @@ class Kernel:
     """What serves a spec: `run` takes the address of int64 arguments; without it the reference runs, for `reason`."""
 
     name: str
-    run: Callable[[int], None] | None = None
+    run: Callable[[int], int] | None = None
     reason: str = ""
 
 

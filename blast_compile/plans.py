@@ -15,7 +15,7 @@ from torch import Tensor
 
 from blast_compile import kernels, layout
 from blast_compile.codegen.spec import Activation, Dtype, Epilogue, Op, Spec
-from blast_compile.errors import DtypeError, LayerError
+from blast_compile.errors import DtypeError, LayerError, MaskError
 from blast_compile.kernels import Kernel
 from blast_compile.layout import Block
 
@@ -63,7 +63,7 @@ class Plan:
     constants: tuple[tuple[int, ...], ...] = ()
 
     @property
-    def run(self) -> Callable[[int], None] | None:
+    def run(self) -> Callable[[int], int] | None:
         """The kernel's entry point, or None where the reference runs."""
         return self.kernel.run
 
@@ -103,16 +103,36 @@ def plan_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, blo
     return Plan(_choose("weight_grad", x, [layer], block, ()), (_constants(layer, False),))
 
 
+def damage(op: Op, arguments: Sequence[Any]) -> MaskError:
+    """What is wrong with the values of an index that a kernel refused."""
+    block = arguments[-1] if op == "input_grad" else arguments[-2]
+    return _damage(op, _layers(op, arguments), block)
+
+
+def damage_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Block) -> MaskError:
+    """The same for a weight gradient."""
+    return _damage("weight_grad", [_Layer(weight, index, None, grad.shape[-1], x.shape[-1])], block)
+
+
+def _damage(op: Op, layers: Sequence[_Layer], block: Block) -> MaskError:
+    for number, layer in enumerate(layers, 1):
+        try:
+            layout.kept_blocks(layer.index, layout.grid((layer.N, layer.K), (block[0], block[1])))
+        except MaskError as error:
+            return MaskError(f"layer {number} of {op}, of shape [{layer.N}, {layer.K}]: {error}")
+    return MaskError(f"expected an index of {op} to stay as it is while its kernel runs; edit it between calls")
+
+
 def _layers(op: Op, arguments: Sequence[Any]) -> list[_Layer]:
     """The layers of a call, with N outputs and K inputs each."""
     first = SIGNATURES[op].first_constant
     K = arguments[0].shape[-1]
     if op == "input_grad":
-        return [_Layer(*arguments[1:3], None, K, arguments[first])]
+        return [_Layer(arguments[1], arguments[2], None, K, arguments[first])]
     sizes = {"linear": [K], "gated_linear": [K, K], "mlp": [K, arguments[first]], "gated_mlp": [K, K, arguments[first]]}
     outputs = [arguments[first]] * (len(sizes[op]) - 1) + [arguments[-3]]
     return [
-        _Layer(*arguments[at : at + 3], N, K)
+        _Layer(arguments[at], arguments[at + 1], arguments[at + 2], N, K)
         for at, N, K in zip(SIGNATURES[op].weights, outputs, sizes[op], strict=True)
     ]
 

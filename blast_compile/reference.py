@@ -82,10 +82,11 @@ def input_grad(grad: Tensor, weight: Tensor, index: Tensor, in_features: int, bl
 
 
 def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Block) -> Tensor:
-    """`grad.T @ x` on the kept blocks, zeros elsewhere, in form, strides and dtype of `weight`; its values are unread."""
+    """`grad.T @ x` on kept blocks, zeros elsewhere, in form, strides and dtype of `weight`, whose values are unread."""
     dense = grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
     shape = (dense.shape[0], dense.shape[1])
     kept = layout.kept_blocks(index, layout.grid(shape, block))
     if weight.dim() == 3:
-        return layout.pack(dense, kept, block).to(weight.dtype)
+        blocks = layout.pack(dense, kept, block).to(weight.dtype)
+        return F.pad(blocks, (0, 0, 0, 0, 0, weight.shape[0] - blocks.shape[0]))  # spare blocks have no gradient
     return torch.empty_like(weight).copy_(dense * layout.spread(kept, shape, block))

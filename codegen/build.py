@@ -46,14 +46,14 @@ def compile_cpp(source: str, isa: str) -> bytes:
         return binary.read_bytes()
 
 
-def load(path: Path) -> Callable[[int], None]:
-    """The entry point of a shared object; it takes the address of its int64 arguments and runs without the GIL."""
+def load(path: Path) -> Callable[[int], int]:
+    """The entry point of a shared object: the address of its int64 arguments in, a status out; runs without the GIL."""
     try:
         entry = ctypes.CDLL(str(path)).blast_run
     except (OSError, AttributeError) as error:
         raise BuildError(f"expected a loadable kernel at {path}, got: {error}") from error
-    entry.argtypes, entry.restype = (ctypes.c_void_p,), None
-    run: Callable[[int], None] = entry
+    entry.argtypes, entry.restype = (ctypes.c_void_p,), ctypes.c_int
+    run: Callable[[int], int] = entry
     return run
 
 

@@ -5,6 +5,7 @@ Map of a generated file, each part a template in `templates/cpp/`:
   vector       vectors of floats and their arithmetic       activations  relu, gelu, gelu_tanh, silu
   partial_*    parts of vectors, transposes                 words        operands of a multiply-add, `gather`
   threads      memory of a thread, when to use several      product      the register tile
+  index        whether an index may be followed
 then, of the forward products and the input gradient:
   rows         which blocks meet in a block row, read in place or gathered
   panel        activations, cut into tiles of tokens        forward      stages, epilogues, tasks, entry point

@@ -25,6 +25,11 @@ struct Layer {
 
   int64_t output_blocks() const { return (outputs + OUTPUT_EDGE - 1) / OUTPUT_EDGE; }
   int64_t contraction_blocks() const { return (contractions + CONTRACTION_EDGE - 1) / CONTRACTION_EDGE; }
+{%- if transposed %}
+  bool is_sound() const { return ::is_sound(index, contraction_blocks(), output_blocks(), num_blocks); }
+{%- else %}
+  bool is_sound() const { return ::is_sound(index, output_blocks(), contraction_blocks(), num_blocks); }
+{%- endif %}
 };
 
 struct Rows {

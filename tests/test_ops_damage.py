@@ -1,0 +1,124 @@
+"""Indices that name what is not there: every op refuses them, whoever computes it, and the process lives on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from blast_compile import ops
+from blast_compile.errors import MaskError
+from tests.op_cases import OPS, Call, Case, Form, OpName, check, make_call
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads")
+LARGEST = 2**31 - 1
+Damage = Callable[[Tensor, int, int], None]
+
+
+def _masked(column: int, value: Callable[[int], int]) -> Damage:
+    def damage(index: Tensor, _R: int, C: int) -> None:
+        index[2, column] = value(C)  # row 2 is full
+
+    return damage
+
+
+def _offset(row: int, value: Callable[[Tensor], int]) -> Damage:
+    def damage(index: Tensor, R: int, _C: int) -> None:
+        index[row % (R + 1)] = value(index)
+
+    return damage
+
+
+def _column(value: Callable[[int], int]) -> Damage:
+    def damage(index: Tensor, R: int, C: int) -> None:
+        index[R + 1 + int(index[2])] = value(C)
+
+    return damage
+
+
+MASKED: dict[str, Damage] = {
+    "count below 0": _masked(0, lambda _: -1),
+    "count above C": _masked(0, lambda C: C + 1),
+    "count of all": _masked(0, lambda _: LARGEST),
+    "column below 0": _masked(1, lambda _: -1),
+    "column C": _masked(1, lambda C: C),
+    "last column far": _masked(-1, lambda _: LARGEST),
+    "last column far below": _masked(-1, lambda _: -LARGEST - 1),
+}
+PACKED: dict[str, Damage] = {
+    "first offset not 0": _offset(0, lambda _: 1),
+    "first offset below 0": _offset(0, lambda _: -LARGEST - 1),
+    "offset below the one before": _offset(2, lambda index: int(index[1]) - 1),
+    "offset far": _offset(1, lambda _: LARGEST),
+    "last offset beyond the blocks": _offset(-1, lambda index: int(index.numel())),
+    "column below 0": _column(lambda _: -1),
+    "column C": _column(lambda C: C),
+    "column far": _column(lambda _: LARGEST),
+}
+DAMAGES = [(form, name) for form in ("masked", "transposed") for name in MASKED] + [("packed", name) for name in PACKED]
+every_damage = pytest.mark.parametrize(("form", "damage"), DAMAGES)
+# Blocks of 4 run on the reference.
+both_ways = pytest.mark.parametrize("edge", [4, 32])
+
+
+def _spoil(call: Call, damage: str, layer: int = -1) -> Tensor:
+    """Damages the index of one layer and returns it as it was."""
+    spoiled = call.layers[layer]
+    before = spoiled.index.clone()
+    (PACKED if call.case.form == "packed" else MASKED)[damage](spoiled.index, *spoiled.kept.shape)
+    assert not torch.equal(before, spoiled.index)
+    return before
+
+
+@both_ways
+@every_damage
+def test_forward(form: Form, damage: str, edge: int) -> None:
+    call = make_call(Case("linear", torch.float32, (edge, edge), form), (5,))
+    before = _spoil(call, damage)
+    with pytest.raises(MaskError, match="the mask index is damaged"):
+        call.run()
+    call.layers[0].index.copy_(before)
+    check(call.run(), call)
+
+
+@both_ways
+@every_damage
+@pytest.mark.parametrize("op", ["input_grad", "weight_grad"])
+def test_gradients(op: str, form: Form, damage: str, edge: int) -> None:
+    call = make_call(Case("linear", torch.float32, (edge, edge), form), (5,))
+    layer = call.layers[0]
+    _spoil(call, damage)
+    N, K = layer.clean.shape
+    tail: list[Any] = [call.x, layer.operand, layer.index] if op == "weight_grad" else [layer.operand, layer.index, K]
+    with pytest.raises(MaskError, match="the mask index is damaged"):
+        getattr(torch.ops.blast, op).nograd(torch.randn(5, N), *tail, [edge, edge], ops.ABI)
+
+
+@pytest.mark.usefixtures("needs_kernels")
+@pytest.mark.parametrize("op", OPS)
+def test_message_names_the_layer(op: OpName) -> None:
+    case = Case(op, torch.bfloat16, (32, 32), "packed", "silu")
+    for number in range(case.num_layers):
+        call = make_call(case)
+        _spoil(call, "column C", number)
+        N, K = call.layers[number].clean.shape
+        with pytest.raises(MaskError, match=rf"layer {number + 1} of {op}, of shape \[{N}, {K}\]: expected"):
+            call.run()
+
+
+@both_ways
+def test_spare_blocks_have_no_gradient(edge: int) -> None:
+    """Packed layers may hold more blocks than their index names, so that layers can share one shape."""
+    call = make_call(Case("linear", torch.float32, (edge, edge), "packed"), (5,))
+    layer, num_spare = call.layers[0], 3
+    nan = layer.operand.new_full((num_spare, edge, edge), float("nan"))
+    index = torch.cat([layer.index, layer.index.new_full((num_spare,), -7)])
+    grad = torch.randn(5, layer.clean.shape[0])
+    args: list[Any] = [grad, call.x, torch.cat([layer.operand, nan]), index, [edge, edge], ops.ABI]
+    exact: list[Any] = [grad, call.x, layer.operand, layer.index, [edge, edge], ops.ABI]
+    spoiled = torch.ops.blast.weight_grad.nograd(*args)
+    torch.testing.assert_close(spoiled[:-num_spare], torch.ops.blast.weight_grad.nograd(*exact), rtol=0, atol=0)
+    assert not spoiled[-num_spare:].any()
