@@ -15,11 +15,13 @@ import typer
 from rich.console import Console
 
 from benchmarks import compare, dispatch, limits, model, rows, settings, table
+from benchmarks.machine import ROOT
 from benchmarks.rows import RESULTS, Row
 from benchmarks.settings import Settings
 from blast_compile.demo.model import Size
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+README = ROOT / "README.md"
 _BUSY = 1.0  # processes that want to run
 console = Console(width=None if sys.stdout.isatty() else 140)
 
@@ -103,11 +105,16 @@ def dispatch_(threads: Threads = 2, quick: Quick = False, json: Json = None) -> 
 
 
 @app.command("table")
-def table_() -> None:
+def table_(
+    write: Annotated[bool, typer.Option("--write", help="Put the table into README.md, between its marks.")] = False,
+) -> None:
     """The table of the README, in Markdown, from the latest rows in benchmarks/results."""
     names = ("cpu-linear", "cpu-mlp", "cpu-model")
     paths = (path for name in names if (path := RESULTS / f"{name}.jsonl").exists())
-    typer.echo(table.markdown(rows.latest([row for path in paths for row in rows.read(path)])))
+    text = table.markdown(rows.latest([row for path in paths for row in rows.read(path)]))
+    if write:
+        README.write_text(table.between_marks(README.read_text(), text))
+    typer.echo(text)
 
 
 def _settings(
@@ -125,7 +132,7 @@ def _settings(
     """What was asked for; the rest as `quick` says."""
     return Settings(
         tokens=settings.numbers(tokens or ("1,128" if quick else "1,16,128,512"), int),
-        sparsities=settings.numbers(sparsity or ("0.9" if quick else "0.7,0.9,0.95"), float),
+        sparsities=settings.numbers(sparsity or ("0.9" if quick else "0.5,0.7,0.9,0.95"), float),
         dtypes=settings.numbers(dtype or ("bf16" if quick else "bf16,fp32"), settings.DTYPES.__getitem__),
         shape=settings.shape(shape),
         block=block,

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import candidates, verify
 from benchmarks.layers import Problem, Stack, dense_stack, packed_stack, tensor_bytes
-from benchmarks.limits import Limits
+from benchmarks.limits import Limits, measure
 from benchmarks.machine import Machine
 from benchmarks.rows import Row, now, per_layer
 from benchmarks.settings import Settings, name_of
@@ -47,6 +47,7 @@ def compare(
                 report(f"{_title(problem)}: timing")
                 calls = {f"{c.name} {c.sparsity}": partial(c.call, *_inputs(problem, c.stack)) for c in contenders}
                 timings = interleaved(calls, rounds=settings.rounds, seconds=settings.seconds)
+            limits = limits.or_better(measure(settings.threads))
             tables.append(_rows(benchmark, problem, list(zip(contenders, timings.values(), strict=True)), limits))
             del contenders, calls
             gc.collect()

@@ -32,6 +32,11 @@ class Limits:
         """The time that nothing can beat: the larger of memory's and arithmetic's."""
         return 1e6 * max(num_bytes / self.bytes_per_s, num_flops / self.flops_per_s[dtype])
 
+    def or_better(self, other: Limits) -> Limits:
+        """The better of two measurements of the same thing, each of which may have been disturbed."""
+        rates = {dtype: max(rate, other.flops_per_s[dtype]) for dtype, rate in self.flops_per_s.items()}
+        return Limits(max(self.bytes_per_s, other.bytes_per_s), rates)
+
 
 def measure(threads: int) -> Limits:
     """Measures for a fraction of a second each; the best of several runs counts. Raises `BuildError`."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from benchmarks import candidates, verify
 from benchmarks.layers import tensor_bytes
-from benchmarks.limits import Limits
+from benchmarks.limits import Limits, measure
 from benchmarks.machine import Machine
 from benchmarks.rows import Row, now, per_layer
 from benchmarks.settings import Settings, name_of
@@ -65,6 +65,7 @@ def compare(size: Size, settings: Settings, limits: Limits, report: Report) -> F
             for phase, calls in phases.items():
                 report(f"{name_of(dtype)} {phase}: timing")
                 timings = interleaved(calls, rounds=settings.rounds, seconds=settings.seconds)
+                limits = limits.or_better(measure(settings.threads))
                 steps = 1 if phase == "prefill" else size.decoded
                 shares = [(c, per_layer(timings[_label(c)], steps)) for c in contenders]
                 findings.tables.append(_rows(phase, size, dtype, settings.block, shares, limits))

@@ -10,6 +10,7 @@ from rich.table import Table
 from benchmarks.candidates import OURS
 from benchmarks.rows import Row
 
+_BEGIN, _END = "<!-- python benchmarks/run.py table --write -->", "<!-- end of table -->"
 _NAMES = {"linear": "linear", "gated_mlp": "gated MLP", "prefill": "model, prefill", "decode": "model, decode"}
 
 
@@ -50,6 +51,15 @@ def markdown(rows: Iterable[Row]) -> str:
     lines = [header, ["---"] * len(header), *(_line(group, sparsities) for group in problems.values())]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return "\n".join([table, "", *_sources(rows)])
+
+
+def between_marks(page: str, text: str) -> str:
+    """`page` with `text` between its marks, in place of what stood there."""
+    before, begin, rest = page.partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not (begin and end):
+        raise ValueError(f"expected a page with {_BEGIN} and {_END}, got one without; add them")
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 def _line(rows: Sequence[Row], sparsities: Iterable[float]) -> list[str]:

@@ -119,6 +119,11 @@ def test_table_reads_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert rows.RESULTS == ROOT / "benchmarks" / "results"
 
 
+def test_readme_holds_the_table_of_the_committed_results() -> None:
+    result = CliRunner().invoke(app, ["table"])
+    assert result.output in commands.README.read_text()
+
+
 @pytest.mark.parametrize(
     "options",
     [["--shape", "64"], ["--tokens", "one"], ["--dtype", "fp8"], ["--baselines", "numpy"], ["--sparsity", "a,b"]],

@@ -17,6 +17,12 @@ def test_floor_is_the_larger_of_memory_and_arithmetic() -> None:
     assert best.floor_us(0, 8e6, torch.bfloat16) == pytest.approx(4.0)
 
 
+def test_better_of_two_measurements() -> None:
+    one = Limits(1e9, {torch.float32: 2e12, torch.bfloat16: 3e12})
+    other = Limits(2e9, {torch.float32: 1e12, torch.bfloat16: 4e12})
+    assert one.or_better(other) == Limits(2e9, {torch.float32: 2e12, torch.bfloat16: 4e12})
+
+
 @pytest.mark.usefixtures("two_threads")
 def test_measured_limits_are_sane(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "_STEPS", 20_000)

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.machine import Machine
 from benchmarks.rows import Row, append, latest, per_layer, read
-from benchmarks.table import markdown
+from benchmarks.table import between_marks, markdown
 from blast_compile.tuning.timing import Timing
 
 
@@ -84,6 +84,15 @@ def test_markdown_names_best_dense_gain_and_source() -> None:
 def test_markdown_tells_what_amdahl_allows() -> None:
     decode = replace(row(), benchmark="cpu-model", op="decode", amdahl=2.6)
     assert "**7.50x**, of 2.60x possible" in markdown([decode])
+
+
+def test_table_stands_between_its_marks() -> None:
+    page = "a\n<!-- python benchmarks/run.py table --write -->\nold\n<!-- end of table -->\nb\n"
+    new = between_marks(page, "new")
+    assert new == page.replace("old", "new")
+    assert between_marks(new, "new") == new
+    with pytest.raises(ValueError, match="expected a page with"):
+        between_marks("a page", "new")
 
 
 def test_no_rows_say_how_to_make_some() -> None:
