@@ -79,14 +79,18 @@ def _line(rows: Sequence[Row], sparsities: Iterable[float]) -> list[str]:
 
 
 def _sources(rows: Iterable[Row]) -> Iterator[str]:
-    """Where the figures come from, a line for each kind of run."""
-    seen = dict.fromkeys(
-        (row.benchmark, row.machine.cpu, row.machine.isa, row.machine.threads, row.machine.torch, row.machine.commit)
-        for row in rows
-    )
-    for benchmark, cpu, isa, threads, torch, commit in seen:
-        where = f"{cpu} ({isa}), {threads} threads, torch {torch}, commit {commit}"
-        yield f"- `python benchmarks/run.py {benchmark}`: {where}"
+    """Where the figures come from, and which dense candidates they are compared with, a line for each kind of run."""
+    dense: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+    for row in rows:
+        machine = row.machine
+        where = (
+            f"{machine.cpu} ({machine.isa}), {machine.threads} threads, torch {machine.torch}, commit {machine.commit}"
+        )
+        names = dense[row.benchmark, where]
+        if row.is_dense:
+            names[row.candidate] = None
+    for (benchmark, where), names in dense.items():
+        yield f"- `python benchmarks/run.py {benchmark}`: {where}; dense: {', '.join(names) or 'none'}"
 
 
 def _time(us: float) -> str:
