@@ -63,7 +63,8 @@ inline void accumulate(Vec (&sums)[chains<MT>()][MT][vectors<W>()], const Word* 
 #pragma GCC unroll 4
     for (int chain = 0; chain < CHAINS; ++chain) step(s + chain, chain);
   }
-  for (; s < steps; ++s) step(s, 0);
+  if (steps % CHAINS > 0)
+    for (; s < steps; ++s) step(s, 0);
 }
 
 template <int MT, int W>

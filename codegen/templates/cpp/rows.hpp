@@ -56,7 +56,7 @@ struct Rows {
   }
 
   template <class F>
-  void each(int64_t R, int64_t C, F&& f) const {
+  void each(int64_t R, [[maybe_unused]] int64_t C, F&& f) const {
     for (int64_t r = 0; r < R; ++r) {
 {%- if packed %}
       for (int64_t i = layer.index[r]; i < layer.index[r + 1]; ++i) f(r, layer.index[R + 1 + i], i);

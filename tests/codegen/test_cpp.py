@@ -1,0 +1,160 @@
+"""Generated C++: determinism, what is refused, clean compiles on every instruction set, and the loop that counts."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from blast_compile import env
+from blast_compile.codegen import build, cpp
+from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
+from blast_compile.env import ISAS, Isa
+
+SMALL = Spec("linear", "float32", "float32", (8, 8), (Epilogue("relu", bias=True),), "packed", "cpu:portable")
+GATED = Epilogue("silu", bias=True, gate=True, gate_bias=True)
+DOWN = Epilogue(bias=True, residual=True)
+EPILOGUES: dict[Op, tuple[Epilogue, ...]] = {
+    "linear": (Epilogue("gelu", bias=True, residual=True),),
+    "gated_linear": (GATED,),
+    "mlp": (Epilogue("gelu_tanh"), DOWN),
+    "gated_mlp": (GATED, DOWN),
+    "input_grad": (),
+    "weight_grad": (),
+}
+DTYPES: tuple[tuple[Dtype, Dtype], ...] = (("float32",) * 2, ("bfloat16",) * 2, ("bfloat16", "float32"))
+LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+# Every op and instruction set, each dtype and layout beside several of them; edges that vectors divide and odd ones.
+COMPILED: tuple[tuple[Isa, Op, int, Layout, tuple[int, int]], ...] = (
+    ("portable", "gated_mlp", 0, "packed", (32, 32)),
+    ("portable", "weight_grad", 2, "masked", (13, 17)),
+    ("avx2", "mlp", 1, "masked", (32, 32)),
+    ("avx2", "input_grad", 0, "packed", (13, 17)),
+    ("avx512", "gated_linear", 2, "packed", (13, 17)),
+    ("avx512", "weight_grad", 1, "packed", (32, 32)),
+    ("avx512_bf16", "linear", 1, "packed", (13, 17)),
+    ("avx512_bf16", "gated_mlp", 2, "masked", (13, 17)),
+    ("avx512_bf16", "input_grad", 1, "masked", (32, 32)),
+    ("avx512_bf16", "weight_grad", 1, "masked", (32, 32)),
+)
+
+
+def spec_of(isa: Isa, op: Op, dtypes: tuple[Dtype, Dtype], layout: Layout, block: tuple[int, int]) -> Spec:
+    return Spec(op, *dtypes, block, EPILOGUES[op], layout, f"cpu:{isa}")
+
+
+def compile_object(source: str, isa: Isa, folder: Path) -> Path:
+    """Compiles with warnings; those of the compiler's own headers and of its remarks without a name are not ours."""
+    compiler = env.cxx()
+    if compiler is None:
+        pytest.skip("no C++ compiler here")
+    (folder / "kernel.cpp").write_text(source)
+    plain = [flag for flag in build.flags(isa) if flag not in ("-shared", "-w")]
+    command = [compiler, *plain, "-Wall", "-Wextra", "-c", str(folder / "kernel.cpp"), "-o", str(folder / "kernel.o")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert not re.findall(r"kernel\.cpp:[\d:]* warning: .*\[-W.*", done.stderr)
+    return folder / "kernel.o"
+
+
+def test_source(golden: Callable[[str, str], None]) -> None:
+    golden(cpp.generate(SMALL), ".cpp")
+
+
+def test_source_opens_with_its_spec_and_config() -> None:
+    spec = spec_of("avx512", "gated_mlp", DTYPES[1], "masked", (16, 24))
+    config = replace(cpp.default_config(spec), span=256)
+    first, second, *_ = cpp.generate(spec, config).splitlines()
+    names = {"Spec": Spec, "Epilogue": Epilogue, "CpuConfig": cpp.CpuConfig}
+    assert eval(first.removeprefix("// "), names) == spec  # noqa: S307 - our own text
+    assert eval(second.removeprefix("// "), names) == config  # noqa: S307
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("op", EPILOGUES)
+def test_every_spec_has_one_text_of_its_own(op: Op, isa: Isa) -> None:
+    texts = set()
+    specs = [
+        spec_of(isa, op, dtypes, layout, block)
+        for dtypes, layout, block in itertools.product(DTYPES, LAYOUTS, ((32, 32), (13, 17)))
+    ]
+    for spec in specs:
+        assert cpp.supports(spec)
+        text = cpp.generate(spec)
+        assert text == cpp.generate(replace(spec))
+        assert all(line == line.rstrip() and len(line) <= 150 for line in text.splitlines()[2:])
+        assert not re.search(r"{{|{%|\bNone\b|\bTrue\b|\bFalse\b", "\n".join(text.splitlines()[2:]))
+        texts.add(text)
+    assert len(texts) == len(specs)
+
+
+def test_config_decides_the_text() -> None:
+    config = cpp.default_config(SMALL)
+    assert cpp.generate(SMALL) == cpp.generate(SMALL, config)
+    for change in ({"token_tile": 3}, {"vectors": 1}, {"panel_bytes": 4096}, {"row_group": 2}, {"span": 64}):
+        assert cpp.generate(SMALL, replace(config, **change)) != cpp.generate(SMALL)
+
+
+def test_what_is_supported() -> None:
+    assert cpp.supports(SMALL)
+    assert cpp.supports(replace(SMALL, block=(256, 256)))
+    assert cpp.supports(replace(SMALL, dtype="bfloat16"))
+    assert not cpp.supports(replace(SMALL, dtype="float16", weight_dtype="float16"))
+    assert not cpp.supports(replace(SMALL, dtype="float16"))
+    assert not cpp.supports(replace(SMALL, weight_dtype="bfloat16"))
+    assert not cpp.supports(replace(SMALL, block=(7, 8)))
+    assert not cpp.supports(replace(SMALL, block=(8, 7)))
+
+
+@pytest.mark.parametrize(("isa", "registers"), [("portable", 16), ("avx2", 16), ("avx512", 32), ("avx512_bf16", 32)])
+def test_default_tile_fills_the_registers_and_no_more(isa: Isa, registers: int) -> None:
+    for layout in LAYOUTS:
+        config = cpp.default_config(replace(SMALL, target=f"cpu:{isa}", layout=layout))
+        used = config.token_tile * config.vectors + config.vectors + 1
+        assert registers * 0.75 < used <= registers
+
+
+@pytest.mark.parametrize(("isa", "op", "dtypes", "layout", "block"), COMPILED)
+def test_compiles_without_a_warning(
+    isa: Isa, op: Op, dtypes: int, layout: Layout, block: tuple[int, int], tmp_path: Path
+) -> None:
+    source = cpp.generate(spec_of(isa, op, DTYPES[dtypes], layout, block))
+    compile_object(source, isa, tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump")
+@pytest.mark.parametrize(("isa", "multiply_add"), [("avx512_bf16", "vdpbf16ps"), ("avx512", "vfmadd231ps")])
+def test_inner_loop_of_the_largest_tile_stays_in_registers(isa: Isa, multiply_add: str, tmp_path: Path) -> None:
+    dtypes = DTYPES[1] if isa == "avx512_bf16" else DTYPES[0]
+    spec = replace(spec_of(isa, "linear", dtypes, "packed", (32, 32)), epilogues=(Epilogue(),))
+    config = cpp.default_config(spec)
+    found = [
+        loop
+        for loop in loops(compile_object(cpp.generate(spec), isa, tmp_path))
+        if sum(multiply_add in line for line in loop) == config.token_tile * config.vectors
+    ]
+    assert found, "no loop holds the multiply-adds of one step of a 12 x 2 tile"
+    for loop in found:
+        on_stack = [line for line in loop if re.search(r"zmm.*\(%r[sb]p|\(%r[sb]p.*zmm", line)]
+        assert not on_stack, "\n".join(loop)
+
+
+def loops(binary: Path) -> Iterator[list[str]]:
+    """The innermost loops of an object file, as lines of assembly."""
+    command = ["objdump", "-d", "--no-show-raw-insn", str(binary)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    lines = [(int(at, 16), code) for at, code in re.findall(r"^ *([0-9a-f]+):\t(.*)$", text, re.MULTILINE)]
+    places = {at: number for number, (at, _) in enumerate(lines)}
+    for number, (_, code) in enumerate(lines):
+        jump = re.match(r"j\w+ +([0-9a-f]+) ", code)
+        start = places.get(int(jump[1], 16), number) if jump else number
+        body = [text for _, text in lines[start:number]]
+        if body and not any(re.match(r"j\w+ ", text) for text in body):
+            yield body
