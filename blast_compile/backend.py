@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
 from torch.fx import GraphModule
 
 from blast_compile import compat, passes
@@ -25,13 +27,26 @@ def blast(
     mode: that of `torch.compile`, for Inductor. options: the fields of `BackendOptions`; others are an `OptionsError`.
     Where a rewrite fails, the delegate gets the original graph; under `fallback="error"` that is a `RewriteError`.
     """
-    chosen = BackendOptions.parse(options)
+    chosen = _runnable(BackendOptions.parse(options), example_inputs)
     if not passes.has_sparse_layers(gm):
         logger.info(
             "no sparse layer in this graph, %s compiles it as it is; sparsify_ makes layers sparse", chosen.delegate
         )
         return compat.compile_with(chosen.delegate, gm, example_inputs, mode)
     return compat.compile_with(chosen.delegate, _rewritten(gm, chosen), example_inputs, mode)
+
+
+def _runnable(options: BackendOptions, example_inputs: Sequence[object]) -> BackendOptions:
+    """With a delegate that can compile for these inputs; under `fallback="error"` Inductor speaks for itself."""
+    on_cpu = any(isinstance(value, Tensor) and value.is_cpu for value in example_inputs)
+    if options.delegate != "inductor" or options.fallback == "error" or not on_cpu:
+        return options
+    if compat.can_inductor_compile_for_cpu():
+        return options
+    warn_once(
+        "no C++ compiler", "Inductor finds no C++ compiler: graphs run by aot_eager, slowly but right; install g++"
+    )
+    return replace(options, delegate="aot_eager")
 
 
 def _rewritten(gm: GraphModule, options: BackendOptions) -> GraphModule:

@@ -122,6 +122,21 @@ def compile_with(
     return lookup_backend(delegate)(gm, inputs)
 
 
+def can_inductor_compile_for_cpu() -> bool:
+    """Whether Inductor finds a C++ compiler, by its own settings.
+
+    `torch._inductor.cpp_builder.get_cpp_compiler`: run 2.13, read 2.11.
+    """
+    from torch._inductor.cpp_builder import get_cpp_compiler  # slow to import
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return False
+    return True
+
+
 def frozen_weights() -> AbstractContextManager[None]:
     """Lets Inductor lay out the weights of what is compiled under no_grad inside the block, once and for all.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 from blast_compile import compat, env, folders
 from blast_compile.codegen import build, cpp
 from blast_compile.codegen.spec import Spec
-from blast_compile.errors import BuildError, StoreError
+from blast_compile.errors import BuildError, StoreError, TargetError
 from blast_compile.log import debug, logger, warn_once
 from blast_compile.store import Store
 
@@ -38,6 +39,15 @@ _kernels: dict[Spec, Kernel] = {}
 _lock = threading.Lock()
 
 
+def _unlock() -> None:
+    """Another thread may have been building when the process forked: it is not in the child to release the lock."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock)
+
+
 def kernel_for(spec: Spec) -> Kernel:
     """The kernel of a spec, built at most once a process and, through the store, once a machine."""
     if spec not in _kernels:
@@ -53,8 +63,14 @@ def forget() -> None:
 
 
 def cpu_target() -> str:
-    """The CPU target of this process: `BLAST_ISA` if set, else the best instruction set of this machine."""
-    return f"cpu:{env.isa() or compat.cpu_isa()}"
+    """The CPU target of this process: `BLAST_ISA` if set, else the best instruction set of this machine.
+
+    Raises `TargetError` where this machine cannot run what `BLAST_ISA` asks for.
+    """
+    isa, runnable = env.isa() or compat.cpu_isa(), compat.runnable_isas()
+    if isa not in runnable:
+        raise TargetError(f"expected BLAST_ISA to be one that runs here, {', '.join(runnable)}, got {isa}; change it")
+    return f"cpu:{isa}"
 
 
 def _find(spec: Spec) -> Kernel:
@@ -67,9 +83,10 @@ def _find(spec: Spec) -> Kernel:
     isa = spec.target.removeprefix("cpu:")
     try:
         run = build.load(_shared_object(spec, isa))
-    except (BuildError, StoreError) as error:
+    except (BuildError, OSError) as error:  # no compiler, or no folder that can be written or trusted
         reason = str(error).splitlines()[0]
-        warn_once(("no kernel", reason), f"running without generated kernels, slowly but right: {reason}")
+        key = "no C++ compiler" if env.cxx() is None else reason
+        warn_once(key, f"running without generated kernels, slowly but right: {reason}")
         return Kernel("reference", reason=reason)
     config = cpp.default_config(spec)
     return Kernel(f"c++ {isa} {config.token_tile}x{config.vectors}", run)

@@ -31,7 +31,7 @@ def flags(isa: str) -> tuple[str, ...]:
 @cache
 def compiler_version(compiler: str) -> str:
     """First line of what the compiler says of itself."""
-    return _run([compiler, "--version"]).splitlines()[0]
+    return _run([compiler, "--version"]).partition("\n")[0]
 
 
 def compile_cpp(source: str, isa: str) -> bytes:
@@ -39,11 +39,15 @@ def compile_cpp(source: str, isa: str) -> bytes:
     compiler = env.cxx()
     if compiler is None:
         raise BuildError("expected a C++ compiler on PATH, got none; install g++ or clang++, or set BLAST_CXX")
-    with tempfile.TemporaryDirectory(prefix="blast-") as folder:
-        text, binary = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
-        text.write_text(source)
-        _run([compiler, *flags(isa), str(text), "-o", str(binary)])
-        return binary.read_bytes()
+    try:
+        with tempfile.TemporaryDirectory(prefix="blast-") as folder:
+            Path(folder, "kernel.cpp").write_text(source)
+            _run([str(Path(compiler).absolute()), *flags(isa), "kernel.cpp", "-o", "kernel.so"], folder)
+            return Path(folder, "kernel.so").read_bytes()
+    except OSError as error:
+        raise BuildError(
+            f"expected {compiler} to write a shared object, got: {error}; check its settings and the space in TMPDIR"
+        ) from error
 
 
 def load(path: Path) -> Callable[[int], int]:
@@ -57,9 +61,11 @@ def load(path: Path) -> Callable[[int], int]:
     return run
 
 
-def _run(command: list[str]) -> str:
+def _run(command: list[str], folder: str | None = None) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S)
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", check=True, timeout=_TIMEOUT_S
+        )
     except subprocess.CalledProcessError as error:
         raise BuildError(
             f"expected {command[0]} to succeed, got status {error.returncode}: {error.stderr[-2000:]}"
