@@ -5,10 +5,10 @@ A plan depends on dtypes, shapes, strides, block and activation, never on values
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,37 +22,22 @@ from blast_compile.layout import Block
 DTYPES: dict[torch.dtype, Dtype] = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
-@dataclass(frozen=True)
-class Signature:
-    """Where an op's arguments stand: x, then each layer's weight, index and bias, then a residual, then constants."""
-
-    num_layers: int
-    has_bias: bool = True
-    has_residual: bool = True
-
-    @cached_property
-    def weights(self) -> tuple[int, ...]:
-        """Where the weights stand."""
-        return tuple(range(1, self.end_of_layers, 3 if self.has_bias else 2))
-
-    @cached_property
-    def end_of_layers(self) -> int:
-        """Where the residual or, without one, the first constant stands."""
-        return 1 + self.num_layers * (3 if self.has_bias else 2)
-
-    @cached_property
-    def first_constant(self) -> int:
-        """Where the sizes, the block and the activation begin."""
-        return self.end_of_layers + self.has_residual
+Tensors = tuple[Tensor, Tensor, Tensor | None]
+"""Weight, index and bias of a layer."""
 
 
-SIGNATURES: dict[Op, Signature] = {
-    "linear": Signature(1),
-    "gated_linear": Signature(2, has_residual=False),
-    "mlp": Signature(2),
-    "gated_mlp": Signature(3),
-    "input_grad": Signature(1, has_bias=False, has_residual=False),
-}
+class Call(NamedTuple):
+    """The arguments of a forward product or an input gradient, by what they mean.
+
+    layers: in the order in which they run. sizes: features of the result, behind those of the hidden layer if any.
+    """
+
+    x: Tensor
+    layers: tuple[Tensors, ...]
+    residual: Tensor | None
+    sizes: tuple[int, ...]
+    block: Block
+    activation: Activation = "identity"
 
 
 @dataclass(frozen=True)
@@ -77,20 +62,18 @@ class _Layer:
     K: int
 
 
-def plan(op: Op, arguments: Sequence[Any]) -> Plan:
+def plan(op: Op, call: Call) -> Plan:
     """The plan of a forward product or an input gradient.
 
     Raises `DtypeError` where weights have neither the dtype of `x` nor float32 beside a 16-bit `x`, and `LayerError`
     where a weight or index does not fit.
     """
-    signature, x = SIGNATURES[op], arguments[0]
-    layers = _layers(op, arguments)
-    residual = signature.has_residual and arguments[signature.end_of_layers] is not None
-    block = arguments[-1] if op == "input_grad" else arguments[-2]
+    layers = _layers(op, call)
     for layer in layers:
-        _check(x, layer, block)
-    epilogues = _epilogues(op, tuple(layer.bias is not None for layer in layers), residual, arguments[-1])
-    kernel = _choose(op, x, layers, block, epilogues)
+        _check(call.x, layer, call.block)
+    biases = tuple(layer.bias is not None for layer in layers)
+    epilogues = _epilogues(op, biases, call.residual is not None, call.activation)
+    kernel = _choose(op, call.x, layers, call.block, epilogues)
     return Plan(kernel, tuple(_constants(layer, op == "input_grad") for layer in layers))
 
 
@@ -98,15 +81,19 @@ def plan_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, blo
     """The plan of a weight gradient; raises as `plan` does."""
     layer = _Layer(weight, index, None, grad.shape[-1], x.shape[-1])
     _check(grad, layer, block)
+    if math.prod(grad.shape[:-1]) != math.prod(x.shape[:-1]) or grad.device != x.device:
+        raise LayerError(
+            f"expected a gradient of as many tokens as the input, on its device, got {tuple(grad.shape)} on "
+            f"{grad.device} and {tuple(x.shape)} on {x.device}; pass those of one call"
+        )
     if grad.dtype != x.dtype:
         return Plan(Kernel("reference", reason="gradient and input differ in dtype"))
     return Plan(_choose("weight_grad", x, [layer], block, ()), (_constants(layer, False),))
 
 
-def damage(op: Op, arguments: Sequence[Any]) -> MaskError:
+def damage(op: Op, call: Call) -> MaskError:
     """What is wrong with the values of an index that a kernel refused."""
-    block = arguments[-1] if op == "input_grad" else arguments[-2]
-    return _damage(op, _layers(op, arguments), block)
+    return _damage(op, _layers(op, call), call.block)
 
 
 def damage_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Block) -> MaskError:
@@ -123,18 +110,14 @@ def _damage(op: Op, layers: Sequence[_Layer], block: Block) -> MaskError:
     return MaskError(f"expected an index of {op} to stay as it is while its kernel runs; edit it between calls")
 
 
-def _layers(op: Op, arguments: Sequence[Any]) -> list[_Layer]:
+def _layers(op: Op, call: Call) -> list[_Layer]:
     """The layers of a call, with N outputs and K inputs each."""
-    first = SIGNATURES[op].first_constant
-    K = arguments[0].shape[-1]
+    K, first = call.x.shape[-1], call.sizes[0]
     if op == "input_grad":
-        return [_Layer(arguments[1], arguments[2], None, K, arguments[first])]
-    sizes = {"linear": [K], "gated_linear": [K, K], "mlp": [K, arguments[first]], "gated_mlp": [K, K, arguments[first]]}
-    outputs = [arguments[first]] * (len(sizes[op]) - 1) + [arguments[-3]]
-    return [
-        _Layer(arguments[at], arguments[at + 1], arguments[at + 2], N, K)
-        for at, N, K in zip(SIGNATURES[op].weights, outputs, sizes[op], strict=True)
-    ]
+        K, first = first, K
+    last = [] if len(call.sizes) == 1 else [(call.sizes[1], first)]
+    shapes = [(first, K)] * (len(call.layers) - len(last)) + last
+    return [_Layer(*tensors, *shape) for tensors, shape in zip(call.layers, shapes, strict=True)]
 
 
 def _choose(op: Op, x: Tensor, layers: Sequence[_Layer], block: Block, epilogues: tuple[Epilogue, ...]) -> Kernel:
@@ -196,6 +179,11 @@ def _check(x: Tensor, layer: _Layer, block: Block) -> None:
         raise DtypeError(f"expected an input of the weight's dtype {weight.dtype}, got {x.dtype}; convert one of them")
     if bias is not None and bias.dtype != weight.dtype:
         raise DtypeError(f"expected a bias of the weight's dtype {weight.dtype}, got {bias.dtype}; convert one of them")
+    devices = {str(tensor.device) for tensor in (x, weight, index, bias) if tensor is not None}
+    if len(devices) > 1:
+        raise LayerError(
+            f"expected input, weight, index and bias on one device, got {', '.join(sorted(devices))}; move them"
+        )
     block = (block[0], block[1])
     R, C = layout.grid((N, K), block)
     if weight.dim() == 2:

@@ -101,7 +101,7 @@ def test_residuals_unlike_the_result_are_refused(case: Case, change: Callable[[T
     call = make_call(replace(case, op="mlp", residual=True), (3,))
     assert call.residual is not None
     call.residual = change(call.residual)
-    with pytest.raises(LayerError, match=r"expected a residual like the result, .* shape \(3, 115\), got"):
+    with pytest.raises(LayerError, match=r"expected a residual like the result, .* shape \(3, 115\) on cpu, got"):
         call.run()
 
 
