@@ -8,19 +8,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from blast_compile import kernels, layout
 from blast_compile.codegen.spec import Activation, Dtype, Epilogue, Op, Spec
-from blast_compile.errors import DtypeError, LayerError, MaskError
+from blast_compile.errors import DtypeError, LayerError, MaskError, OptionsError
 from blast_compile.kernels import Kernel
 from blast_compile.layout import Block
 
 DTYPES: dict[torch.dtype, Dtype] = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
-
+_ACTIVATIONS = get_args(Activation)
 
 Tensors = tuple[Tensor, Tensor, Tensor | None]
 """Weight, index and bias of a layer."""
@@ -65,9 +65,11 @@ class _Layer:
 def plan(op: Op, call: Call) -> Plan:
     """The plan of a forward product or an input gradient.
 
-    Raises `DtypeError` where weights have neither the dtype of `x` nor float32 beside a 16-bit `x`, and `LayerError`
-    where a weight or index does not fit.
+    Raises `DtypeError` where weights have neither the dtype of `x` nor float32 beside a 16-bit `x`, `LayerError` where
+    a weight or index does not fit, `MaskError` on a wrong block and `OptionsError` on an unknown activation.
     """
+    if call.activation not in _ACTIVATIONS:
+        raise OptionsError(f"expected an activation among {', '.join(_ACTIVATIONS)}, got {call.activation!r}; use one")
     layers = _layers(op, call)
     for layer in layers:
         _check(call.x, layer, call.block)
@@ -184,7 +186,6 @@ def _check(x: Tensor, layer: _Layer, block: Block) -> None:
         raise LayerError(
             f"expected input, weight, index and bias on one device, got {', '.join(sorted(devices))}; move them"
         )
-    block = (block[0], block[1])
     R, C = layout.grid((N, K), block)
     if weight.dim() == 2:
         fits = weight.shape == (N, K) and index.shape == (R, 1 + C)
@@ -192,7 +193,7 @@ def _check(x: Tensor, layer: _Layer, block: Block) -> None:
         fits = weight.shape[1:] == (block[1], block[0]) and index.shape == (R + 1 + weight.shape[0],)
     if not fits or index.dtype != torch.int32 or (bias is not None and bias.shape != (N,)):
         raise LayerError(
-            f"expected the weight of [{N}, {K}] in {R} x {C} blocks of {block} with its int32 index and a bias of {N}, "
-            f"got weight {tuple(weight.shape)}, {index.dtype} index {tuple(index.shape)} and "
+            f"expected the weight of [{N}, {K}] in {R} x {C} blocks of {tuple(block)} with its int32 index and a bias "
+            f"of {N}, got weight {tuple(weight.shape)}, {index.dtype} index {tuple(index.shape)} and "
             f"bias {None if bias is None else tuple(bias.shape)}"
         )
