@@ -51,6 +51,11 @@ class CpuConfig:
     row_group: int = 4
     span: int = 512
 
+    @property
+    def tiles(self) -> tuple[int, ...]:
+        """The sizes of a register tile that get a kernel, largest first; few, since each costs time to compile."""
+        return (self.token_tile, *(size for size in (8, 6, 4, 2, 1) if size < self.token_tile))
+
 
 @dataclass(frozen=True)
 class _Stage:

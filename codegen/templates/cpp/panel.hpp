@@ -1,13 +1,5 @@
-// Activations of a span of tokens, cut into tiles of about equal size; a tile of T tokens is words [contraction step][T],
-// so that the tile's kernel reads them in order.
-
-struct Tiles {
-  int64_t tokens, count;
-
-  explicit Tiles(int64_t n) : tokens(n), count((n + MAX_TILE - 1) / MAX_TILE) {}
-  int64_t start(int64_t tile) const { return tile * (tokens / count) + std::min(tile, tokens % count); }
-  int size(int64_t tile) const { return int(start(tile + 1) - start(tile)); }
-};
+// Activations of a span of tokens, cut into tiles; a tile of T tokens is words [contraction step][T], so that the tile's
+// kernel reads them in order.
 
 inline int64_t panel_steps(int64_t contractions) { return (contractions + CONTRACTION_EDGE - 1) / CONTRACTION_EDGE * STEPS; }
 

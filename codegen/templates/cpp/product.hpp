@@ -1,5 +1,35 @@
 // The register tile: MT tokens by W outputs, over the steps of a contraction.
 
+constexpr int TILES[] = {{ "{" }}{{ config.tiles | join(", ") }}{{ "}" }};  // sizes that have a kernel
+constexpr int MAX_TILE = TILES[0];
+constexpr int STRIP = {{ config.vectors }} * VL;  // outputs of a register tile
+
+// Tokens in as many of the largest tiles as fit, then the rest; two equal tiles where that comes out even.
+struct Tiles {
+  int64_t whole, count;
+  int rest[8];
+
+  explicit Tiles(int64_t tokens) : whole(tokens / MAX_TILE) {
+    int left = int(tokens % MAX_TILE), num_rest = 0;
+    for (int size : TILES)
+      if (whole && left && 2 * size == left + MAX_TILE) {
+        --whole;
+        rest[0] = rest[1] = size;
+        num_rest = 2;
+        left = 0;
+      }
+    for (int size : TILES)
+      for (; left >= size; left -= size) rest[num_rest++] = size;
+    count = whole + num_rest;
+  }
+  int size(int64_t tile) const { return tile < whole ? MAX_TILE : rest[tile - whole]; }
+  int64_t start(int64_t tile) const {
+    int64_t start = std::min(tile, whole) * MAX_TILE;
+    for (int64_t t = whole; t < tile; ++t) start += rest[t - whole];
+    return start;
+  }
+};
+
 template <int W>
 constexpr int vectors() { return (W + VL - 1) / VL; }
 
@@ -79,10 +109,12 @@ inline void add_chains(Vec (&sums)[chains<MT>()][MT][vectors<W>()], Sums<MT, W>&
     }
 }
 
-// Calls f<MT>() for the MT that is only known at run time.
-template <int MT = MAX_TILE, class F>
-inline void with_tile(int tokens, F&& f) {
-  if constexpr (MT > 1)
-    if (tokens < MT) return with_tile<MT - 1>(tokens, f);
-  f(std::integral_constant<int, MT>{});
+// Calls f with the tile's size as a constant.
+template <class F>
+inline void with_tile(int size, F&& f) {
+  switch (size) {
+{%- for size in config.tiles %}
+    case {{ size }}: return f(std::integral_constant<int, {{ size }}>{});
+{%- endfor %}
+  }
 }
