@@ -46,7 +46,8 @@ def compile_cpp(source: str, isa: str) -> bytes:
             return Path(folder, "kernel.so").read_bytes()
     except OSError as error:
         raise BuildError(
-            f"expected {compiler} to write a shared object, got: {error.strerror}; check its settings and the space in TMPDIR"
+            f"expected {compiler} to write a shared object, got: {error.strerror}; "
+            "check its settings and the space in TMPDIR"
         ) from error
 
 

@@ -100,7 +100,7 @@ def test_gradients(op: str, form: Form, damage: str, edge: int) -> None:
 @pytest.mark.usefixtures("needs_kernels")
 @pytest.mark.parametrize("op", OPS)
 def test_message_names_the_layer(op: OpName) -> None:
-    case = Case(op, torch.bfloat16, (32, 32), "packed", "silu")
+    case = Case(op, torch.bfloat16, (32, 32), "packed", "silu", bias=False)
     for number in range(case.num_layers):
         call = make_call(case)
         _spoil(call, "column C", number)

@@ -188,13 +188,41 @@ using Weight = float;  // weights and biases
 constexpr int CONTRACTION_EDGE = 8;
 constexpr int OUTPUT_EDGE = 8;
 constexpr int64_t STEPS = (CONTRACTION_EDGE + PER_WORD - 1) / PER_WORD;  // words of a block's contraction
-constexpr int STRIP = 2 * VL;                // outputs of a register tile
-constexpr int MAX_TILE = 6;               // tokens of a register tile
-constexpr int64_t PANEL_BYTES = 1048576;       // activations of a chunk of tokens: half of a core's L2
-constexpr int ROW_GROUP = 4;                 // block rows that go over a tile of tokens together
-constexpr int64_t SPAN = 512;                     // tokens between two barriers; bounds the scratch memory
+constexpr int64_t PANEL_BYTES = 1048576;  // activations of a chunk of tokens
+constexpr int ROW_GROUP = 4;            // block rows that go over a tile of tokens together
+constexpr int64_t SPAN = 512;                // tokens between two barriers; bounds the scratch memory
 
 // The register tile: MT tokens by W outputs, over the steps of a contraction.
+
+constexpr int TILES[] = {6, 4, 2, 1};  // sizes that have a kernel
+constexpr int MAX_TILE = TILES[0];
+constexpr int STRIP = 2 * VL;  // outputs of a register tile
+
+// Tokens in as many of the largest tiles as fit, then the rest; two equal tiles where that comes out even.
+struct Tiles {
+  int64_t whole, count;
+  int rest[8];
+
+  explicit Tiles(int64_t tokens) : whole(tokens / MAX_TILE) {
+    int left = int(tokens % MAX_TILE), num_rest = 0;
+    for (int size : TILES)
+      if (whole && left && 2 * size == left + MAX_TILE) {
+        --whole;
+        rest[0] = rest[1] = size;
+        num_rest = 2;
+        left = 0;
+      }
+    for (int size : TILES)
+      for (; left >= size; left -= size) rest[num_rest++] = size;
+    count = whole + num_rest;
+  }
+  int size(int64_t tile) const { return tile < whole ? MAX_TILE : rest[tile - whole]; }
+  int64_t start(int64_t tile) const {
+    int64_t start = std::min(tile, whole) * MAX_TILE;
+    for (int64_t t = whole; t < tile; ++t) start += rest[t - whole];
+    return start;
+  }
+};
 
 template <int W>
 constexpr int vectors() { return (W + VL - 1) / VL; }
@@ -249,12 +277,15 @@ inline void add_chains(Vec (&sums)[chains<MT>()][MT][vectors<W>()], Sums<MT, W>&
     }
 }
 
-// Calls f<MT>() for the MT that is only known at run time.
-template <int MT = MAX_TILE, class F>
-inline void with_tile(int tokens, F&& f) {
-  if constexpr (MT > 1)
-    if (tokens < MT) return with_tile<MT - 1>(tokens, f);
-  f(std::integral_constant<int, MT>{});
+// Calls f with the tile's size as a constant.
+template <class F>
+inline void with_tile(int size, F&& f) {
+  switch (size) {
+    case 6: return f(std::integral_constant<int, 6>{});
+    case 4: return f(std::integral_constant<int, 4>{});
+    case 2: return f(std::integral_constant<int, 2>{});
+    case 1: return f(std::integral_constant<int, 1>{});
+  }
 }
 
 // Indices are data that anybody may edit: what they say is checked before anything is read through it.
@@ -308,16 +339,8 @@ struct Rows {
   }
 };
 
-// Activations of a span of tokens, cut into tiles of about equal size; a tile of T tokens is words [contraction step][T],
-// so that the tile's kernel reads them in order.
-
-struct Tiles {
-  int64_t tokens, count;
-
-  explicit Tiles(int64_t n) : tokens(n), count((n + MAX_TILE - 1) / MAX_TILE) {}
-  int64_t start(int64_t tile) const { return tile * (tokens / count) + std::min(tile, tokens % count); }
-  int size(int64_t tile) const { return int(start(tile + 1) - start(tile)); }
-};
+// Activations of a span of tokens, cut into tiles; a tile of T tokens is words [contraction step][T], so that the tile's
+// kernel reads them in order.
 
 inline int64_t panel_steps(int64_t contractions) { return (contractions + CONTRACTION_EDGE - 1) / CONTRACTION_EDGE * STEPS; }
 
