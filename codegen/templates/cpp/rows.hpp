@@ -87,21 +87,22 @@ struct Rows {
 {%- else %}
     Word* words = scratch.get<Word>(size_t(std::max<int64_t>(count, 1) * STORED_BLOCK));
     const int64_t outputs = std::min<int64_t>(OUTPUT_EDGE, layer.outputs - r * OUTPUT_EDGE);
+{%- if packed %}
+    const int64_t contraction_stride = {{ 1 if transposed else "OUTPUT_EDGE" }}, output_stride = {{ "CONTRACTION_EDGE" if transposed else 1 }};
+{%- elif transposed %}
+    const int64_t contraction_stride = layer.row_stride, output_stride = layer.column_stride;
+{%- else %}
+    const int64_t contraction_stride = layer.column_stride, output_stride = layer.row_stride;
+{%- endif %}
     for (int64_t i = 0; i < count; ++i) {
       const int64_t contractions = std::min<int64_t>(CONTRACTION_EDGE, layer.contractions - mine[i] * CONTRACTION_EDGE);
-{%- if transposed and packed %}
-      const Weight* block = layer.weight + positions[offsets[r] + i] * int64_t(CONTRACTION_EDGE * OUTPUT_EDGE);
-      gather(block, 1, CONTRACTION_EDGE, contractions, outputs, words + i * STORED_BLOCK, STEPS, STORED_STRIDE);
-{%- elif transposed %}
-      const Weight* block = layer.weight + mine[i] * CONTRACTION_EDGE * layer.row_stride + r * OUTPUT_EDGE * layer.column_stride;
-      gather(block, layer.row_stride, layer.column_stride, contractions, outputs, words + i * STORED_BLOCK, STEPS, STORED_STRIDE);
-{%- elif packed %}
-      const Weight* block = layer.weight + (layer.index[r] + i) * int64_t(CONTRACTION_EDGE * OUTPUT_EDGE);
-      gather(block, OUTPUT_EDGE, 1, contractions, outputs, words + i * STORED_BLOCK, STEPS, STORED_STRIDE);
+{%- if packed %}
+      const int64_t place = {{ "positions[offsets[r] + i]" if transposed else "layer.index[r] + i" }};
+      const Weight* block = layer.weight + place * CONTRACTION_EDGE * OUTPUT_EDGE;
 {%- else %}
-      const Weight* block = layer.weight + r * OUTPUT_EDGE * layer.row_stride + mine[i] * CONTRACTION_EDGE * layer.column_stride;
-      gather(block, layer.column_stride, layer.row_stride, contractions, outputs, words + i * STORED_BLOCK, STEPS, STORED_STRIDE);
+      const Weight* block = layer.weight + mine[i] * CONTRACTION_EDGE * contraction_stride + r * OUTPUT_EDGE * output_stride;
 {%- endif %}
+      gather(block, contraction_stride, output_stride, contractions, outputs, words + i * STORED_BLOCK, STEPS, STORED_STRIDE);
     }
     return {count, mine, words};
 {%- endif %}
