@@ -1,7 +1,10 @@
-"""Runs an op: hands its tensors to the planned kernel as addresses and sizes, or calls the reference.
+"""Runs the ops: hands tensors to the planned kernel as addresses and sizes, or calls the reference.
 
-This is the hot path of every call. Plans are remembered by dtypes, shapes and strides; nothing is remembered of a
-tensor's values, so edited weights and masks are always seen.
+Same names and arguments as in `reference.py`, and the `abi` that the ops carry. All raise as `plans.plan` does,
+`LayerError` on an unlike residual, and `MaskError` where an index is damaged.
+
+This is the hot path of every call, so arguments travel as they are. Plans are remembered by dtypes, shapes and
+strides; nothing is remembered of a tensor's values, so edited weights and masks are always seen.
 """
 
 from __future__ import annotations
@@ -33,55 +36,80 @@ def _stay_alone() -> None:
 os.register_at_fork(after_in_child=_stay_alone)
 
 
-def _linear(x: Tensor, w: Any, i: Any, b: Any, residual: Any, N: int, *rest: Any) -> Call:
-    return Call(x, ((w, i, b),), residual, (N,), *rest)
+def linear(
+    x: Tensor, weight: Tensor, index: Tensor, bias: Tensor | None, residual: Tensor | None,
+    out_features: int, block: Any, activation: Any, _abi: int = 0,
+) -> Tensor:  # fmt: skip
+    """`activation(x @ (W * mask).T + bias) + residual`."""
+    return _product("linear", x, ((weight, index, bias),), residual, (out_features,), block, activation)
 
 
-def _gated_linear(x: Tensor, gw: Any, gi: Any, gb: Any, uw: Any, ui: Any, ub: Any, N: int, *rest: Any) -> Call:
-    return Call(x, ((gw, gi, gb), (uw, ui, ub)), None, (N,), *rest)
+def gated_linear(
+    x: Tensor, gate_weight: Tensor, gate_index: Tensor, gate_bias: Tensor | None,
+    up_weight: Tensor, up_index: Tensor, up_bias: Tensor | None,
+    out_features: int, block: Any, activation: Any, _abi: int = 0,
+) -> Tensor:  # fmt: skip
+    """`activation(gate(x)) * up(x)`."""
+    layers = ((gate_weight, gate_index, gate_bias), (up_weight, up_index, up_bias))
+    return _product("gated_linear", x, layers, None, (out_features,), block, activation)
 
 
-def _mlp(
-    x: Tensor, uw: Any, ui: Any, ub: Any, dw: Any, di: Any, db: Any, residual: Any, H: int, N: int, *rest: Any
-) -> Call:
-    return Call(x, ((uw, ui, ub), (dw, di, db)), residual, (H, N), *rest)
+def mlp(
+    x: Tensor, up_weight: Tensor, up_index: Tensor, up_bias: Tensor | None,
+    down_weight: Tensor, down_index: Tensor, down_bias: Tensor | None, residual: Tensor | None,
+    hidden_features: int, out_features: int, block: Any, activation: Any, _abi: int = 0,
+) -> Tensor:  # fmt: skip
+    """`down(activation(up(x))) + residual`."""
+    layers = ((up_weight, up_index, up_bias), (down_weight, down_index, down_bias))
+    return _product("mlp", x, layers, residual, (hidden_features, out_features), block, activation)
 
 
-def _gated_mlp(
-    x: Tensor, gw: Any, gi: Any, gb: Any, uw: Any, ui: Any, ub: Any, dw: Any, di: Any, db: Any,
-    residual: Any, H: int, N: int, *rest: Any,
-) -> Call:  # fmt: skip
-    return Call(x, ((gw, gi, gb), (uw, ui, ub), (dw, di, db)), residual, (H, N), *rest)
+def gated_mlp(
+    x: Tensor, gate_weight: Tensor, gate_index: Tensor, gate_bias: Tensor | None,
+    up_weight: Tensor, up_index: Tensor, up_bias: Tensor | None,
+    down_weight: Tensor, down_index: Tensor, down_bias: Tensor | None, residual: Tensor | None,
+    hidden_features: int, out_features: int, block: Any, activation: Any, _abi: int = 0,
+) -> Tensor:  # fmt: skip
+    """`down(activation(gate(x)) * up(x)) + residual`."""
+    up, down = (up_weight, up_index, up_bias), (down_weight, down_index, down_bias)
+    layers = ((gate_weight, gate_index, gate_bias), up, down)
+    return _product("gated_mlp", x, layers, residual, (hidden_features, out_features), block, activation)
 
 
-def _input_grad(grad: Tensor, weight: Any, index: Any, K: int, block: Any) -> Call:
-    return Call(grad, ((weight, index, None),), None, (K,), block)
+def input_grad(grad: Tensor, weight: Tensor, index: Tensor, in_features: int, block: Any, _abi: int = 0) -> Tensor:
+    """`grad @ (W * mask)`, `[..., K]`."""
+    return _product("input_grad", grad, ((weight, index, None),), None, (in_features,), block, "identity")
 
 
-_CALLS: dict[Op, Callable[..., Call]] = {
-    "linear": _linear,
-    "gated_linear": _gated_linear,
-    "mlp": _mlp,
-    "gated_mlp": _gated_mlp,
-    "input_grad": _input_grad,
+def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Any, _abi: int = 0) -> Tensor:
+    """`grad.T @ x` on the kept blocks, zeros elsewhere, in the form of `weight`."""
+    plan = plans.plan_weight_grad(grad, x, weight, index, block)
+    if plan.run is None or not x.numel() or not grad.numel():
+        return reference.weight_grad(grad, x, weight, index, block)
+    grad_rows, x_rows = _rows(grad), _rows(x)
+    out = torch.empty_like(weight) if weight.dim() == 3 else torch.zeros_like(weight)
+    (tokens, N), K, num_blocks = grad_rows.shape, x.shape[-1], plan.constants[0][-1]
+    numbers = [_num_threads(), tokens, grad_rows.data_ptr(), grad_rows.stride(0), N, x_rows.data_ptr()]
+    numbers += (x_rows.stride(0), K, -(-N // block[0]), num_blocks, index.data_ptr(), out.data_ptr())
+    numbers += out.stride()[:2]
+    if _start(plan.run, numbers):
+        raise plans.damage_weight_grad(grad, x, weight, index, block)
+    return out
+
+
+OPS: dict[Op, Callable[..., Tensor]] = {
+    "linear": linear,
+    "gated_linear": gated_linear,
+    "mlp": mlp,
+    "gated_mlp": gated_mlp,
+    "input_grad": input_grad,
+    "weight_grad": weight_grad,
 }
 
 
-def run(op: Op, *arguments: Any) -> Tensor:
-    """The result of an op; arguments as in `reference.py`.
-
-    Raises as `plans.plan` does, `LayerError` on an unlike residual, and `MaskError` where an index is damaged.
-    """
-    y = _weight_grad(*arguments) if op == "weight_grad" else _product(op, _CALLS[op](*arguments))
-    if y is None:
-        plain: Callable[..., Tensor] = getattr(reference, op)
-        return plain(*arguments)
-    return y
-
-
 def describe(op: Op, *arguments: Any) -> Kernel:
-    """The kernel that serves an op on such arguments, as in `reference.py`; the tensors may be fake."""
-    return plans.plan(op, _CALLS[op](*arguments)).kernel
+    """The kernel that serves a product on such arguments, as in `reference.py`; the tensors may be fake."""
+    return plans.plan(op, plans.read_call(op, arguments)).kernel
 
 
 def forget() -> None:
@@ -90,13 +118,20 @@ def forget() -> None:
     kernels.forget()
 
 
-def _product(op: Op, call: Call) -> Tensor | None:
-    x, residual, sizes = call.x, call.residual, call.sizes
-    forms = [_form(*layer) for layer in call.layers]
-    key = (op, x.dtype, x.device, x.shape[-1], residual is None, sizes, *call.block, call.activation, *forms)
+def _product(
+    op: Op,
+    x: Tensor,
+    layers: tuple[Any, ...],
+    residual: Tensor | None,
+    sizes: tuple[int, ...],
+    block: Any,
+    activation: Any,
+) -> Tensor:
+    forms = [_form(*layer) for layer in layers]
+    key = (op, x.dtype, x.device, x.shape[-1], residual is None, sizes, *block, activation, *forms)
     plan = _plans.get(key)
     if plan is None:
-        plan = _plans[key] = plans.plan(op, call)
+        plan = _plans[key] = plans.plan(op, Call(x, layers, residual, sizes, block, activation))
     y: Tensor = x.new_empty((*x.shape[:-1], sizes[-1]))
     if residual is not None and not _is_like(residual, y):
         raise LayerError(
@@ -104,7 +139,7 @@ def _product(op: Op, call: Call) -> Tensor | None:
             f"{residual.dtype} of shape {tuple(residual.shape)} on {residual.device}; add it after the operator instead"
         )
     if plan.run is None or not y.numel():
-        return None
+        return _reference(op, Call(x, layers, residual, sizes, block, activation))
     rows = x if x.is_contiguous() else _rows(x)
     if residual is not None:
         residual = residual.contiguous()
@@ -116,31 +151,27 @@ def _product(op: Op, call: Call) -> Tensor | None:
         y.data_ptr(),
         0 if residual is None else residual.data_ptr(),
     ]
-    for (weight, index, bias), constants in zip(call.layers, plan.constants, strict=True):
+    for (weight, index, bias), constants in zip(layers, plan.constants, strict=True):
         numbers += (weight.data_ptr(), index.data_ptr(), 0 if bias is None else bias.data_ptr(), *constants)
     if _start(plan.run, numbers):
-        raise plans.damage(op, call)
+        raise plans.damage(op, Call(x, layers, residual, sizes, block, activation))
     return y
 
 
-def _weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Any) -> Tensor | None:
-    plan = plans.plan_weight_grad(grad, x, weight, index, block)
-    if plan.run is None or not x.numel() or not grad.numel():
-        return None
-    grad, x = _rows(grad), _rows(x)
-    out = torch.empty_like(weight) if weight.dim() == 3 else torch.zeros_like(weight)
-    (tokens, N), K, num_blocks = grad.shape, x.shape[1], plan.constants[0][-1]
-    numbers = [_num_threads(), tokens, grad.data_ptr(), grad.stride(0), N, x.data_ptr(), x.stride(0), K]
-    numbers += (-(-N // block[0]), num_blocks, index.data_ptr(), out.data_ptr(), *out.stride()[:2])
-    if _start(plan.run, numbers):
-        raise plans.damage_weight_grad(grad, x, weight, index, block)
-    return out
+def _reference(op: Op, call: Call) -> Tensor:
+    tensors = [tensor for layer in call.layers for tensor in layer]
+    if op == "input_grad":
+        return reference.input_grad(call.x, *call.layers[0][:2], call.sizes[0], call.block)
+    if op != "gated_linear":
+        tensors.append(call.residual)
+    plain: Callable[..., Tensor] = getattr(reference, op)
+    return plain(call.x, *tensors, *call.sizes, call.block, call.activation)
 
 
 def _form(weight: Tensor, index: Tensor, bias: Tensor | None) -> tuple[Any, ...]:
     """All that a plan depends on of a layer."""
-    of_index = (index.dtype, index.device, index.shape, index.stride())
-    of_bias = None if bias is None else (bias.dtype, bias.device, bias.shape, bias.stride())
+    of_index = (index.dtype, index.device, index.shape, index.is_contiguous())
+    of_bias = None if bias is None else (bias.dtype, bias.device, bias.shape, bias.is_contiguous())
     return (weight.dtype, weight.device, weight.shape, weight.stride(), of_index, of_bias)
 
 

@@ -40,11 +40,6 @@ SCHEMAS: dict[Op, str] = {
 _lib = Library("blast", "DEF")  # type: ignore[no-untyped-call]
 
 
-def _implementation(name: Op) -> Callable[..., Tensor]:
-    run = launch.run
-    return lambda *args: run(name, *args[:-1])  # abi is for the caches, not for the kernel
-
-
 def _fake(name: Op) -> Callable[..., Tensor]:
     """The shape of an op's result: the op on tensors without values."""
     if name == "weight_grad":
@@ -69,7 +64,7 @@ def _register(name: Op, schema: str) -> None:
     for overload in ("default", "nograd"):
         full_name = name if overload == "default" else f"{name}.{overload}"
         _lib.define(full_name + schema, tags=(torch.Tag.needs_exact_strides,))  # type: ignore[no-untyped-call]
-        _lib.impl(full_name, _implementation(name), "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        _lib.impl(full_name, launch.OPS[name], "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"blast::{full_name}", _fake(name), lib=_lib)
         if name not in ("input_grad", "weight_grad"):
             op = getattr(getattr(torch.ops.blast, name), overload)

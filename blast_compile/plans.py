@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -60,6 +60,20 @@ class _Layer:
     bias: Tensor | None
     N: int
     K: int
+
+
+def read_call(op: Op, arguments: Sequence[Any]) -> Call:
+    """The arguments of a product, as in `reference.py`, by what they mean."""
+    x, *rest = arguments
+    if op == "input_grad":
+        weight, index, K, block = rest
+        return Call(x, ((weight, index, None),), None, (K,), block)
+    *rest, block, activation = rest
+    num_sizes = 2 if op in ("mlp", "gated_mlp") else 1
+    tensors, sizes = rest[:-num_sizes], tuple(rest[-num_sizes:])
+    residual = None if op == "gated_linear" else tensors.pop()
+    layers = tuple(zip(tensors[0::3], tensors[1::3], tensors[2::3], strict=True))
+    return Call(x, layers, residual, sizes, block, activation)
 
 
 def plan(op: Op, call: Call) -> Plan:
