@@ -17,8 +17,6 @@ from blast_compile.backend import blast as backend
 from blast_compile.layers import MaskedLayer
 from blast_compile.mask import BlockMask
 from tests.families import FAMILIES, output, sparse
-
-# Blocks under 8 run on the reference: these tests need no compiled kernel.
 from tests.nets import BLOCK, Counted, Net, compiled, sparse_net, x_of
 
 

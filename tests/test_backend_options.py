@@ -17,8 +17,6 @@ from blast_compile import passes
 from blast_compile.backend import blast as backend
 from blast_compile.errors import OptionsError, RewriteError
 from blast_compile.passes.survey import survey
-
-# Blocks under 8 run on the reference: these tests need no compiled kernel.
 from tests.nets import Net, compiled, sparse_net, x_of
 
 
