@@ -27,7 +27,8 @@ class NameActivations:
     y.relu()                                                           -->      relu(y)
 
     A region of elementwise calls on `y` and numbers is evaluated at sample points, in Python floats, and compared with
-    the definitions. A formula in 16-bit rounds after each step; its named form rounds once, so it is at least as exact.
+    the definitions. All calls but relu and a clamp at zero are analytic, so samples cannot miss a bound. A formula in
+    16-bit rounds after each step; its named form rounds once, so it is at least as exact.
     """
 
     name: str = "name-activations"
@@ -132,21 +133,28 @@ def _gelu(x: float, approximate: str = "none") -> float:
 
 
 def _relu(x: float, inplace: bool = False) -> float:
-    if inplace:
-        raise ValueError("an in-place call is not elementwise")
+    _refuse(inplace, "an in-place call is not elementwise")
     return max(x, 0.0)
 
 
 def _silu(x: float, inplace: bool = False) -> float:
-    return _relu(1.0, inplace) * x * _sigmoid(x)
+    _refuse(inplace, "an in-place call is not elementwise")
+    return x * _sigmoid(x)
 
 
 def _clamp(x: float, min: float | None = None, max: float | None = None) -> float:  # noqa: A002 - the names of torch
-    low = x if min is None or x > min else float(min)
-    return low if max is None or low < max else float(max)
+    _refuse(min != 0 or max is not None, "a bound elsewhere may lie where no sample sees it")
+    return _relu(x)
 
 
-SAMPLES = (-5.0, -3.0, -2.0, -1.25, -0.7, -0.1, 0.0, 0.3, 0.9, 1.6, 2.5, 4.0)
+def _refuse(reason_holds: bool, reason: str) -> None:
+    if reason_holds:
+        raise ValueError(reason)
+
+
+# Close together where activations differ, and far enough out that all of them are straight.
+_NEGATIVE = (-80.0, -40.0, -20.0, -10.0, -5.0, -3.0, -2.0, -1.25, -0.7, -0.1)
+SAMPLES = (*_NEGATIVE, 0.0, 0.3, 0.9, 1.6, 2.5, 4.0, 7.0, 10.0, 20.0, 40.0, 80.0)
 DEFINITIONS: dict[str, Callable[[float], float]] = {
     "relu": _relu,
     "silu": _silu,

@@ -37,6 +37,11 @@ UNKNOWN: dict[str, Body] = {
     "twice relu": lambda m, x: m.up(x).tanh().relu(),
     "a tensor constant": lambda m, x: torch.where(m.up(x) > 0, m.up(x), torch.zeros(())),
     "in between seen": lambda m, x: (lambda s: (s, m.up(x) * s))(m.up(x).sigmoid()),
+    "relu6": lambda m, x: m.up(x).clamp(0, 6),
+    "an upper bound far out": lambda m, x: m.up(x).clamp(min=0, max=1000),
+    "a bounded relu": lambda m, x: F.relu(m.up(x)).clamp(max=5.0),
+    "a bounded gelu": lambda m, x: F.gelu(m.up(x)).clamp(-10, 10),
+    "a relu that starts elsewhere": lambda m, x: m.up(x).clamp(min=-100),
     "leaves the dtype": lambda m, x: F.relu(m.up(x)).double().tanh(),
 }
 
