@@ -12,6 +12,12 @@ from blast_compile.errors import MaskError
 from blast_compile.layout import Block
 
 
+def check_sparsity(sparsity: object) -> None:
+    """Raises `MaskError` unless `sparsity` is a number from 0 to 1."""
+    if not isinstance(sparsity, int | float) or not 0.0 <= sparsity <= 1.0:
+        raise MaskError(f"expected a sparsity from 0 to 1 (the fraction of zero blocks), got {sparsity!r}")
+
+
 @dataclass(frozen=True, eq=False)
 class BlockMask:
     """The kept blocks of a weight `[N, K]`.
@@ -65,10 +71,12 @@ class BlockMask:
 
     @classmethod
     def from_scores(cls, scores: Tensor, sparsity: float, shape: tuple[int, int], block: Block) -> BlockMask:
-        """Keeps the blocks with the highest scores `[R, C]`; among equal scores the first ones, so always the same."""
-        if not 0.0 <= sparsity <= 1.0:
-            raise MaskError(f"expected a sparsity from 0 to 1 (the fraction of zero blocks), got {sparsity}")
-        num_kept = scores.numel() - round(sparsity * scores.numel())
+        """Keeps the blocks with the highest scores `[R, C]`; among equal scores the first ones, so always the same.
+
+        At least one block is kept, unless `sparsity` is 1.
+        """
+        check_sparsity(sparsity)
+        num_kept = max(scores.numel() - round(sparsity * scores.numel()), 0 if sparsity == 1 else 1)
         order = torch.argsort(scores.flatten(), descending=True, stable=True)
         kept = torch.zeros(scores.numel(), dtype=torch.bool, device=scores.device)
         kept[order[:num_kept]] = True

@@ -21,6 +21,8 @@ _MLP = re.compile(
     r"|(^|\.)intermediate\.dense$"
     r"|(?<!attention\.)\boutput\.dense$"
 )
+# Routers of experts stand among the MLP layers, and a router that drops blocks chooses blindly.
+_ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)$")
 # These read the weights of their linears themselves, past any forward of ours.
 _BYPASSING_PARENTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
@@ -45,7 +47,7 @@ def matches(targets: Targets, name: str, layer: nn.Module) -> bool:
     if targets == "all":
         return True
     if targets == "mlp":
-        return _MLP.search(name) is not None
+        return _MLP.search(name) is not None and _ROUTER.search(name) is None
     return any(re.search(pattern, name) for pattern in _patterns(targets))
 
 
@@ -58,7 +60,7 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def reasons_to_leave(model: nn.Module) -> dict[str, str]:
     """Why linear layers must stay dense, by name; those that may become sparse have no entry."""
-    owners = Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
+    owners = _owners(model)
     reasons = {}
     for name, layer in linear_layers(model):
         parent = model.get_submodule(name.rpartition(".")[0])
@@ -77,6 +79,26 @@ def reasons_to_leave(model: nn.Module) -> dict[str, str]:
         elif owners[id(layer.weight)] > 1:
             reasons[name] = "its weight is tied to another module"
     return reasons
+
+
+def reasons_not_to_repack(model: nn.Module) -> dict[str, str]:
+    """Why the weight of a sparse layer cannot be stored in another form, by name."""
+    owners = _owners(model)
+    reasons = {}
+    for name, layer in linear_layers(model):
+        if not isinstance(layer, SparseLayer):
+            continue
+        weight = layer._parameters.get("weight")
+        if weight is None or hasattr(layer, "parametrizations"):
+            reasons[name] = "its weight is computed by a parametrization or by pruning; remove that first"
+        elif owners[id(weight)] > 1:
+            reasons[name] = "its weight is tied to another module; untie it first"
+    return reasons
+
+
+def _owners(model: nn.Module) -> Counter[int]:
+    """How many modules hold each parameter, by its id."""
+    return Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
 
 
 def _patterns(targets: str | Sequence[str]) -> list[str]:

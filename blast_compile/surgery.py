@@ -16,7 +16,7 @@ from blast_compile.errors import LayerError, MaskError
 from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer
 from blast_compile.layout import Block, check_block
 from blast_compile.log import logger
-from blast_compile.mask import BlockMask
+from blast_compile.mask import BlockMask, check_sparsity
 from blast_compile.select import Targets
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -39,8 +39,7 @@ class BlockSparse:
     def __post_init__(self) -> None:
         """Rejects bad blocks and sparsities with a `MaskError`, bad targets with an `OptionsError`."""
         check_block(self.block_shape)
-        if not 0.0 <= self.sparsity <= 1.0:
-            raise MaskError(f"expected a sparsity from 0 to 1 (the fraction of zero blocks), got {self.sparsity}")
+        check_sparsity(self.sparsity)
         select.check_targets(self.targets)
         select.check_targets(self.dense)
 
@@ -62,7 +61,9 @@ def sparsify_(
     """
     config, given = config or BlockSparse(), dict(masks or {})
     found = dict(select.linear_layers(model))
-    for name in given:
+    for name, mask in given.items():
+        if mask is None:
+            raise MaskError(f"expected a mask for {name!r}, got None; leave the name out for a mask by magnitude")
         if name not in found:
             raise LayerError(f"expected masks named after linear layers, got {name!r}; the layers are {_listed(found)}")
     chosen = {name: layer for name, layer in found.items() if name in given or _is_target(config, name, layer)}
@@ -81,13 +82,17 @@ def pack_(model: Model) -> Model:
     """Stores only the kept blocks of every masked layer, in place, and returns `model`.
 
     Memory shrinks, and masks can no longer grow. Raises `LayerError` where no layer is masked, as when a model is
-    packed twice, and `MaskError` where an index is damaged.
+    packed twice, or where a layer's weight is not its own plain parameter, and `MaskError` where an index is damaged.
     """
     masked = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, MaskedLayer)]
     if not masked:
         is_packed = any(isinstance(layer, PackedLayer) for layer in model.modules())
         hint = "it is packed already" if is_packed else "run sparsify_ first"
         raise LayerError(f"expected a model with masked layers, got none: {hint}")
+    reasons = select.reasons_not_to_repack(model)
+    for name, _ in masked:
+        if name in reasons:
+            raise LayerError(f"expected masked layers with a weight of their own, got {name!r}: {reasons[name]}")
     masks = [_current_mask(name, layer) for name, layer in masked]
     for (_, layer), mask in zip(masked, masks, strict=True):
         layers.to_packed_(layer, mask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -266,3 +267,41 @@ def test_targets_that_must_all_stay_dense_are_refused() -> None:
 def test_bad_configurations_are_refused(make: Callable[[], object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         make()
+
+
+def test_pack_refuses_a_weight_that_is_computed_and_changes_nothing() -> None:
+    model = blast.sparsify_(
+        nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)), blast.BlockSparse(sparsity=0.5, targets="all")
+    )
+    torch.nn.utils.parametrizations.weight_norm(model[1])
+    before = [type(layer) for layer in model]
+    with pytest.raises(LayerError, match="'1': its weight is computed by a parametrization"):
+        blast.pack_(model)
+    assert [type(layer) for layer in model] == before
+
+
+def test_pack_refuses_tied_weights() -> None:
+    model = blast.sparsify_(
+        nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)), blast.BlockSparse(sparsity=0.5, targets="all")
+    )
+    model[1].weight = model[0].weight
+    with pytest.raises(LayerError, match="'0': its weight is tied to another module; untie it first"):
+        blast.pack_(model)
+
+
+def test_small_layers_keep_a_block() -> None:
+    model = blast.sparsify_(nn.Sequential(nn.Linear(64, 64)), blast.BlockSparse(sparsity=0.9, targets="all"))
+    assert sparse_layer(model, "0").mask.nnz == 1
+    model = blast.sparsify_(nn.Sequential(nn.Linear(64, 64)), blast.BlockSparse(sparsity=1.0, targets="all"))
+    assert sparse_layer(model, "0").mask.nnz == 0
+
+
+def test_a_mask_of_none_is_an_error() -> None:
+    with pytest.raises(MaskError, match="expected a mask for '0', got None"):
+        blast.sparsify_(nn.Sequential(nn.Linear(64, 64)), blast.BlockSparse(), masks={"0": None})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("sparsity", ["0.5", None, float("nan"), 1.5])
+def test_a_sparsity_that_is_no_fraction_is_an_error(sparsity: Any) -> None:
+    with pytest.raises(MaskError, match="expected a sparsity from 0 to 1"):
+        blast.BlockSparse(sparsity=sparsity)

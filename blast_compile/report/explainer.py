@@ -31,6 +31,8 @@ def explain(model: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> Ex
     where no layer is sparse.
     """
     model = getattr(model, "_orig_mod", model)
+    if not isinstance(model, nn.Module):
+        raise LayerError(f"expected a module, compiled or not, got {type(model).__name__}; pass the model itself")
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
     if not layers:
         raise LayerError("expected a model with sparse layers, got none: run sparsify_ first")
