@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
 from blast_compile.env import ISAS, Isa
+
+T = TypeVar("T")
 
 
 @functools.cache
@@ -54,6 +57,17 @@ def without_autocast(device: str) -> AbstractContextManager[None]:
     key = getattr(torch._C.DispatchKey, "Autocast" + torch._C._dispatch_key_for_device(device))
     guard = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(key))
     return cast(AbstractContextManager[None], guard)
+
+
+def outside_dynamo(function: Callable[..., T]) -> Callable[..., T]:
+    """`function`, such that Dynamo leaves its frames alone where an op runs under it, as behind a graph break.
+
+    `torch._dynamo.disable`: run 2.13, read 2.11.
+    """
+    if "torch._dynamo" not in sys.modules:  # slow to import, and without it nobody traces
+        return function
+    disabled: Callable[..., T] = torch._dynamo.disable(function)  # type: ignore[no-untyped-call]
+    return disabled
 
 
 def has_triton() -> bool:

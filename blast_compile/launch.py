@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blast_compile import kernels, plans, reference
+from blast_compile import compat, kernels, plans, reference
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import LayerError
 from blast_compile.kernels import Kernel
@@ -27,10 +27,14 @@ _plans: dict[tuple[Any, ...], Plan] = {}
 _num_threads = torch.get_num_threads
 
 
+def _one_thread() -> int:
+    return 1
+
+
 def _stay_alone() -> None:
     """OpenMP's threads do not survive a fork, and waiting for them would never end: a forked child runs on one."""
     global _num_threads
-    _num_threads = lambda: 1  # noqa: E731
+    _num_threads = _one_thread
 
 
 os.register_at_fork(after_in_child=_stay_alone)
@@ -131,7 +135,8 @@ def _product(
     key = (op, x.dtype, x.device, x.shape[-1], residual is None, sizes, *block, activation, *forms)
     plan = _plans.get(key)
     if plan is None:
-        plan = _plans[key] = plans.plan(op, Call(x, layers, residual, sizes, block, activation))
+        make_plan = compat.outside_dynamo(plans.plan)
+        plan = _plans[key] = make_plan(op, Call(x, layers, residual, sizes, block, activation))
     y: Tensor = x.new_empty((*x.shape[:-1], sizes[-1]))
     if residual is not None and not _is_like(residual, y):
         raise LayerError(
