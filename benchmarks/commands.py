@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import compare, dispatch, limits, model, rows, settings, table
-from benchmarks.machine import ROOT
+from benchmarks.machine import ROOT, keep_freed_memory
 from benchmarks.rows import RESULTS, Row
 from benchmarks.settings import Settings
 from blast_compile.demo.model import Size
@@ -95,6 +95,7 @@ def cpu_model(
 def dispatch_(threads: Threads = 2, quick: Quick = False, json: Json = None) -> None:
     """What a compiled call costs above its kernel."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     costs = dispatch.measure(rounds=20 if quick else 100)
     found = dispatch.rows(costs)
     for row in found:
@@ -170,6 +171,7 @@ def _layers(op: Literal["linear", "gated_mlp"], name: str, chosen: Settings) -> 
 def _machine(threads: int) -> Iterator[limits.Limits]:
     """Sets the threads, measures what the machine can do at best, and says so."""
     torch.set_num_threads(threads)
+    keep_freed_memory()
     if (load := os.getloadavg()[0]) > _BUSY:
         console.print(f"others use this machine (load {load:.1f}): what follows is noise", style="yellow")
     best = limits.measure(threads)

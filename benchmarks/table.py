@@ -78,19 +78,19 @@ def _line(rows: Sequence[Row], sparsities: Iterable[float]) -> list[str]:
     return cells
 
 
-def _sources(rows: Iterable[Row]) -> Iterator[str]:
-    """Where the figures come from, and which dense candidates they are compared with, a line for each kind of run."""
-    dense: dict[tuple[str, str], dict[str, None]] = defaultdict(dict)
+def _sources(rows: Sequence[Row]) -> Iterator[str]:
+    """The command behind the figures, where it ran and what it compared with, a line for each kind of run."""
+    runs: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
         machine = row.machine
         where = (
             f"{machine.cpu} ({machine.isa}), {machine.threads} threads, torch {machine.torch}, commit {machine.commit}"
         )
-        names = dense[row.benchmark, where]
-        if row.is_dense:
-            names[row.candidate] = None
-    for (benchmark, where), names in dense.items():
-        yield f"- `python benchmarks/run.py {benchmark}`: {where}; dense: {', '.join(names) or 'none'}"
+        runs[row.benchmark, where].append(row)
+    for (benchmark, where), of_run in runs.items():
+        dtypes = ",".join(dict.fromkeys(row.dtype for row in of_run))
+        dense = ", ".join(dict.fromkeys(row.candidate for row in of_run if row.is_dense)) or "none"
+        yield f"- `python benchmarks/run.py {benchmark} --dtype {dtypes}`: {where}; dense: {dense}"
 
 
 def _time(us: float) -> str:

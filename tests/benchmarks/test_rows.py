@@ -77,8 +77,8 @@ def test_markdown_names_best_dense_gain_and_source() -> None:
     assert lines[2] == "| linear 8192x2048 | bf16 | 1 | 150 us (inductor) | 20.0 us, **7.50x** | 12.0 us, **12.5x** |"
     assert lines[3] == "| linear 8192x2048 | bf16 | 128 | - | 20.0 us, **7.50x** | - |"
     assert lines[-1] == (
-        "- `python benchmarks/run.py cpu-linear`: A CPU (avx512), 2 threads, torch 2.13.0, commit 0123abcd; "
-        "dense: eager, inductor"
+        "- `python benchmarks/run.py cpu-linear --dtype bf16`: "
+        "A CPU (avx512), 2 threads, torch 2.13.0, commit 0123abcd; dense: eager, inductor"
     )
 
 
