@@ -30,7 +30,7 @@ def keep_freed_memory() -> None:
     """
     malloc = ctypes.CDLL(None)
     if hasattr(malloc, "mallopt"):
-        malloc.mallopt(_M_MMAP_THRESHOLD, 2**30)
+        malloc.mallopt(_M_MMAP_THRESHOLD, 2**25)  # the most that glibc takes
         malloc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
