@@ -35,18 +35,26 @@ inline Vec load(const bf16* p) {
   return bits<Vec>(__builtin_convertvector(x, IntVec) << 16);
 }
 
+{%- if avx512 %}
+inline Vec max(Vec a, Vec b) { return _mm512_max_ps(a, b); }  // b where one is NaN
+inline Vec min(Vec a, Vec b) { return _mm512_min_ps(a, b); }  // the same
+
+// p 2^n for whole n.
+inline Vec times_exp2(Vec p, Vec n) { return _mm512_scalef_ps(p, n); }
+{%- else %}
 inline Vec max(Vec a, Vec b) { return a > b ? a : b; }  // b where one is NaN
+inline Vec min(Vec a, Vec b) { return a < b ? a : b; }  // the same
 
-// 2^n for whole n; 0 and infinity where a float has no room.
-inline Vec exp2_whole(Vec n) {
-  n = max(splat(-254), n < splat(254) ? n : splat(254));
+// p 2^n for whole n; in two steps, since 2^n alone may have no room in a float.
+inline Vec times_exp2(Vec p, Vec n) {
   IntVec half = __builtin_convertvector(n * 0.5f, IntVec), rest = __builtin_convertvector(n, IntVec) - half;
-  return bits<Vec>((half + 127) << 23) * bits<Vec>((rest + 127) << 23);
+  return p * bits<Vec>((half + 127) << 23) * bits<Vec>((rest + 127) << 23);
 }
+{%- endif %}
 
-// e^x to about 2 ulp: x = n ln 2 + r, a polynomial in r by its Taylor coefficients.
+// e^x to about 2 ulp: x = n ln 2 + r, a polynomial in r by its Taylor coefficients. Beyond +-104 lie 0 and infinity.
 inline Vec exp(Vec x) {
-  Vec bounded = max(splat(-104), x < splat(104) ? x : splat(104));
+  Vec bounded = max(splat(-104), min(splat(104), x));
   Vec n = bounded * 1.44269504f + 12582912.f - 12582912.f;  // to the nearest whole number
   Vec r = bounded - n * 0.693359375f + n * 2.12194440e-4f;
   Vec p = splat(1.f / 5040);
@@ -57,6 +65,9 @@ inline Vec exp(Vec x) {
   p = p * r + 0.5f;
   p = p * r + 1.f;
   p = p * r + 1.f;
-  Vec y = p * exp2_whole(n);
-  return x == x ? y : x;
+{%- if avx512 %}
+  return times_exp2(p, n);
+{%- else %}
+  return x == x ? times_exp2(p, n) : x;  // n is no number where x is none
+{%- endif %}
 }
