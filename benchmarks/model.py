@@ -17,10 +17,9 @@ from benchmarks.machine import Machine
 from benchmarks.rows import Row, now, per_layer
 from benchmarks.settings import Settings, name_of
 from blast_compile.demo import text
-from blast_compile.demo.model import Size, llama
+from blast_compile.demo.model import Size, llama, packed_and_masked_dense
 from blast_compile.demo.session import Session
-from blast_compile.layers import SparseLayer
-from blast_compile.surgery import BlockSparse, pack_, sparsify_
+from blast_compile.surgery import BlockSparse
 from blast_compile.tuning.timing import Timing, interleaved
 
 # A quarter of Llama-3.2-1B, layers and vocabulary alike, so that the MLPs keep their share of the parameters.
@@ -80,7 +79,8 @@ def _verified(
         (REST, 0.0, _without_mlps(dense), None),
     ]
     for sparsity in settings.sparsities:
-        packed, masked_dense = _sparse(dense, settings.block, sparsity)
+        config = BlockSparse(block=settings.block, sparsity=sparsity)
+        packed, masked_dense = packed_and_masked_dense(dense, config)
         wanted.append((candidates.OURS, sparsity, packed, masked_dense))
     contenders = []
     for name, sparsity, model, plain in wanted:
@@ -115,16 +115,6 @@ def _error(
 
 def _logits(session: Session, prompt: Tensor, tail: Tensor) -> Tensor:
     return torch.cat([session.prefill(prompt), session.decode(tail, start=len(prompt))])
-
-
-def _sparse(dense: nn.Module, block: int, sparsity: float) -> tuple[nn.Module, nn.Module]:
-    """The packed model, and the dense one with dropped blocks set to zero."""
-    config = BlockSparse(block=block, sparsity=sparsity)
-    masked, plain = sparsify_(copy.deepcopy(dense), config), copy.deepcopy(dense)
-    for name, layer in masked.named_modules():
-        if isinstance(layer, SparseLayer):
-            plain.get_parameter(f"{name}.weight").data.mul_(layer.mask.elements())
-    return pack_(masked), plain
 
 
 def _without_mlps(dense: nn.Module) -> nn.Module:

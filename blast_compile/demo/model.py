@@ -72,12 +72,17 @@ class Models:
 def make(size: Size) -> Models:
     """Models in bfloat16 that share what is random in them. Raises `BlastError` without transformers."""
     dense = llama(size)
-    masked = sparsify_(copy.deepcopy(dense), SPARSITY)
-    masked_dense = copy.deepcopy(dense)
+    packed, masked_dense = packed_and_masked_dense(dense, SPARSITY)
+    return Models(dense, masked_dense, packed)
+
+
+def packed_and_masked_dense(dense: nn.Module, config: BlockSparse) -> tuple[nn.Module, nn.Module]:
+    """A packed copy of `dense`, and a dense copy with dropped blocks set to zero."""
+    masked, plain = sparsify_(copy.deepcopy(dense), config), copy.deepcopy(dense)
     for name, layer in masked.named_modules():
         if isinstance(layer, SparseLayer):
-            masked_dense.get_parameter(f"{name}.weight").data.mul_(layer.mask.elements())
-    return Models(dense, masked_dense, pack_(masked))
+            plain.get_parameter(f"{name}.weight").data.mul_(layer.mask.elements())
+    return pack_(masked), plain
 
 
 def num_parameters(model: nn.Module) -> int:
