@@ -7,6 +7,7 @@ stale.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -55,9 +56,36 @@ class SparseLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """What stands between the brackets of `repr()`."""
-        form = "packed" if isinstance(self, PackedLayer) else "masked"
         sizes = f"in_features={self.in_features}, out_features={self.out_features}"
-        return f"{sizes}, bias={self.bias is not None}, block={self.block}, {form}"
+        return f"{sizes}, bias={self.bias is not None}, block={self.block}, {self.form}"
+
+    @property
+    def form(self) -> str:
+        """`"masked"` or `"packed"`."""
+        return "packed" if isinstance(self, PackedLayer) else "masked"
+
+    def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> SparseLayer:
+        """`Module.type(dtype)` casts buffers of integers too, but the index follows to a new device only."""
+        index = self.block_index
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.block_index.dtype != index.dtype:
+            self.block_index = index.to(self.block_index.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Loads weights of the layer's own form; for those of the other one, says how to get there."""
+        weight = state_dict.get(prefix + "weight")
+        if weight is None or weight.dim() == self.weight.dim():
+            super()._load_from_state_dict(state_dict, prefix, *args)
+            return
+        error_messages: list[str] = args[-1]
+        hint = "load it before pack_" if self.form == "packed" else "call pack_ on the model before loading it"
+        if prefix + "block_index" in state_dict:
+            hint += f", or save it after {'pack_' if self.form == 'packed' else 'unpack_'}"
+        error_messages.append(
+            f"expected a {self.form} {prefix}weight of {self.weight.dim()} dimensions for {self}, got one of shape "
+            f"{tuple(weight.shape)}; {hint}"
+        )
 
 
 class MaskedLayer(SparseLayer):
@@ -75,13 +103,16 @@ class MaskedLayer(SparseLayer):
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """A checkpoint of the dense layer loads too: it has no index, so the mask stays as it is."""
         key = prefix + "block_index"
-        if prefix + "weight" in state_dict and key not in state_dict:
+        if prefix + "weight" in state_dict and key not in state_dict and state_dict[prefix + "weight"].dim() == 2:
             state_dict = {**state_dict, key: self.block_index}
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class PackedLayer(SparseLayer):
-    """Keeps the kept blocks alone, `weight` `[nnz, bk, bn]`. The form for inference: memory shrinks with the mask."""
+    """Keeps the kept blocks alone, `weight` `[nnz, bk, bn]`. The form for inference: memory shrinks with the mask.
+
+    Up to 1/24 more blocks are stored, as zeros (`layout.size_class`), so that layers share compiled code.
+    """
 
 
 class SparseLinear(MaskedLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear never says that its bias may be None
@@ -137,8 +168,9 @@ def to_masked_(layer: nn.Module, mask: BlockMask) -> None:
 
 def to_packed_(layer: MaskedLayer, mask: BlockMask) -> None:
     """Turns a masked layer into its packed twin, in place. `mask` is the layer's own."""
-    values = layout.pack(dense_weight(layer).detach(), mask.kept, mask.block)
-    _replace(layer, packed_twin(layer), values, layout.packed_index(mask.kept))
+    num_stored = layout.size_class(mask.nnz, mask.kept.numel())
+    values = layout.pack(dense_weight(layer).detach(), mask.kept, mask.block, num_stored)
+    _replace(layer, packed_twin(layer), values, layout.packed_index(mask.kept, num_stored))
 
 
 def from_packed_(layer: PackedLayer, mask: BlockMask) -> None:

@@ -41,7 +41,7 @@ def explain(model: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> Ex
         compiled(model, example_inputs, example_kwargs)
     rows = list(_rows(layers, runs))
     counts = Counter(str(op.kind) for run in runs for op in run.ops)
-    return Explanation(tuple(rows), counts, len(runs), tuple(_warnings(layers, rows, runs)))
+    return Explanation(tuple(rows), counts, len(runs), tuple(_warnings(model, layers, rows, runs)))
 
 
 def _call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
@@ -95,7 +95,7 @@ def _row(name: str, layer: SparseLayer, op: FoundOp | None) -> LayerRow:
         shape=layer.shape,
         block=layer.block,
         sparsity=layer.mask.sparsity,
-        form="packed" if layer.weight.dim() == 3 else "masked",
+        form=layer.form,
         dtype=layer.weight.dtype,
         activation="" if op is None else op.activation,
         kernel="" if op is None else _kernel(op),
@@ -110,16 +110,24 @@ def _kernel(op: FoundOp) -> str:
     return f"{kernel.name} ({kernel.reason})" if kernel.reason else kernel.name
 
 
-def _warnings(layers: dict[str, SparseLayer], rows: list[LayerRow], runs: list[GraphRun]) -> Iterator[str]:
+def _warnings(
+    model: nn.Module, layers: dict[str, SparseLayer], rows: list[LayerRow], runs: list[GraphRun]
+) -> Iterator[str]:
     yield from dict.fromkeys(run.failure for run in runs if run.failure)
     if len(runs) > 1:
         yield f"the model ran as {len(runs)} graphs, and layers cannot fuse across them; see TORCH_LOGS=graph_breaks"
-        packed = {(layer.shape, layer.weight.shape[0]) for layer in layers.values() if layer.weight.dim() == 3}
+    if len(runs) > 1 or _is_compiled_in_parts(model):
         limit: int = torch._dynamo.config.recompile_limit
+        packed = {(layer.shape, layer.weight.shape[0]) for layer in layers.values() if layer.form == "packed"}
         if max(Counter(shape for shape, _ in packed).values(), default=0) > limit:
             yield (
-                f"packed layers of one shape hold more than {limit} different numbers of blocks: captured one by one, "
+                f"packed layers of one shape store more than {limit} different numbers of blocks: captured one by one, "
                 "they pass torch._dynamo.config.recompile_limit, and the last ones run outside torch.compile"
             )
     if unseen := [row.name for row in rows if row.reason == _NOT_SEEN]:
         yield f"{len(unseen)} of {len(rows)} sparse layers were in no captured graph, the first one is {unseen[0]}"
+
+
+def _is_compiled_in_parts(model: nn.Module) -> bool:
+    """Whether parts of the model are compiled by themselves, as `layer.compile()` does."""
+    return any(module._compiled_call_impl is not None for module in model.modules() if module is not model)
