@@ -3,7 +3,8 @@
 Map of a generated file, each part a template in `templates/cpp/`:
   head         the spec and config that made it
   vector       vectors of floats and their arithmetic       activations  relu, gelu, gelu_tanh, silu
-  partial_*    parts of vectors, transposes                 words        operands of a multiply-add, `gather`
+  partial_*    parts of vectors, transposes                 fp16         float16 in memory, where a spec has it
+  words        operands of a multiply-add, `gather`
   threads      memory of a thread, when to use several      product      the register tile
   index        whether an index may be followed
 then, of the forward products and the input gradient:
@@ -32,7 +33,7 @@ _LAYERS = {
     "input_grad": ("layer",),
 }
 _VECTOR_LENGTHS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "portable": 4}
-_TYPES = {"float32": "float", "bfloat16": "bf16"}
+_TYPES = {"float32": "float", "bfloat16": "bf16", "float16": "fp16"}
 MIN_BLOCK_EDGE = 8
 
 
@@ -75,9 +76,8 @@ class _Stage:
 
 
 def supports(spec: Spec) -> bool:
-    """Whether a CPU kernel can be generated: float32 and bfloat16, block edges from 8."""
-    dtypes = spec.dtype in _TYPES and spec.weight_dtype in (spec.dtype, "float32")
-    return dtypes and min(spec.block) >= MIN_BLOCK_EDGE
+    """Whether a CPU kernel can be generated: weights in the dtype of activations or float32, block edges from 8."""
+    return spec.weight_dtype in (spec.dtype, "float32") and min(spec.block) >= MIN_BLOCK_EDGE
 
 
 def default_config(spec: Spec) -> CpuConfig:
@@ -106,6 +106,8 @@ def generate(spec: Spec, config: CpuConfig | None = None) -> str:
             config=config or default_config(spec),
             avx512=isa.startswith("avx512"),
             native_bf16=isa == "avx512_bf16",
+            has_fp16="float16" in (spec.dtype, spec.weight_dtype),
+            has_fp16_instructions=isa != "portable",
             pairs=_has_pairs(spec),
             vector_length=_VECTOR_LENGTHS[isa],
             x_type=_TYPES[spec.dtype],

@@ -28,7 +28,7 @@ FORMS: tuple[Form, ...] = ("masked", "transposed", "packed")
 ACTIVATIONS: tuple[Activation, ...] = ("identity", "relu", "gelu", "gelu_tanh", "silu")
 KERNEL_BLOCKS: tuple[Block, ...] = ((32, 32), (16, 16), (8, 8), (64, 32), (13, 17), (128, 64), (256, 256))
 SMALL_BLOCKS: tuple[Block, ...] = ((4, 4), (1, 1))
-DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,11 @@ from tests.op_cases import (
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads")
 BEST = compat.runnable_isas()[-1]
 # The kernels of a gradient depend on dtype, block and form of weight; formulas are checked on the reference in float64.
-FEWER = [Case("linear", torch.float32, (13, 17), "packed"), Case("linear", torch.bfloat16, (13, 17), "masked")]
+FEWER = [
+    Case("linear", torch.float32, (13, 17), "packed"),
+    Case("linear", torch.bfloat16, (13, 17), "masked"),
+    Case("linear", torch.float16, (13, 17), "packed"),
+]
 ON_EVERY_ISA = [
     (isa, case)
     for isa in compat.runnable_isas()
@@ -203,29 +207,32 @@ def test_empty_and_full_masks(form: Form, density: float) -> None:
         check_gradients(call, torch.randn(5, call.layers[-1].clean.shape[0]).to(case.dtype))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_bfloat16_inputs_give_float32_weights_float32_gradients(form: Form) -> None:
-    call = make_call(Case("linear", torch.bfloat16, (32, 32), form, weight_dtype=torch.float32), (50,))
-    check_gradients(call, torch.randn(50, call.layers[-1].clean.shape[0]).bfloat16())
+@pytest.mark.parametrize(
+    ("dtype", "form"), [*((torch.bfloat16, form) for form in FORMS), (torch.float16, "transposed")]
+)
+def test_16_bit_inputs_give_float32_weights_float32_gradients(dtype: torch.dtype, form: Form) -> None:
+    call = make_call(Case("linear", dtype, (32, 32), form, weight_dtype=torch.float32), (50,))
+    check_gradients(call, torch.randn(50, call.layers[-1].clean.shape[0]).to(dtype))
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "aot_eager"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("op", OPS)
-def test_autocast_casts_the_input_alone(op: OpName, form: Form, compiled: bool) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_casts_the_input_alone(dtype: torch.dtype, op: OpName, form: Form, compiled: bool) -> None:
     call = make_call(Case(op, torch.float32, (4, 4), form, "silu"), (9,))
     for layer in call.layers:
         layer.operand.nan_to_num_(nan=0.0).requires_grad_()
 
     def step(x: Tensor, weights: list[Tensor]) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", dtype):
             return replace_tensors(call, x, weights).run()
 
     torch._dynamo.reset()
     run = torch.compile(step, backend="aot_eager", fullgraph=True) if compiled else step
     x = call.x.requires_grad_()
     y = run(x, [layer.operand for layer in call.layers])
-    assert y.dtype == torch.bfloat16
+    assert y.dtype == dtype
     assert (y.double() - call.dense()).abs().max() < 0.03 * call.dense().abs().max()
     torch.autograd.backward(y.sum())
     for tensor in (x, *(layer.operand for layer in call.layers)):

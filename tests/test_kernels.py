@@ -96,7 +96,7 @@ def test_isa_of_another_machine_is_refused(use_isa: Callable[[Isa], None], monke
     [
         (replace(SPEC, target="cuda:sm_90"), "no kernels for cuda:sm_90 yet"),
         (replace(SPEC, block=(32, 4)), "blocks under 8 have no kernel"),
-        (replace(SPEC, dtype="float16"), "float16 with float32 weights has no kernel"),
+        (replace(SPEC, weight_dtype="float16"), "float32 with float16 weights has no kernel"),
     ],
 )
 def test_reasons_for_the_reference(spec: Spec, reason: str, caplog: pytest.LogCaptureFixture) -> None:

@@ -28,7 +28,6 @@ from tests.op_cases import (
     SMALL_BLOCKS,
     SOME,
     Case,
-    Form,
     check,
     check_accuracy,
     cover,
@@ -73,26 +72,6 @@ def test_small_blocks(op: str, form: str, block: tuple[int, int]) -> None:
     for dtype in DTYPES:
         call = make_call(Case(op, dtype, block, form, "gelu", residual=True), (5,))  # type: ignore[arg-type]
         check(call.run(), call)
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("op", OPS)
-def test_dtypes_without_kernels(op: str, form: str, dtype: torch.dtype) -> None:
-    call = make_call(Case(op, dtype, (16, 16), form, "silu", residual=True), (5,))  # type: ignore[arg-type]
-    check(call.run(), call)
-
-
-@pytest.mark.usefixtures("needs_kernels")
-@pytest.mark.parametrize("isa", compat.runnable_isas())
-@pytest.mark.parametrize("form", FORMS)
-def test_float32_weights_beside_bfloat16_inputs(isa: Isa, form: Form, use_isa: Callable[[Isa], None]) -> None:
-    use_isa(isa)
-    for op in ("linear", "gated_mlp") if isa == BEST else ("linear",):
-        case = Case(op, torch.bfloat16, (32, 32), form, "silu", weight_dtype=torch.float32)
-        for tokens in (1, 33):
-            call = make_call(case, (tokens,))
-            check(call.run(), call)
 
 
 @pytest.mark.usefixtures("needs_kernels")

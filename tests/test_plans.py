@@ -26,11 +26,6 @@ def _strided(t: Tensor) -> Tensor:
     return torch.stack([t, t], dim=-1).flatten(-2)[..., ::2]
 
 
-def _half(call: Call) -> None:
-    call.x, layer = call.x.half(), call.layers[0]
-    layer.operand, layer.bias = layer.operand.half(), None
-
-
 def _double(call: Call) -> None:
     call.x, layer = call.x.double(), call.layers[0]
     layer.operand, layer.bias = layer.operand.double(), None
@@ -68,7 +63,6 @@ def _on_meta(call: Call) -> None:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (_half, "float16 with float16 weights has no kernel"),
         (_double, "no kernels for torch.float64"),
         (_small_block, "blocks under 8 have no kernel"),
         (_no_inputs, "a layer without inputs or outputs"),

@@ -29,15 +29,24 @@ EPILOGUES: dict[Op, tuple[Epilogue, ...]] = {
     "input_grad": (),
     "weight_grad": (),
 }
-DTYPES: tuple[tuple[Dtype, Dtype], ...] = (("float32",) * 2, ("bfloat16",) * 2, ("bfloat16", "float32"))
+DTYPES: tuple[tuple[Dtype, Dtype], ...] = (
+    ("float32", "float32"),
+    ("bfloat16", "bfloat16"),
+    ("bfloat16", "float32"),
+    ("float16", "float16"),
+    ("float16", "float32"),
+)
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 # Every op and instruction set, each dtype and layout beside several of them; edges that vectors divide and odd ones.
 COMPILED: tuple[tuple[Isa, Op, int, Layout, tuple[int, int]], ...] = (
     ("portable", "gated_mlp", 0, "packed", (32, 32)),
     ("portable", "weight_grad", 2, "masked", (13, 17)),
+    ("portable", "input_grad", 3, "packed", (32, 32)),
     ("avx2", "mlp", 1, "masked", (32, 32)),
     ("avx2", "input_grad", 0, "packed", (13, 17)),
+    ("avx2", "weight_grad", 3, "packed", (32, 32)),
     ("avx512", "gated_linear", 2, "packed", (13, 17)),
+    ("avx512", "linear", 4, "masked", (13, 17)),
     ("avx512", "weight_grad", 1, "packed", (32, 32)),
     ("avx512_bf16", "linear", 1, "packed", (13, 17)),
     ("avx512_bf16", "gated_mlp", 2, "masked", (13, 17)),
@@ -106,9 +115,10 @@ def test_what_is_supported() -> None:
     assert cpp.supports(SMALL)
     assert cpp.supports(replace(SMALL, block=(256, 256)))
     assert cpp.supports(replace(SMALL, dtype="bfloat16"))
-    assert not cpp.supports(replace(SMALL, dtype="float16", weight_dtype="float16"))
-    assert not cpp.supports(replace(SMALL, dtype="float16"))
+    assert cpp.supports(replace(SMALL, dtype="float16"))
+    assert cpp.supports(replace(SMALL, dtype="float16", weight_dtype="float16"))
     assert not cpp.supports(replace(SMALL, weight_dtype="bfloat16"))
+    assert not cpp.supports(replace(SMALL, dtype="float16", weight_dtype="bfloat16"))
     assert not cpp.supports(replace(SMALL, block=(7, 8)))
     assert not cpp.supports(replace(SMALL, block=(8, 7)))
 

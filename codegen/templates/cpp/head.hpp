@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
-{%- if avx512 %}
+{%- if avx512 or has_fp16_instructions %}
 #include <immintrin.h>
 {%- endif %}
 
@@ -16,7 +16,8 @@ constexpr int VL = {{ vector_length }};
 {% include "vector.hpp" %}
 {% include "activations.hpp" %}
 {% if avx512 %}{% include "partial_avx512.hpp" %}{% else %}{% include "partial_generic.hpp" %}{% endif %}
-{% include "words.hpp" %}
+{% if has_fp16 %}{% include "fp16.hpp" %}
+{% endif %}{% include "words.hpp" %}
 {% include "threads.hpp" %}
 using X = {{ x_type }};            // activations
 using Weight = {{ weight_type }};  // weights and biases

@@ -15,6 +15,6 @@ inline void store_panel(const Sums<MT, W>& results, int64_t first_output, int ou
   for (int m = 0; m < MT; ++m)
     for (int v = 0; v < vectors<W>(); ++v) store(rows[m] + v * VL, results[m][v]);
   for (int m = 0; m < MT; ++m)
-    for (int o = outputs; o < (outputs + PER_WORD - 1) / PER_WORD * PER_WORD; ++o) rows[m][o] = 0;
+    for (int o = outputs; o < (outputs + PER_WORD - 1) / PER_WORD * PER_WORD; ++o) rows[m][o] = X{};
   transpose(rows[0], vectors<W>() * VL, MT, (outputs + PER_WORD - 1) / PER_WORD, tile + first_output / PER_WORD * MT, MT);
 }

@@ -7,17 +7,11 @@ inline Vec load_part(const T* p, int n) {
   return x;
 }
 
+template <class T>
+inline void store_part(T* p, Vec x, int n) {
+  for (int i = 0; i < n; ++i) p[i] = rounded<T>(x[i]);
+}
+
 inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof(x)); }
-
-inline void store(bf16* p, Vec x) {
-  for (int i = 0; i < VL; ++i) p[i] = to_bf16(x[i]);
-}
-
-inline void store_part(float* p, Vec x, int n) {
-  for (int i = 0; i < n; ++i) p[i] = x[i];
-}
-
-inline void store_part(bf16* p, Vec x, int n) {
-  for (int i = 0; i < n; ++i) p[i] = to_bf16(x[i]);
-}
+inline void store(bf16* p, Vec x) { store_part(p, x, VL); }
 

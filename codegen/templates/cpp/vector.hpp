@@ -18,7 +18,14 @@ inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) { return bits<float>(uint32_t(x) << 16); }
 
 // Rounds to nearest even; a NaN stays one.
-inline bf16 to_bf16(float x) {
+template <class T>
+inline T rounded(float x);
+
+template <>
+inline float rounded(float x) { return x; }
+
+template <>
+inline bf16 rounded(float x) {
   uint32_t u = bits<uint32_t>(x);
   return x != x ? bf16(u >> 16 | 0x40) : bf16((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }

@@ -27,7 +27,7 @@ inline void store_pairs(Word* to, const T* low, const T* high, int n) {
 }
 
 inline Word last_word(const bf16* p) { return *p; }
-inline Word last_word(const float* p) { return to_bf16(*p); }
+inline Word last_word(const float* p) { return rounded<bf16>(*p); }
 {%- else %}
 // a single float.
 using Word = float;
@@ -39,8 +39,8 @@ inline Operand load_operand(const Word* p) { return load(p); }
 inline Vec multiply_add(Vec sum, Operand a, Operand b) { return sum + a * b; }
 {%- if avx512 %}
 
-inline __m512i load_words(const float* p, int n) { return _mm512_maskz_loadu_epi32(first(n), p); }
-inline __m512i load_words(const bf16* p, int n) { return _mm512_castps_si512(load_part(p, n)); }
+template <class T>
+inline __m512i load_words(const T* p, int n) { return _mm512_castps_si512(load_part(p, n)); }
 {%- endif %}
 {%- endif %}
 {% if avx512 %}

@@ -30,7 +30,14 @@ inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) { return bits<float>(uint32_t(x) << 16); }
 
 // Rounds to nearest even; a NaN stays one.
-inline bf16 to_bf16(float x) {
+template <class T>
+inline T rounded(float x);
+
+template <>
+inline float rounded(float x) { return x; }
+
+template <>
+inline bf16 rounded(float x) {
   uint32_t u = bits<uint32_t>(x);
   return x != x ? bf16(u >> 16 | 0x40) : bf16((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
@@ -101,19 +108,13 @@ inline Vec load_part(const T* p, int n) {
   return x;
 }
 
+template <class T>
+inline void store_part(T* p, Vec x, int n) {
+  for (int i = 0; i < n; ++i) p[i] = rounded<T>(x[i]);
+}
+
 inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof(x)); }
-
-inline void store(bf16* p, Vec x) {
-  for (int i = 0; i < VL; ++i) p[i] = to_bf16(x[i]);
-}
-
-inline void store_part(float* p, Vec x, int n) {
-  for (int i = 0; i < n; ++i) p[i] = x[i];
-}
-
-inline void store_part(bf16* p, Vec x, int n) {
-  for (int i = 0; i < n; ++i) p[i] = to_bf16(x[i]);
-}
+inline void store(bf16* p, Vec x) { store_part(p, x, VL); }
 
 
 // Operands are kept in words of 32 bits, each with the contraction values that one multiply-add takes:
@@ -354,7 +355,7 @@ inline void store_panel(const Sums<MT, W>& results, int64_t first_output, int ou
   for (int m = 0; m < MT; ++m)
     for (int v = 0; v < vectors<W>(); ++v) store(rows[m] + v * VL, results[m][v]);
   for (int m = 0; m < MT; ++m)
-    for (int o = outputs; o < (outputs + PER_WORD - 1) / PER_WORD * PER_WORD; ++o) rows[m][o] = 0;
+    for (int o = outputs; o < (outputs + PER_WORD - 1) / PER_WORD * PER_WORD; ++o) rows[m][o] = X{};
   transpose(rows[0], vectors<W>() * VL, MT, (outputs + PER_WORD - 1) / PER_WORD, tile + first_output / PER_WORD * MT, MT);
 }
 
