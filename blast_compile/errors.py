@@ -31,6 +31,10 @@ class DtypeError(BlastError, TypeError):
     """A tensor of a dtype that the operators do not take."""
 
 
+class GradientError(BlastError, NotImplementedError):
+    """A differentiation that the operators have no formula for."""
+
+
 class StoreError(BlastError, OSError):
     """A store folder that cannot be trusted or used."""
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.library import Library
 
-from blast_compile import compat, gradients, launch
+from blast_compile import compat, gradients, launch, transforms
 from blast_compile.codegen.spec import Op
 
 ABI = gradients.ABI
@@ -66,12 +66,13 @@ def _register(name: Op, schema: str) -> None:
         _lib.define(full_name + schema, tags=(torch.Tag.needs_exact_strides,))  # type: ignore[no-untyped-call]
         _lib.impl(full_name, launch.OPS[name], "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"blast::{full_name}", _fake(name), lib=_lib)
+        op = getattr(getattr(torch.ops.blast, name), overload)
+        torch.library.register_vmap(f"blast::{full_name}", transforms.batched(op), lib=_lib)
         if name not in ("input_grad", "weight_grad"):
-            op = getattr(getattr(torch.ops.blast, name), overload)
             for device in ("cpu", "cuda"):
                 _lib.impl(full_name, _autocast(op, device), f"Autocast{device.upper()}")  # type: ignore[no-untyped-call]
-    formula = gradients.FORMULAS[name]
-    torch.library.register_autograd(f"blast::{name}", formula.backward, setup_context=formula.setup, lib=_lib)
+    kernel = transforms.differentiable(getattr(torch.ops.blast, name).default, gradients.FORMULAS[name])
+    _lib.impl(name, kernel, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
 
 
 for _name, _schema in SCHEMAS.items():

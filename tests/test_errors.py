@@ -12,6 +12,7 @@ BUILTINS = {
     "OptionsError": ValueError,
     "TargetError": ValueError,
     "DtypeError": TypeError,
+    "GradientError": NotImplementedError,
     "StoreError": OSError,
     "BuildError": RuntimeError,
     "RewriteError": RuntimeError,

@@ -19,7 +19,7 @@ ORDER = (
     ("tuning",),
     ("store", "manifest", "folders"),
     ("kernels", "plans", "launch"),
-    ("ops", "gradients"),
+    ("ops", "gradients", "transforms"),
     ("layers", "integrations"),
     ("surgery", "select"),
     ("passes",),
