@@ -19,7 +19,8 @@ from benchmarks.rows import Row, now
 from blast_compile import kernels, launch
 from blast_compile.codegen.spec import Spec
 from blast_compile.kernels import Kernel
-from blast_compile.surgery import BlockSparse, pack_, sparsify_
+from blast_compile.packing import pack_
+from blast_compile.surgery import BlockSparse, sparsify_
 from blast_compile.tuning.timing import Timing, interleaved
 
 ASKED_US = 10.0

@@ -14,7 +14,8 @@ from benchmarks.machine import l3_bytes
 from blast_compile import layout, reference
 from blast_compile.layers import SparseLayer
 from blast_compile.mask import BlockMask
-from blast_compile.surgery import BlockSparse, pack_, sparsify_
+from blast_compile.packing import pack_
+from blast_compile.surgery import BlockSparse, sparsify_
 
 _MIN_LAYERS = 6  # entering a compiled graph costs tens of microseconds, shared by its layers
 
@@ -167,7 +168,7 @@ def _packed_layer(problem: Problem, source: nn.Module, sparsity: float) -> nn.Mo
             linear.weight = nn.Parameter(source.get_parameter(f"{name}.weight").detach(), requires_grad=False)
             scores = torch.rand(layout.grid(shape, block))
             masks[name] = BlockMask.from_scores(scores, sparsity, shape, block)
-    return pack_(sparsify_(layer, BlockSparse(block=block, targets="all"), masks=masks))
+    return pack_(sparsify_(layer, BlockSparse(block=block, targets="all"), masks=masks), dense_below=0)
 
 
 def _linears(module: nn.Module) -> Iterator[nn.Linear]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from blast_compile.mask import BlockMask
+    from blast_compile.packing import pack_, unpack_
     from blast_compile.report import explain
-    from blast_compile.surgery import BlockSparse, pack_, sparsify_, unpack_
+    from blast_compile.surgery import BlockSparse, sparsify_
 
 __version__ = "0.1.0"
 __all__ = ["BlockMask", "BlockSparse", "__version__", "explain", "pack_", "sparsify_", "unpack_"]
@@ -20,9 +21,9 @@ _HOMES = {
     "BlockMask": "blast_compile.mask",
     "BlockSparse": "blast_compile.surgery",
     "explain": "blast_compile.report",
-    "pack_": "blast_compile.surgery",
+    "pack_": "blast_compile.packing",
     "sparsify_": "blast_compile.surgery",
-    "unpack_": "blast_compile.surgery",
+    "unpack_": "blast_compile.packing",
 }
 
 

@@ -8,7 +8,7 @@ stale.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ class SparseLayer(nn.Module):
     block: Block
     in_features: int
     out_features: int
+    plain_class: ClassVar[type[nn.Module]]
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -112,15 +113,27 @@ class PackedLayer(SparseLayer):
     """Keeps the kept blocks alone, `weight` `[nnz, bk, bn]`. The form for inference: memory shrinks with the mask.
 
     Up to 1/24 more blocks are stored, as zeros (`layout.size_class`), so that layers share compiled code.
+    num_dead_blocks: how many kept blocks `pack_` removed because no output depended on them.
     """
+
+    num_dead_blocks: int
+
+    def extra_repr(self) -> str:
+        """What stands between the brackets of `repr()`."""
+        removed = f", {self.num_dead_blocks} dead blocks removed" if self.num_dead_blocks else ""
+        return super().extra_repr() + removed
 
 
 class SparseLinear(MaskedLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear never says that its bias may be None
     """A masked `nn.Linear`."""
 
+    plain_class = nn.Linear
+
 
 class PackedLinear(PackedLayer, nn.Linear):  # type: ignore[misc]  # the same
     """A packed `nn.Linear`."""
+
+    plain_class = nn.Linear
 
 
 def masked_twin(layer: nn.Module) -> type[MaskedLayer] | None:
@@ -166,17 +179,29 @@ def to_masked_(layer: nn.Module, mask: BlockMask) -> None:
     cast(MaskedLayer, layer).block = mask.block
 
 
-def to_packed_(layer: MaskedLayer, mask: BlockMask) -> None:
-    """Turns a masked layer into its packed twin, in place. `mask` is the layer's own."""
+def to_packed_(layer: MaskedLayer, mask: BlockMask, num_dead_blocks: int) -> None:
+    """Turns a masked layer into its packed twin, in place. `mask` is the layer's own, less its dead blocks."""
     num_stored = layout.size_class(mask.nnz, mask.kept.numel())
     values = layout.pack(dense_weight(layer).detach(), mask.kept, mask.block, num_stored)
     _replace(layer, packed_twin(layer), values, layout.packed_index(mask.kept, num_stored))
+    cast(PackedLayer, layer).num_dead_blocks = num_dead_blocks
+
+
+def to_plain_(layer: MaskedLayer, mask: BlockMask) -> None:
+    """Turns a masked layer into the dense layer that computes the same, in place; dropped blocks become zeros."""
+    kept = mask.elements().to(layer.weight.device)
+    weight = layer.weight.detach()
+    weight = torch.where(kept.t() if is_transposed(layer) else kept, weight, weight.new_zeros(()))
+    layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    del layer.block_index, layer.block
+    layer.__class__ = layer.plain_class  # type: ignore[assignment]
 
 
 def from_packed_(layer: PackedLayer, mask: BlockMask) -> None:
     """Turns a packed layer into its masked twin, in place; dropped blocks are zeros. `mask` is the layer's own."""
     twin = masked_twin(layer)
     assert twin is not None
+    del layer.num_dead_blocks
     dense = layout.unpack(layer.weight.detach(), layer.block_index, layer.shape, layer.block)
     _replace(layer, twin, (dense.t() if is_transposed(layer) else dense).contiguous(), mask.index)
 

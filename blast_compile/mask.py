@@ -51,9 +51,7 @@ class BlockMask:
             raise MaskError(
                 f"expected a bool mask with one entry an element, got {elements.dtype} of shape {tuple(elements.shape)}"
             )
-        shape = (elements.shape[0], elements.shape[1])
-        kept = layout.to_blocks(elements, block).flatten(2).any(-1)
-        mask = cls(kept, shape, block)
+        mask = cls.from_nonzero(elements, block)
         mixed = (mask.elements() != elements).sum().item()
         if mixed:
             raise MaskError(
@@ -87,6 +85,12 @@ class BlockMask:
         """Keeps the blocks of `weight` `[N, K]` with the largest Frobenius norm."""
         blocks = layout.to_blocks(weight.detach().float(), block)
         return cls.from_scores(blocks.flatten(2).norm(dim=-1), sparsity, (weight.shape[0], weight.shape[1]), block)
+
+    @classmethod
+    def from_nonzero(cls, values: Tensor, block: Block) -> BlockMask:
+        """Keeps the blocks of `values` `[N, K]` that hold anything but zeros."""
+        kept = layout.to_blocks(values.detach() != 0, block).flatten(2).any(-1)
+        return cls(kept, (values.shape[0], values.shape[1]), block)
 
     @classmethod
     def from_index(cls, index: Tensor, shape: tuple[int, int], block: Block) -> BlockMask:

@@ -60,7 +60,7 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def reasons_to_leave(model: nn.Module) -> dict[str, str]:
     """Why linear layers must stay dense, by name; those that may become sparse have no entry."""
-    owners = _owners(model)
+    num_owners = owners(model)
     reasons = {}
     for name, layer in linear_layers(model):
         parent = model.get_submodule(name.rpartition(".")[0])
@@ -76,14 +76,14 @@ def reasons_to_leave(model: nn.Module) -> dict[str, str]:
             reasons[name] = f"its weight is a {type(layer.weight).__name__}, not a plain parameter"
         elif layer.weight.is_meta or not layer.weight.is_floating_point():
             reasons[name] = f"its weight has no floating-point values ({layer.weight.dtype} on {layer.weight.device})"
-        elif owners[id(layer.weight)] > 1:
+        elif num_owners[id(layer.weight)] > 1:
             reasons[name] = "its weight is tied to another module"
     return reasons
 
 
 def reasons_not_to_repack(model: nn.Module) -> dict[str, str]:
     """Why the weight of a sparse layer cannot be stored in another form, by name."""
-    owners = _owners(model)
+    num_owners = owners(model)
     reasons = {}
     for name, layer in linear_layers(model):
         if not isinstance(layer, SparseLayer):
@@ -91,12 +91,12 @@ def reasons_not_to_repack(model: nn.Module) -> dict[str, str]:
         weight = layer._parameters.get("weight")
         if weight is None or hasattr(layer, "parametrizations"):
             reasons[name] = "its weight is computed by a parametrization or by pruning; remove that first"
-        elif owners[id(weight)] > 1:
+        elif num_owners[id(weight)] > 1:
             reasons[name] = "its weight is tied to another module; untie it first"
     return reasons
 
 
-def _owners(model: nn.Module) -> Counter[int]:
+def owners(model: nn.Module) -> Counter[int]:
     """How many modules hold each parameter, by its id."""
     return Counter(id(parameter) for module in model.modules() for parameter in module.parameters(recurse=False))
 

@@ -1,6 +1,6 @@
-"""The doors through which a model becomes sparse: `sparsify_`, `pack_`, `unpack_`.
+"""The door through which a model becomes sparse: `sparsify_`.
 
-All work in place, and change nothing when they raise: they plan for every layer before they touch the first.
+It works in place, and changes nothing when it raises: it plans for every layer before it touches the first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from blast_compile import layers, select
 from blast_compile.errors import LayerError, MaskError
-from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer
+from blast_compile.layers import SparseLayer
 from blast_compile.layout import Block, check_block
 from blast_compile.log import logger
 from blast_compile.mask import BlockMask, check_sparsity
@@ -78,41 +78,6 @@ def sparsify_(
     return model
 
 
-def pack_(model: Model) -> Model:
-    """Stores only the kept blocks of every masked layer, in place, and returns `model`.
-
-    Memory shrinks, and masks can no longer grow. Raises `LayerError` where no layer is masked, as when a model is
-    packed twice, or where a layer's weight is not its own plain parameter, and `MaskError` where an index is damaged.
-    """
-    masked = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, MaskedLayer)]
-    if not masked:
-        is_packed = any(isinstance(layer, PackedLayer) for layer in model.modules())
-        hint = "it is packed already" if is_packed else "run sparsify_ first"
-        raise LayerError(f"expected a model with masked layers, got none: {hint}")
-    reasons = select.reasons_not_to_repack(model)
-    for name, _ in masked:
-        if name in reasons:
-            raise LayerError(f"expected masked layers with a weight of their own, got {name!r}: {reasons[name]}")
-    masks = [_current_mask(name, layer) for name, layer in masked]
-    for (_, layer), mask in zip(masked, masks, strict=True):
-        layers.to_packed_(layer, mask)
-    return model
-
-
-def unpack_(model: Model) -> Model:
-    """Turns packed layers back into masked ones, in place, and returns `model`; dropped blocks come back as zeros.
-
-    Raises `LayerError` where no layer is packed, and `MaskError` where an index is damaged.
-    """
-    packed = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLayer)]
-    if not packed:
-        raise LayerError("expected a model with packed layers, got none: run pack_ first")
-    masks = [_current_mask(name, layer) for name, layer in packed]
-    for (_, layer), mask in zip(packed, masks, strict=True):
-        layers.from_packed_(layer, mask)
-    return model
-
-
 def _is_target(config: BlockSparse, name: str, layer: nn.Module) -> bool:
     return select.matches(config.targets, name, layer) and not select.matches(config.dense, name, layer)
 
@@ -155,13 +120,6 @@ def _mask_for(name: str, layer: nn.Module, given: object, config: BlockSparse) -
         if not isinstance(given, BlockMask) or given.shape != shape:
             raise MaskError(f"expected a BlockMask for a weight {shape} or a bool tensor, got {_described(given)}")
         return given
-    except MaskError as error:
-        raise MaskError(f"{name}: {error}") from error
-
-
-def _current_mask(name: str, layer: SparseLayer) -> BlockMask:
-    try:
-        return layer.mask
     except MaskError as error:
         raise MaskError(f"{name}: {error}") from error
 

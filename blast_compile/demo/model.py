@@ -11,7 +11,8 @@ from torch import nn
 
 from blast_compile.errors import BlastError
 from blast_compile.layers import SparseLayer
-from blast_compile.surgery import BlockSparse, pack_, sparsify_
+from blast_compile.packing import pack_
+from blast_compile.surgery import BlockSparse, sparsify_
 
 
 @dataclass(frozen=True)

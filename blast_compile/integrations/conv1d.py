@@ -13,6 +13,7 @@ class _Sizes(nn.Module):
 
     nf: int
     nx: int
+    plain_class = Conv1D
 
     @property
     def in_features(self) -> int:

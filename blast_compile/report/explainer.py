@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FunctionType
 from typing import Any
 
 import torch
@@ -17,10 +14,10 @@ from blast_compile.errors import LayerError
 from blast_compile.layers import SparseLayer
 from blast_compile.passes.survey import FoundOp
 from blast_compile.report.explanation import Explanation, LayerRow
-from blast_compile.report.recorder import GraphRun, listening, record
+from blast_compile.report.recorder import GraphRun
+from blast_compile.report.watch import watch
 
 _NOT_SEEN = "no captured graph holds it: the run did not reach it, or reached it outside torch.compile"
-_numbers = itertools.count()
 
 
 def explain(model: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> Explanation:
@@ -36,44 +33,10 @@ def explain(model: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> Ex
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
     if not layers:
         raise LayerError("expected a model with sparse layers, got none: run sparsify_ first")
-    compiled = torch.compile(_fresh_caller(), backend=record)
-    with listening() as runs, _unchanged(model):
-        compiled(model, example_inputs, example_kwargs)
+    runs = watch(model, example_inputs, example_kwargs)
     rows = list(_rows(layers, runs))
     counts = Counter(str(op.kind) for run in runs for op in run.ops)
     return Explanation(tuple(rows), counts, len(runs), tuple(_warnings(model, layers, rows, runs)))
-
-
-def _call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:
-    return model(*args, **kwargs)
-
-
-def _fresh_caller() -> FunctionType:
-    """`_call` with a code object of its own: Dynamo keeps compiled graphs, and counts recompiles, by code object."""
-    code = _call.__code__.replace(co_name=f"explained_{next(_numbers)}")
-    return FunctionType(code, globals())
-
-
-@contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Restores random state, buffers and what `model.compile()` left on a module."""
-    buffers = [(module, name, buffer) for module in model.modules() for name, buffer in module._buffers.items()]
-    values = [None if buffer is None else buffer.detach().clone() for _, _, buffer in buffers]
-    compiled_calls = [(module, module._compiled_call_impl) for module in model.modules()]
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    with torch.random.fork_rng(devices):
-        try:
-            for module, _ in compiled_calls:
-                module._compiled_call_impl = None
-            yield
-        finally:
-            for module, compiled_call in compiled_calls:
-                module._compiled_call_impl = compiled_call
-            for (module, name, buffer), value in zip(buffers, values, strict=True):
-                module._buffers[name] = buffer
-                if buffer is not None and value is not None and not torch.equal(buffer, value):
-                    with torch.no_grad():
-                        buffer.copy_(value)
 
 
 def _rows(layers: dict[str, SparseLayer], runs: list[GraphRun]) -> Iterator[LayerRow]:

@@ -1,0 +1,63 @@
+"""Which layers of a model form an MLP, as a run shows it: what `pack_` must know to remove dead blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blast_compile.dead_blocks import Mlp
+from blast_compile.errors import LayerError
+from blast_compile.layers import MaskedLayer
+from blast_compile.passes.survey import FoundOp
+from blast_compile.report.recorder import GraphRun
+from blast_compile.report.watch import watch
+
+
+def find_mlps(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> list[Mlp]:
+    """The MLPs of masked layers that a run of `model` holds, those whose layers do nothing else in that run.
+
+    They are what the passes fuse. Raises `LayerError` where the run is not captured as one graph: what happens between
+    graphs is not seen, and might use a layer in another way.
+    """
+    args: tuple[Any, ...] = example_inputs if isinstance(example_inputs, tuple) else ()
+    kwargs = example_inputs if isinstance(example_inputs, Mapping) else {}
+    if isinstance(example_inputs, Tensor):
+        args = (example_inputs,)
+    try:
+        with torch.no_grad():
+            runs = watch(model, args, kwargs, fullgraph=True)
+    except torch._dynamo.exc.Unsupported as error:
+        raise LayerError(
+            "expected example inputs whose run is captured as one graph, got a graph break "
+            f"({str(error).splitlines()[0]}); leave example_inputs out to pack without removing dead blocks"
+        ) from error
+    by_index = {id(layer.block_index): layer for layer in model.modules() if isinstance(layer, MaskedLayer)}
+    uses = [_use(op, run, by_index) for run in runs for op in run.ops]
+    return list(_only_uses(uses))
+
+
+def _use(op: FoundOp, run: GraphRun, by_index: Mapping[int, MaskedLayer]) -> tuple[FoundOp, dict[str, MaskedLayer]]:
+    """An op and its layers by role."""
+    layers = {role: by_index.get(id(index)) for role, index in run.index_of(op)}
+    unknown = [role for role, layer in layers.items() if layer is None]
+    if unknown:
+        raise LayerError(
+            f"expected every sparse layer to read its own mask, got a {op.kind} whose {unknown[0]} has another one; "
+            "leave example_inputs out to pack without removing dead blocks"
+        )
+    return op, {role: layer for role, layer in layers.items() if layer is not None}
+
+
+def _only_uses(uses: Iterable[tuple[FoundOp, dict[str, MaskedLayer]]]) -> Iterable[Mlp]:
+    """The MLPs whose every layer has this use alone, however often it runs."""
+    seen: dict[MaskedLayer, set[tuple[str, Mlp | None]]] = {}
+    for op, layers in uses:
+        is_mlp = op.kind in ("mlp", "gated_mlp")
+        mlp = Mlp(layers["up"], layers["down"], layers.get("gate"), op.activation) if is_mlp else None
+        for role, layer in layers.items():
+            seen.setdefault(layer, set()).add((role, mlp))
+    mlps = dict.fromkeys(mlp for found in seen.values() for _, mlp in found if mlp is not None)
+    return [mlp for mlp in mlps if all(len(seen[layer]) == 1 for layer in mlp.layers)]
