@@ -1,0 +1,118 @@
+"""Training on two processes over gloo: DDP and FSDP2 give the gradients of one process, fused where possible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.multiprocessing.spawn import start_processes
+from torch.nn.parallel import DistributedDataParallel
+
+from blast_compile import compat
+from blast_compile.layers import MaskedLayer
+from blast_compile.mask import BlockMask
+from blast_compile.passes.vocabulary import sparse_kind
+from tests.nets import sparse_net, x_of
+
+NUM_RANKS = 2
+OPTIONS: dict[str, Any] = {"delegate": "aot_eager", "fallback": "error"}
+
+
+def spawn(work: Callable[[int, str], None], folder: Path) -> None:
+    """Runs `work(rank, meeting point)` in two processes; a failure of either is the test's."""
+    start_processes(work, args=(f"file://{folder / 'meeting'}",), nprocs=NUM_RANKS, start_method="spawn")  # type: ignore[no-untyped-call]
+
+
+def join(rank: int, meeting: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=NUM_RANKS)
+
+
+def watch_graphs() -> list[tuple[list[str], set[str]]]:
+    """Of each graph that goes to a delegate: our ops, and the types of its inputs."""
+    seen: list[tuple[list[str], set[str]]] = []
+    compile_with = compat.compile_with
+
+    def watched(delegate: str, gm: Any, inputs: Any, *rest: Any) -> Callable[..., object]:
+        ours: list[str] = [kind for node in gm.graph.nodes if (kind := sparse_kind(node))]
+        seen.append((ours, {type(value).__name__ for value in inputs}))
+        return compile_with(delegate, gm, inputs, *rest)
+
+    compat.compile_with = watched  # type: ignore[assignment]
+    return seen
+
+
+def flip_mask(layer: nn.Module) -> None:
+    assert isinstance(layer, MaskedLayer)
+    layer.set_mask_(BlockMask(~layer.mask.kept, layer.shape, layer.block))
+
+
+def step(run: Any, model: nn.Module, x: torch.Tensor) -> None:
+    model.zero_grad()
+    torch.autograd.backward(run(x).square().mean())
+
+
+def train_with_ddp(rank: int, meeting: str) -> None:
+    join(rank, meeting)
+    dist._DEFAULT_FIRST_BUCKET_BYTES = 200  # type: ignore[attr-defined]
+    graphs = watch_graphs()
+    model, alone, x = sparse_net(), sparse_net(), x_of(6, 8)
+    # Buckets of 524 bytes hold little more than one layer, so that both MLPs lie across several.
+    run = torch.compile(DistributedDataParallel(model, bucket_cap_mb=0.0005), backend="blast", options=OPTIONS)
+    for number in range(4):
+        if number == 2:
+            flip_mask(alone.gates[1])
+            if rank == 0:
+                flip_mask(model.gates[1])  # the next forward broadcasts buffers from rank 0
+        if number == 3:  # values that nothing tells of
+            for net in (model, alone):
+                net.downs[0].weight.data.mul_(-2.0)  # type: ignore[operator]
+        step(run, model, x.chunk(NUM_RANKS)[rank])
+        step(alone, alone, x)
+        for parameter, expected in zip(model.parameters(), alone.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, expected.grad)
+        for (name, buffer), same in zip(model.named_buffers(), alone.buffers(), strict=True):
+            assert torch.equal(buffer, same), name
+    assert len(graphs) > 1, "the graph was cut at buckets"
+    assert sum(len(ours) for ours, _ in graphs) < 6, "what lies within one piece is fused"
+    assert all("FakeTensor" in types for _, types in graphs)
+    dist.destroy_process_group()
+
+
+def test_ddp_with_layers_across_buckets_trains_as_one_process_does(tmp_path: Path) -> None:
+    spawn(train_with_ddp, tmp_path)
+
+
+def train_with_fsdp(rank: int, meeting: str) -> None:
+    join(rank, meeting)
+    graphs = watch_graphs()
+    mesh = init_device_mesh("cpu", (NUM_RANKS,))
+    x = x_of(6, 8)
+    for is_compiled in (False, True):
+        model, alone = sparse_net(), sparse_net()
+        fully_shard(model, mesh=mesh)
+        run: Any = torch.compile(model, backend="blast", options=OPTIONS) if is_compiled else model
+        optimizers = [torch.optim.SGD(net.parameters(), lr=0.1) for net in (model, alone)]
+        for number in range(3):
+            if number == 2:
+                flip_mask(model.gates[1])  # buffers are whole on every rank
+                flip_mask(alone.gates[1])
+            step(run, model, x.chunk(NUM_RANKS)[rank])
+            step(alone, alone, x)
+            for parameter, expected in zip(model.parameters(), alone.parameters(), strict=True):
+                assert parameter.grad is not None
+                torch.testing.assert_close(parameter.grad.full_tensor(), expected.grad)  # type: ignore[attr-defined]
+            for optimizer in optimizers:
+                optimizer.step()
+    assert [ours for ours, _ in graphs] == [["gated_mlp", "gated_mlp"]]
+    dist.destroy_process_group()
+
+
+def test_fsdp_trains_as_one_process_does(tmp_path: Path) -> None:
+    spawn(train_with_fsdp, tmp_path)
