@@ -35,6 +35,7 @@ VARIABLES = (
     ),
     Variable("BLAST_DEBUG", "0 to 4", "0", "What is logged: 1 decisions, 2 pass differences, 3 source, 4 timings."),
     Variable("BLAST_ISA", ", ".join(ISAS), "the best of this machine", "Instruction set of generated CPU kernels."),
+    Variable("BLAST_NATIVE", "0, 1", "1", "Whether calls go through the launcher in C++, or through Python."),
 )
 
 
@@ -52,6 +53,11 @@ def debug_level() -> int:
 def isa() -> Isa | None:
     """The instruction set asked for by `BLAST_ISA`, or None for the best one of this machine."""
     return cast(Isa | None, _choice("BLAST_ISA", ISAS))
+
+
+def native() -> bool:
+    """Whether the launcher in C++ may be built and used."""
+    return _choice("BLAST_NATIVE", ("0", "1")) != "0"
 
 
 def cxx() -> str | None:

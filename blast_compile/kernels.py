@@ -25,6 +25,11 @@ class Kernel:
     run: Callable[[int], int] | None = None
     reason: str = ""
 
+    @property
+    def address(self) -> int | None:
+        """The entry point as `launch.cpp` calls it."""
+        return None if self.run is None else build.address(self.run)
+
 
 @dataclass(frozen=True)
 class CppKey:
@@ -106,10 +111,11 @@ def _shared_object(spec: Spec, isa: str) -> Path:
         debug(3, "%s", source)
         return {"kernel.cpp": source.encode(), "kernel.so": build.compile_cpp(source, isa)}
 
-    return _store().get_or_make(key, make) / "kernel.so"
+    return store().get_or_make(key, make) / "kernel.so"
 
 
-def _store() -> Store:
+def store() -> Store:
+    """The user's store, or a folder of this process where it cannot be trusted."""
     try:
         return Store.default()
     except StoreError as error:

@@ -3,12 +3,14 @@
 Same names and arguments as in `reference.py`, and the `abi` that the ops carry. All raise as `plans.plan` does,
 `LayerError` on an unlike residual, and `MaskError` where an index is damaged.
 
-This is the hot path of every call, so arguments travel as they are. Plans are remembered by dtypes, shapes and
-strides; nothing is remembered of a tensor's values, so edited weights and masks are always seen.
+This is the hot path of every call, so arguments travel as they are; `launch.cpp` goes the same way in C++, on CPUs.
+Plans are remembered by dtypes, shapes and strides; nothing is remembered of a tensor's values, so edited weights and
+masks are always seen.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from array import array
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blast_compile import compat, kernels, plans, reference
+from blast_compile import compat, kernels, native, plans, reference
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import LayerError
 from blast_compile.kernels import Kernel
@@ -45,7 +47,7 @@ def linear(
     out_features: int, block: Any, activation: Any, _abi: int = 0,
 ) -> Tensor:  # fmt: skip
     """`activation(x @ (W * mask).T + bias) + residual`."""
-    return _product("linear", x, ((weight, index, bias),), residual, (out_features,), block, activation)
+    return _product("linear", Call(x, ((weight, index, bias),), residual, (out_features,), block, activation))
 
 
 def gated_linear(
@@ -55,7 +57,7 @@ def gated_linear(
 ) -> Tensor:  # fmt: skip
     """`activation(gate(x)) * up(x)`."""
     layers = ((gate_weight, gate_index, gate_bias), (up_weight, up_index, up_bias))
-    return _product("gated_linear", x, layers, None, (out_features,), block, activation)
+    return _product("gated_linear", Call(x, layers, None, (out_features,), block, activation))
 
 
 def mlp(
@@ -65,7 +67,7 @@ def mlp(
 ) -> Tensor:  # fmt: skip
     """`down(activation(up(x))) + residual`."""
     layers = ((up_weight, up_index, up_bias), (down_weight, down_index, down_bias))
-    return _product("mlp", x, layers, residual, (hidden_features, out_features), block, activation)
+    return _product("mlp", Call(x, layers, residual, (hidden_features, out_features), block, activation))
 
 
 def gated_mlp(
@@ -77,12 +79,12 @@ def gated_mlp(
     """`down(activation(gate(x)) * up(x)) + residual`."""
     up, down = (up_weight, up_index, up_bias), (down_weight, down_index, down_bias)
     layers = ((gate_weight, gate_index, gate_bias), up, down)
-    return _product("gated_mlp", x, layers, residual, (hidden_features, out_features), block, activation)
+    return _product("gated_mlp", Call(x, layers, residual, (hidden_features, out_features), block, activation))
 
 
 def input_grad(grad: Tensor, weight: Tensor, index: Tensor, in_features: int, block: Any, _abi: int = 0) -> Tensor:
     """`grad @ (W * mask)`, `[..., K]`."""
-    return _product("input_grad", grad, ((weight, index, None),), None, (in_features,), block, "identity")
+    return _product("input_grad", Call(grad, ((weight, index, None),), None, (in_features,), block))
 
 
 def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Any, _abi: int = 0) -> Tensor:
@@ -116,27 +118,34 @@ def describe(op: Op, *arguments: Any) -> Kernel:
     return plans.plan(op, plans.read_call(op, arguments)).kernel
 
 
+def plan_numbers(op: Op, *arguments: Any) -> list[int]:
+    """A plan for `launch.cpp`: entry point and constants of the layers; empty where the reference runs."""
+    plan = _plan(op, plans.read_call(op, arguments[:-1]))
+    if plan.kernel.address is None:
+        return []
+    return [plan.kernel.address, *itertools.chain(*plan.constants)]
+
+
 def forget() -> None:
     """Drops plans and the kernels that this process has loaded, so that changed settings are read anew."""
     _plans.clear()
+    native.forget()
     kernels.forget()
 
 
-def _product(
-    op: Op,
-    x: Tensor,
-    layers: tuple[Any, ...],
-    residual: Tensor | None,
-    sizes: tuple[int, ...],
-    block: Any,
-    activation: Any,
-) -> Tensor:
+def _plan(op: Op, call: Call) -> Plan:
+    x, layers, residual, sizes, block, activation = call
     forms = [_form(*layer) for layer in layers]
     key = (op, x.dtype, x.device, x.shape[-1], residual is None, sizes, *block, activation, *forms)
     plan = _plans.get(key)
     if plan is None:
-        make_plan = compat.outside_dynamo(plans.plan)
-        plan = _plans[key] = make_plan(op, Call(x, layers, residual, sizes, block, activation))
+        plan = _plans[key] = compat.outside_dynamo(plans.plan)(op, call)
+    return plan
+
+
+def _product(op: Op, call: Call) -> Tensor:
+    plan = _plan(op, call)
+    x, layers, residual, sizes, *_ = call
     y: Tensor = x.new_empty((*x.shape[:-1], sizes[-1]))
     if residual is not None and not _is_like(residual, y):
         raise LayerError(
@@ -144,7 +153,7 @@ def _product(
             f"{residual.dtype} of shape {tuple(residual.shape)} on {residual.device}; add it after the operator instead"
         )
     if plan.run is None or not y.numel():
-        return _reference(op, Call(x, layers, residual, sizes, block, activation))
+        return _reference(op, call)
     rows = x if x.is_contiguous() else _rows(x)
     if residual is not None:
         residual = residual.contiguous()
@@ -159,7 +168,7 @@ def _product(
     for (weight, index, bias), constants in zip(layers, plan.constants, strict=True):
         numbers += (weight.data_ptr(), index.data_ptr(), 0 if bias is None else bias.data_ptr(), *constants)
     if _start(plan.run, numbers):
-        raise plans.damage(op, Call(x, layers, residual, sizes, block, activation))
+        raise plans.damage(op, call)
     return y
 
 

@@ -4,14 +4,16 @@ An op serves masked and packed layers alike: its `weight` is dense `[N, K]` with
 `[nnz, bk, bn]` with a packed one (`layout.py`). `x` is `[..., K]`; a result is `[..., N]` in the dtype of `x`.
 Weights have the dtype of `x`, or float32 beside a 16-bit `x`.
 
-Each op has two overloads. `default` carries the autograd formula of `gradients.py`; `nograd` carries none and costs
-a few microseconds less a call, for graphs compiled without gradients. Every schema ends in `int abi`: fake and
-autograd formulas are baked into torch's compile caches, so a change of formula must come with a new `ABI`.
+Each op has two overloads. `default` carries the autograd formula of `gradients.py`; `nograd` carries none and
+costs a few microseconds less a call, for graphs compiled without gradients. Beside them `launch.cpp` finds `_plain_*`,
+the op in Python, and `_plan_*`, the plan of a call. Every schema ends in `int abi`: fake and autograd formulas are
+baked into torch's compile caches, so a change of formula must come with a new `ABI`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,11 +62,20 @@ def _autocast(op: OpOverload, device: str) -> Callable[..., Tensor]:
     return call
 
 
+def _define(name: str, schema: str, implementation: Callable[..., Any], *, has_gradient: bool = False) -> None:
+    _lib.define(name + schema, tags=(torch.Tag.needs_exact_strides,))  # type: ignore[no-untyped-call]
+    _lib.impl(name, implementation, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    if not has_gradient:
+        _lib.impl(name, torch.library.fallthrough_kernel, "Autograd")  # type: ignore[no-untyped-call]
+
+
 def _register(name: Op, schema: str) -> None:
+    if name != "weight_grad":
+        _define(f"_plain_{name}", schema, launch.OPS[name])
+        _define(f"_plan_{name}", schema.replace("-> Tensor", "-> int[]"), partial(launch.plan_numbers, name))
     for overload in ("default", "nograd"):
         full_name = name if overload == "default" else f"{name}.{overload}"
-        _lib.define(full_name + schema, tags=(torch.Tag.needs_exact_strides,))  # type: ignore[no-untyped-call]
-        _lib.impl(full_name, launch.OPS[name], "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+        _define(full_name, schema, launch.OPS[name], has_gradient=overload == "default")
         torch.library.register_fake(f"blast::{full_name}", _fake(name), lib=_lib)
         op = getattr(getattr(torch.ops.blast, name), overload)
         torch.library.register_vmap(f"blast::{full_name}", transforms.batched(op), lib=_lib)

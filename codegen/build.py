@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 from blast_compile import env
 from blast_compile.errors import BuildError
@@ -36,13 +37,18 @@ def compiler_version(compiler: str) -> str:
 
 def compile_cpp(source: str, isa: str) -> bytes:
     """The shared object of a generated file. Raises `BuildError` without a compiler or where it fails."""
+    return compile_with(flags(isa), source)
+
+
+def compile_with(flags: tuple[str, ...], source: str) -> bytes:
+    """The shared object of a C++ file, libraries last among the flags; raises as `compile_cpp` does."""
     compiler = env.cxx()
     if compiler is None:
         raise BuildError("expected a C++ compiler on PATH, got none; install g++ or clang++, or set BLAST_CXX")
     try:
         with tempfile.TemporaryDirectory(prefix="blast-") as folder:
             Path(folder, "kernel.cpp").write_text(source)
-            _run([str(Path(compiler).absolute()), *flags(isa), "kernel.cpp", "-o", "kernel.so"], folder)
+            _run([str(Path(compiler).absolute()), "kernel.cpp", "-o", "kernel.so", *flags], folder)
             return Path(folder, "kernel.so").read_bytes()
     except OSError as error:
         raise BuildError(
@@ -60,6 +66,11 @@ def load(path: Path) -> Callable[[int], int]:
     entry.argtypes, entry.restype = (ctypes.c_void_p,), ctypes.c_int
     run: Callable[[int], int] = entry
     return run
+
+
+def address(entry: Callable[[int], int]) -> int:
+    """Where an entry point from `load` lies in memory."""
+    return ctypes.cast(cast(Any, entry), ctypes.c_void_p).value or 0
 
 
 def _run(command: list[str], folder: str | None = None) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
-from blast_compile import env, launch, log
+from blast_compile import env, launch, log, native
 from blast_compile.env import Isa
 
 
@@ -39,6 +39,7 @@ def _session_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for name in [name for name in os.environ if name.startswith("BLAST_")]:
             patch.delenv(name)
         patch.setenv("BLAST_CACHE_DIR", str(tmp_path_factory.mktemp("store") / "blast_compile"))
+        assert native.load() == (env.cxx() is not None)  # as after any torch.compile
         yield
 
 

@@ -18,13 +18,14 @@ ORDER = (
     ("codegen",),
     ("tuning",),
     ("store", "manifest", "folders"),
-    ("kernels", "plans", "launch"),
+    ("kernels", "native", "plans", "launch"),
     ("ops", "gradients", "transforms"),
     ("layers", "integrations"),
-    ("surgery", "select"),
+    ("surgery", "select", "adopt", "dead_blocks"),
     ("passes",),
     ("backend",),
     ("report",),
+    ("packing", "mlps"),
     ("demo", "doctor", "cli"),
 )
 RANKS = {part: rank for rank, parts in enumerate(ORDER) for part in parts}

@@ -1,0 +1,121 @@
+"""Builds and loads `launch.cpp`, the ops' hot path in C++, against the headers of the torch that runs.
+
+With it a call takes some microseconds less; without it (no compiler, another torch than it was written for) the ops run
+through `launch.py` and give the same results. It is built once a machine and kept in the store.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from blast_compile import env, kernels
+from blast_compile.codegen import build
+from blast_compile.errors import BuildError
+from blast_compile.log import logger
+
+_SOURCE = Path(__file__).with_name("launch.cpp")
+_TORCH = Path(torch.__file__).parent
+
+
+@dataclass(frozen=True)
+class NativeKey:
+    """All that the compiled file depends on."""
+
+    source_sha256: str
+    compiler: str
+    flags: tuple[str, ...]
+    torch: str
+
+
+_lock = threading.Lock()
+_library: ctypes.CDLL | None = None
+_has_failed = False
+
+
+def _unlock() -> None:
+    """As in `kernels.py`: a thread that held the lock is not in a forked child."""
+    global _lock
+    _lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock)
+
+
+def is_loaded() -> bool:
+    """Whether the ops run through C++ in this process."""
+    return _library is not None
+
+
+def load() -> bool:
+    """Puts the C++ form under the ops, once a process; False where it cannot be built or `BLAST_NATIVE` is 0."""
+    global _library, _has_failed
+    if _library is None and not _has_failed and env.native():
+        with _lock:
+            if _library is None and not _has_failed:
+                try:
+                    _library = _attached(_shared_object())
+                except (BuildError, OSError) as error:
+                    _has_failed = True
+                    logger.info("calls go through Python, some microseconds slower: %s", str(error).splitlines()[0])
+    return is_loaded()
+
+
+def forget() -> None:
+    """Drops the plans that the C++ form remembers."""
+    if _library is not None:
+        _library.blast_forget()
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Builds the C++ form beside the work of the block, if it is not in the store, and loads it at the end."""
+    if is_loaded() or _has_failed or not env.native():
+        yield
+        return
+    with ThreadPoolExecutor(1) as pool:
+        built = pool.submit(_shared_object)
+        yield
+    built.exception()
+    load()
+
+
+def _attached(path: Path) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(path))
+    library.blast_attach.restype = ctypes.c_bool
+    if not library.blast_attach():
+        raise BuildError(
+            f"expected torch {torch.__version__} to take the launcher, got a refusal; results are the same"
+        )
+    return library
+
+
+def _shared_object() -> Path:
+    compiler, source, flags = env.cxx(), _SOURCE.read_text(), _flags()
+    key = NativeKey(
+        source_sha256=hashlib.sha256(source.encode()).hexdigest(),
+        compiler=build.compiler_version(compiler) if compiler else "none",
+        flags=flags,
+        torch=torch.__version__,
+    )
+
+    def make() -> dict[str, bytes]:
+        logger.info("compiling the launcher")
+        return {"launch.so": build.compile_with(flags, source)}
+
+    return kernels.store().get_or_make(key, make) / "launch.so"
+
+
+def _flags() -> tuple[str, ...]:
+    cxx11_abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
+    folders = (f"-I{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}")
+    return ("-O2", "-std=c++20", "-fPIC", "-shared", "-w", cxx11_abi, *folders, "-ltorch_cpu", "-lc10")
