@@ -114,7 +114,7 @@ def test_threads_share_plans(python_calls: list[str]) -> None:
         return all(torch.equal(call.run(), y) for _ in range(20) for call, y in zip(calls, expected, strict=True))
 
     with ThreadPoolExecutor(4) as pool:
-        assert all([future.result() for future in [pool.submit(work) for _ in range(4)]])
+        assert all(future.result() for future in [pool.submit(work) for _ in range(4)])
     assert not python_calls
 
 
