@@ -4,7 +4,8 @@ A weight `[N, K]` in blocks `(bn, bk)` is a grid of `R x C` blocks. Two indices 
   masked   int32 `[R, 1 + C]`: a count, then that many columns in ascending order, then zeros; one shape for every mask.
   packed   int32 `[R + 1 + nnz]`: row offsets, then columns.
 Packed values are `[nnz, bk, bn]`: a block is stored `[k][n]`, the order a kernel reads it in; edge blocks are padded
-with zeros. Packed layers may hold spare blocks behind those that the offsets count: zeros, which nothing reads.
+with zeros. Blocks before the first offset or behind the last are spare, and nothing reads them: a layer may hold zeros
+behind its own, and half of a layer, its rows alone, keeps the blocks of the other half.
 """
 
 from __future__ import annotations
@@ -91,8 +92,13 @@ def unpack(values: Tensor, index: Tensor, shape: tuple[int, int], block: Block) 
     R, C = grid(shape, block)
     rows, columns = _entries(index, (R, C))
     blocks = values.new_zeros(R, C, bk, bn)
-    blocks = blocks.index_put((rows, columns), values[: rows.numel()])
+    blocks = blocks.index_put((rows, columns), values[first_block(index) :][: rows.numel()])
     return blocks.permute(0, 3, 1, 2).reshape(R * bn, C * bk)[:N, :K]
+
+
+def first_block(index: Tensor) -> int:
+    """The place in storage of the first block that an index names."""
+    return int(index[0]) if index.dim() == 1 else 0
 
 
 def _num_spare(kept: Tensor, num_stored: int | None) -> int:
@@ -122,10 +128,10 @@ def _packed_entries(index: Tensor, blocks: tuple[int, int]) -> tuple[Tensor, Ten
         raise MaskError(f"expected a packed index of {R + 1} offsets and then columns, got {tuple(index.shape)}")
     counts = index[: R + 1].long().diff()
     _check_range("numbers of blocks in a row", counts, C)
-    _check_range("a first offset", index[0], 0)
+    _check_range("a first offset", index[0], index.numel() - R - 1)
     _check_range("a last offset", index[R], index.numel() - R - 1)
     rows = torch.repeat_interleave(torch.arange(R, device=index.device), counts)
-    return rows, index[R + 1 :][: rows.numel()].long()
+    return rows, index[R + 1 + first_block(index) :][: rows.numel()].long()
 
 
 def _check_range(what: str, numbers: Tensor, largest: int) -> None:

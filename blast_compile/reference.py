@@ -87,6 +87,7 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: B
     shape = (dense.shape[0], dense.shape[1])
     kept = layout.kept_blocks(index, layout.grid(shape, block))
     if weight.dim() == 3:
-        blocks = layout.pack(dense, kept, block).to(weight.dtype)
-        return F.pad(blocks, (0, 0, 0, 0, 0, weight.shape[0] - blocks.shape[0]))  # spare blocks have no gradient
+        blocks, first = layout.pack(dense, kept, block).to(weight.dtype), layout.first_block(index)
+        num_behind = weight.shape[0] - first - blocks.shape[0]
+        return F.pad(blocks, (0, 0, 0, 0, first, num_behind))  # spare blocks have no gradient
     return torch.empty_like(weight).copy_(dense * layout.spread(kept, shape, block))

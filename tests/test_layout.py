@@ -119,7 +119,7 @@ def test_bad_blocks_are_refused(block: Block) -> None:
         ([0, 1, 2, 0], "last offset from 0 to 1, got 2 to 2"),
         ([0, 2, 1, 0, 1], "blocks in a row from 0 to 2, got -1 to 2"),
         ([0, 3, 3, 0, 1, 0], "blocks in a row from 0 to 2, got 0 to 3"),
-        ([1, 1, 2, 0, 1], "first offset from 0 to 0, got 1 to 1"),
+        ([-1, 0, 1, 0, 1], "first offset from 0 to 2, got -1 to -1"),
         ([0, 1, 2, 0, 2], "columns from 0 to 1, got 0 to 2"),
     ],
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blast_compile import ops
 from blast_compile.errors import MaskError
-from tests.op_cases import OPS, Call, Case, Form, OpName, check, make_call
+from tests.op_cases import OPS, Call, Case, Form, Layer, OpName, check, make_call
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads")
 LARGEST = 2**31 - 1
@@ -49,7 +49,7 @@ MASKED: dict[str, Damage] = {
     "last column far below": _masked(-1, lambda _: -LARGEST - 1),
 }
 PACKED: dict[str, Damage] = {
-    "first offset not 0": _offset(0, lambda _: 1),
+    "first offset above the next": _offset(0, lambda index: int(index[1]) + 1),
     "first offset below 0": _offset(0, lambda _: -LARGEST - 1),
     "offset below the one before": _offset(2, lambda index: int(index[1]) - 1),
     "offset far": _offset(1, lambda _: LARGEST),
@@ -113,12 +113,34 @@ def test_message_names_the_layer(op: OpName) -> None:
 def test_spare_blocks_have_no_gradient(edge: int) -> None:
     """Packed layers may hold more blocks than their index names, so that layers can share one shape."""
     call = make_call(Case("linear", torch.float32, (edge, edge), "packed"), (5,))
-    layer, num_spare = call.layers[0], 3
-    nan = layer.operand.new_full((num_spare, edge, edge), float("nan"))
-    index = torch.cat([layer.index, layer.index.new_full((num_spare,), -7)])
+    layer = call.layers[0]
     grad = torch.randn(5, layer.clean.shape[0])
-    args: list[Any] = [grad, call.x, torch.cat([layer.operand, nan]), index, [edge, edge], ops.ABI]
-    exact: list[Any] = [grad, call.x, layer.operand, layer.index, [edge, edge], ops.ABI]
-    spoiled = torch.ops.blast.weight_grad.nograd(*args)
-    torch.testing.assert_close(spoiled[:-num_spare], torch.ops.blast.weight_grad.nograd(*exact), rtol=0, atol=0)
-    assert not spoiled[-num_spare:].any()
+    weight, index = _with_spare_blocks(layer)
+    spoiled = torch.ops.blast.weight_grad.nograd(grad, call.x, weight, index, [edge, edge], ops.ABI)
+    exact = torch.ops.blast.weight_grad.nograd(grad, call.x, layer.operand, layer.index, [edge, edge], ops.ABI)
+    torch.testing.assert_close(spoiled[2:-3], exact, rtol=0, atol=0)
+    assert not spoiled[:2].any()
+    assert not spoiled[-3:].any()
+
+
+@both_ways
+def test_spare_blocks_are_not_read(edge: int) -> None:
+    """Half of a layer keeps the blocks of the other half before its own or behind them."""
+    call = make_call(Case("linear", torch.float32, (edge, edge), "packed"), (5,))
+    layer = call.layers[0]
+    weight, index = _with_spare_blocks(layer)
+    (N, K), grad = layer.clean.shape, torch.randn(5, layer.clean.shape[0])
+    results = []
+    for operands in ((weight, index), (layer.operand, layer.index)):
+        y = torch.ops.blast.linear.nograd(call.x, *operands, None, None, N, [edge, edge], "identity", ops.ABI)
+        dx = torch.ops.blast.input_grad.nograd(grad, *operands, K, [edge, edge], ops.ABI)
+        results.append((y, dx))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+
+
+def _with_spare_blocks(layer: Layer) -> tuple[Tensor, Tensor]:
+    """Weight and index of a packed layer with two blocks of NaN before its own and three behind."""
+    R, nan = layer.kept.shape[0], layer.operand.new_full((3, *layer.operand.shape[1:]), float("nan"))
+    offsets, columns = layer.index[: R + 1] + 2, layer.index[R + 1 :]
+    index = torch.cat([offsets, columns.new_full((2,), -7), columns, columns.new_full((3,), -7)])
+    return torch.cat([nan[:2], layer.operand, nan]), index

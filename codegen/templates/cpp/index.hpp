@@ -4,13 +4,13 @@
 inline bool is_sound(const int32_t* index, int64_t rows, int64_t columns, [[maybe_unused]] int64_t num_blocks) {
   uint32_t bad = 0;
 {%- if packed %}
-  bad = index[0] != 0;
+  bad = index[0] < 0;
 #pragma omp simd reduction(| : bad)
   for (int64_t r = 0; r < rows; ++r) bad |= uint32_t(index[r + 1]) - uint32_t(index[r]) > uint32_t(columns);
   if (bad || index[rows] > num_blocks) return false;
   const int32_t* mine = index + rows + 1;
 #pragma omp simd reduction(| : bad)
-  for (int64_t i = 0; i < index[rows]; ++i) bad |= uint32_t(mine[i]) >= uint32_t(columns);
+  for (int64_t i = index[0]; i < index[rows]; ++i) bad |= uint32_t(mine[i]) >= uint32_t(columns);
 {%- else %}
   for (int64_t r = 0; r < rows; ++r) {
     const int32_t* mine = index + r * (columns + 1);
