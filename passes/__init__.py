@@ -12,6 +12,7 @@ from blast_compile.passes.outplace import Outplace
 from blast_compile.passes.pick_overloads import PickOverloads
 from blast_compile.passes.pipeline import Pass
 from blast_compile.passes.pipeline import run as run_passes
+from blast_compile.passes.split_halves import SplitHalves
 from blast_compile.passes.vocabulary import nested_graphs, sparse_kind
 
 __all__ = ["PIPELINE", "has_sparse_layers", "rewrite"]
@@ -23,6 +24,7 @@ PIPELINE: tuple[Pass, ...] = (
     NameActivations(),
     LiftViews(),  # views behind an activation that has a name only now
     DropIdentities(),  # views that became idle when they met at the input
+    SplitHalves(),
     FuseLayers(),
     PickOverloads(),
 )

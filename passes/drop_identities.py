@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
-from blast_compile.passes.vocabulary import fake, is_tensor, same_shape, sparse_kind
+from blast_compile.passes.vocabulary import aten, callee, fake, is_tensor, same_shape, sparse_kind, word
 
 _CASTS = ("to", "float", "half", "bfloat16", "double", "type_as")
-_VIEWS = ("view", "reshape", torch.reshape)
+_VIEWS = ("view", "reshape", torch.reshape, aten.view, aten.reshape)
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class DropIdentities:
 def _returns_its_input(node: Node) -> bool:
     if not node.args or not is_tensor(node.args[0]) or not is_tensor(node):
         return False
-    return _is_idle_dropout(node) or _is_idle_cast(node) or _is_idle_view(node) or _is_idle_contiguous(node)
+    return _is_idle_dropout(node) or _is_idle_cast(node) or _is_idle_view(node) or _is_idle_copy(node)
 
 
 def _is_idle_dropout(node: Node) -> bool:
-    if node.target is torch.dropout and len(node.args) == 3:
+    if callee(node) in (torch.dropout, aten.dropout) and len(node.args) == 3:
         _, p, training = node.args
     elif node.target is F.dropout:
         bound = inspect.signature(F.dropout).bind(*node.args, **node.kwargs)
@@ -66,18 +66,16 @@ def _is_idle_cast(node: Node) -> bool:
 
 
 def _is_idle_view(node: Node) -> bool:
-    if node.target not in _VIEWS or any(isinstance(arg, torch.dtype) for arg in node.args):
+    if callee(node) not in _VIEWS or any(isinstance(arg, torch.dtype) for arg in node.args):
         return False
     return same_shape(fake(node.args[0]), fake(node))
 
 
-def _is_idle_contiguous(node: Node) -> bool:
-    """Our ops return contiguous tensors."""
+def _is_idle_copy(node: Node) -> bool:
+    """Our ops return contiguous tensors, and a copy is not seen where nobody else reads what was copied."""
     source: Any = node.args[0]
-    return (
-        node.op == "call_method"
-        and node.target == "contiguous"
-        and not node.kwargs
-        and len(node.args) == 1
-        and bool(sparse_kind(source))
-    )
+    if node.kwargs or len(node.args) != 1:
+        return False
+    if callee(node) in ("contiguous", aten.contiguous):
+        return sparse_kind(source) is not None
+    return callee(node) in ("clone", aten.clone) and len(source.users) == 1 and word(source) is not None

@@ -11,10 +11,7 @@ from torch.fx import Graph, Node
 from blast_compile.log import debug
 from blast_compile.passes.judge import reason_against, reason_alone
 from blast_compile.passes.match import Match, find_matches
-from blast_compile.passes.vocabulary import ABI, activation_of, arguments, is_bare_linear
-
-REASON = "blast_reason"
-"""Where a node keeps the reason for which its layers are not in a whole MLP."""
+from blast_compile.passes.vocabulary import ABI, REASON, activation_of, arguments, is_bare_linear
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def _replace(graph: Graph, match: Match, reasons: dict[Node, str]) -> None:
     kind, last = match.pattern.kind, match.last
     kept = _reason_for_part(match, reasons)
     with graph.inserting_before(last):
-        fused = graph.call_function(getattr(torch.ops.blast, kind), _fused_arguments(match))
+        fused = graph.call_function(_target(match), _fused_arguments(match))
     fused.meta = {**last.meta, "nn_module_stack": next(iter(match.linears.values())).meta.get("nn_module_stack", {})}
     if kept:
         fused.meta[REASON] = kept
@@ -64,6 +61,14 @@ def _replace(graph: Graph, match: Match, reasons: dict[Node, str]) -> None:
     for node in sorted(match.nodes.values(), reverse=True):
         graph.erase_node(node)
     debug(1, "fused %s into %s at %s", match.pattern, kind, fused)
+
+
+def _target(match: Match) -> Any:
+    """The op of a match: the overload that its layers name, as exported graphs do, or one to be picked later."""
+    op = getattr(torch.ops.blast, match.pattern.kind)
+    overloads = {getattr(linear.target, "_overloadname", None) for linear in match.linears.values()}
+    named = overloads.pop() if len(overloads) == 1 else "default"
+    return op if named is None else getattr(op, named)
 
 
 def _reason_for_part(match: Match, reasons: dict[Node, str]) -> str | None:

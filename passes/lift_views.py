@@ -9,8 +9,21 @@ import torch
 from torch.fx import Graph, Node
 
 from blast_compile import compat
+from blast_compile.passes import dialect
 from blast_compile.passes.hazards import hazard_between
-from blast_compile.passes.vocabulary import activation_of, fake, inputs, is_bare_linear, is_tensor, same_shape, word
+from blast_compile.passes.vocabulary import (
+    activation_of,
+    aten,
+    callee,
+    fake,
+    inputs,
+    is_bare_linear,
+    is_tensor,
+    same_shape,
+    word,
+)
+
+_VIEWS = ("view", "reshape", torch.reshape, aten.view, aten.reshape, aten._unsafe_view)
 
 
 @dataclass(frozen=True)
@@ -47,7 +60,7 @@ class LiftViews:
 
 def _sizes(node: Node) -> tuple[Any, ...] | None:
     """The sizes of a view whose last dimension is that of its source, or None."""
-    if node.target not in ("view", "reshape", torch.reshape) or node.kwargs or len(node.args) < 2:
+    if callee(node) not in _VIEWS or node.kwargs or len(node.args) < 2:
         return None
     if not is_tensor(node) or not is_tensor(node.args[0]) or isinstance(node.args[1], torch.dtype):
         return None
@@ -109,7 +122,7 @@ def _lift(graph: Graph, view: Node, sizes: tuple[Any, ...]) -> list[Node]:
     with graph.inserting_before(view):
         views = [_view_of(graph, view, arg, sizes) for arg in source.args[:num_viewed]]
         lifted = graph.create_node(source.op, source.target, (*views, *source.args[num_viewed:]), source.kwargs)
-    lifted.meta = {**source.meta, "example_value": fake(view)}
+    lifted.meta = dialect.meta_with(source, fake(view))
     view.replace_all_uses_with(lifted)
     graph.erase_node(view)
     graph.erase_node(source)
@@ -119,8 +132,6 @@ def _lift(graph: Graph, view: Node, sizes: tuple[Any, ...]) -> list[Node]:
 def _view_of(graph: Graph, place: Node, source: Node, sizes: tuple[Any, ...]) -> Node:
     """`source.reshape(sizes)`, computed once: gate and up must read the same node."""
     for user in source.users:
-        if user.target == "reshape" and user.args == (source, *sizes) and user < place:
+        if user < place and _sizes(user) == sizes and user.args[0] is source:
             return user
-    view = graph.call_method("reshape", (source, *sizes))
-    view.meta = {**source.meta, "example_value": fake(source).reshape([fake(size) for size in sizes])}
-    return view
+    return dialect.reshape(graph, source, sizes, like=place)

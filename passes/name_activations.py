@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
+from blast_compile.passes import dialect
 from blast_compile.passes.hazards import hazard_between
-from blast_compile.passes.vocabulary import NORMAL_FORMS, activation_of, fake, is_tensor, sparse_kind
+from blast_compile.passes.vocabulary import activation_of, aten, callee, fake, is_selection, is_tensor, sparse_kind
 
 _MAX_NODES = 16  # the longest spelling in transformers has 8
 
@@ -34,12 +35,19 @@ class NameActivations:
     name: str = "name-activations"
 
     def run(self, graph: Graph) -> bool:
-        """Names the largest recognised region behind every sparse layer."""
+        """Names the largest recognised region behind every sparse layer, and behind parts of its result."""
         changed = False
         for node in list(graph.nodes):
-            if sparse_kind(node) is not None:
+            if _is_source(node):
                 changed |= _name_region(graph, node)
         return changed
+
+
+def _is_source(node: Node) -> bool:
+    """Whether a node is the result of a sparse layer, or a part of one, as where gate and up are halves of it."""
+    while is_selection(node):
+        node = node.all_input_nodes[0]
+    return sparse_kind(node) is not None
 
 
 def _name_region(graph: Graph, source: Node) -> bool:
@@ -50,10 +58,8 @@ def _name_region(graph: Graph, source: Node) -> bool:
         name = recognise(source, region)
         if name is None:
             continue
-        function, keywords = NORMAL_FORMS[name]
         with graph.inserting_before(last):
-            named = graph.call_function(function, (source,), keywords)
-        named.meta = dict(last.meta)
+            named = dialect.activation(graph, name, source, like=last)
         last.replace_all_uses_with(named)
         for node in reversed(region):
             graph.erase_node(node)
@@ -119,7 +125,7 @@ def _ancestors(node: Node, members: set[Node]) -> set[Node]:
 def _scalar_function(node: Node) -> Any:
     if node.op == "call_method":
         return _SCALAR.get(str(node.target))
-    return _BY_FUNCTION.get(node.target) if node.op == "call_function" else None
+    return _BY_FUNCTION.get(callee(node)) if node.op == "call_function" else None
 
 
 def _sigmoid(x: float) -> float:
@@ -183,6 +189,6 @@ _SCALAR: dict[str, Callable[..., float]] = {
 _BY_FUNCTION: dict[object, Callable[..., float]] = {
     getattr(place, name): scalar
     for name, scalar in _SCALAR.items()
-    for place in (operator, torch, F)
+    for place in (operator, torch, F, aten)
     if hasattr(place, name)
 }

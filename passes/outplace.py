@@ -12,13 +12,17 @@ import torch.nn.functional as F
 from torch.fx import Graph, Node
 
 from blast_compile.passes.hazards import is_inplace_call
-from blast_compile.passes.vocabulary import fake, is_tensor, same_shape, sparse_kind, word
+from blast_compile.passes.vocabulary import aten, fake, is_tensor, same_shape, sparse_kind, word
 
 _FUNCTIONS: dict[object, Callable[..., Any]] = {
     operator.iadd: operator.add,
     operator.imul: operator.mul,
     torch.relu_: torch.relu,
     F.relu_: F.relu,
+    aten.relu_.default: aten.relu.default,
+    aten.silu_.default: aten.silu.default,
+    aten.mul_.Tensor: aten.mul.Tensor,
+    aten.add_.Tensor: aten.add.Tensor,
 }
 _METHODS = {"relu_": "relu", "mul_": "mul", "add_": "add"}
 _WITH_FLAG = (F.relu, F.silu)

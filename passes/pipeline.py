@@ -32,6 +32,7 @@ def run(gm: GraphModule, passes: Iterable[Pass]) -> bool:
     """
     changed = False
     done: list[str] = []
+    names = [node.name for node in gm.graph.output_node().all_input_nodes]
     for step in passes:
         try:
             changed |= _run_one(gm, step)
@@ -43,6 +44,8 @@ def run(gm: GraphModule, passes: Iterable[Pass]) -> bool:
             ) from error
         done.append(step.name)
     if changed:
+        for node, name in zip(gm.graph.output_node().all_input_nodes, names, strict=True):
+            node.name = name  # an exported program knows its results by their names
         gm.recompile()
     for nested in nested_graphs(gm).values():
         changed |= run(nested, passes)

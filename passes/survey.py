@@ -9,8 +9,7 @@ from typing import Any
 from torch.fx import GraphModule, Node
 
 from blast_compile.layout import Block
-from blast_compile.passes.fuse import REASON
-from blast_compile.passes.vocabulary import KINDS, Kind, arguments, fake, nested_graphs, sparse_kind
+from blast_compile.passes.vocabulary import KINDS, REASON, Kind, arguments, fake, nested_graphs, sparse_kind
 
 
 @dataclass(frozen=True)
@@ -18,8 +17,8 @@ class FoundOp:
     """One sparse op of a graph.
 
     indices: for each layer in it, by role ("linear", "gate", "up", "down"), at which argument of the graph its mask
-    index comes in; None where it is no input. arguments: those of the op, tensors as fake ones. result: a fake one.
-    reason: why its layers are not in a whole MLP; empty where they are.
+    index comes in, of which it may be a part; None where it is no input. arguments: those of the op, tensors as fake
+    ones. result: a fake one. reason: why its layers are not in a whole MLP; empty where they are.
     """
 
     kind: Kind
@@ -56,10 +55,17 @@ def _found(node: Node, positions: dict[Node, int]) -> FoundOp:
     indices = {name.removesuffix("index").rstrip("_"): value for name, value in given.items() if name.endswith("index")}
     return FoundOp(
         kind=kind,
-        indices={role or "linear": positions.get(index) for role, index in indices.items()},
+        indices={role or "linear": positions.get(_origin(index)) for role, index in indices.items()},
         block=(given["block"][0], given["block"][1]),
         activation=given["activation"],
         arguments=tuple(fake(argument) for argument in given.values()),
         result=fake(node),
         reason=node.meta.get(REASON, ""),
     )
+
+
+def _origin(index: Node) -> Node:
+    """What an index was taken from, where a layer was split."""
+    while index.op == "call_function" and index.all_input_nodes:
+        index = index.all_input_nodes[0]
+    return index

@@ -1,4 +1,4 @@
-"""The words that the passes speak: what a node of a Dynamo graph means, whatever its spelling."""
+"""The words that the passes speak: what a node of a Dynamo graph or an exported one means, whatever its spelling."""
 
 from __future__ import annotations
 
@@ -17,15 +17,24 @@ Kind = Literal["linear", "gated_linear", "mlp", "gated_mlp"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Word = Literal["linear", "activation", "mul", "add"]
 ABI = ops.ABI
+aten = torch.ops.aten
 
 _PACKETS = {getattr(torch.ops.blast, kind): kind for kind in KINDS}
-_PRODUCTS = (operator.mul, torch.mul, torch.multiply, "mul", "multiply")
-_SUMS = (operator.add, torch.add, "add")
+_PRODUCTS = (operator.mul, torch.mul, torch.multiply, "mul", "multiply", aten.mul, aten.multiply)
+_SUMS = (operator.add, torch.add, "add", aten.add)
+_SELECTIONS = {"chunk", "narrow", "slice", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"}
+REASON = "blast_reason"
+"""Where a node keeps the reason for which its layers are not in a whole MLP."""
 
 
 def fake(node: object) -> Any:
-    """The fake value of a node, as Dynamo recorded it, or the argument itself where it is no node."""
-    return node.meta.get("example_value") if isinstance(node, Node) else node
+    """The fake value of a node, as Dynamo or `torch.export` recorded it, or the argument itself where it is no node."""
+    return node.meta.get("example_value", node.meta.get("val")) if isinstance(node, Node) else node
+
+
+def callee(node: Node) -> Any:
+    """What a node calls: a function, the name of a method, or an operator without the name of its overload."""
+    return getattr(node.target, "overloadpacket", node.target)
 
 
 def is_tensor(node: object) -> bool:
@@ -40,8 +49,7 @@ def same_shape(left: Tensor, right: Tensor) -> bool:
 
 def sparse_kind(node: Node) -> Kind | None:
     """Which of our ops a node calls, by packet or by overload."""
-    target: Any = node.target
-    return _PACKETS.get(getattr(target, "overloadpacket", target)) if node.op == "call_function" else None
+    return _PACKETS.get(callee(node)) if node.op == "call_function" else None
 
 
 def arguments(node: Node) -> dict[str, Any]:
@@ -59,14 +67,23 @@ NORMAL_FORMS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
     "gelu_tanh": (F.gelu, {"approximate": "tanh"}),
 }
 """How an activation, by the name our ops give it, is written once it has been recognised: function and keywords."""
+ATEN_FORMS = {F.relu: aten.relu, F.silu: aten.silu, F.gelu: aten.gelu}
+"""The same functions as `torch.export` writes them."""
 
 
 def activation_of(node: Node) -> str | None:
     """The activation, as our ops name it, that a call in normal form computes."""
     if node.op != "call_function" or len(node.args) != 1:
         return None
-    written = (node.target, dict(node.kwargs))
-    return next((name for name, form in NORMAL_FORMS.items() if written == form), None)
+    called, keywords = callee(node), dict(node.kwargs)
+    return next(
+        (
+            name
+            for name, (function, wanted) in NORMAL_FORMS.items()
+            if called in (function, ATEN_FORMS[function]) and keywords == wanted
+        ),
+        None,
+    )
 
 
 def is_bare_linear(node: Node) -> bool:
@@ -85,9 +102,9 @@ def word(node: Node) -> Word | None:
     if activation_of(node) is not None:
         return "activation"
     is_plain = len(node.args) == 2 and not node.kwargs and all(is_tensor(arg) for arg in node.args)
-    if is_plain and node.target in _PRODUCTS:
+    if is_plain and callee(node) in _PRODUCTS:
         return "mul"
-    return "add" if is_plain and node.target in _SUMS else None
+    return "add" if is_plain and callee(node) in _SUMS else None
 
 
 def inputs(node: Node) -> tuple[Node, ...]:
@@ -95,6 +112,13 @@ def inputs(node: Node) -> tuple[Node, ...]:
     if sparse_kind(node) is not None:
         return (arguments(node)["x"],)
     return tuple(arg for arg in node.args if isinstance(arg, Node))
+
+
+def is_selection(node: Node) -> bool:
+    """Whether a node takes part of one tensor, or splits it, or is one part of what was split."""
+    called = callee(node)
+    name = called if isinstance(called, str) else getattr(called, "__name__", "")
+    return (called is operator.getitem or name in _SELECTIONS) and len(node.all_input_nodes) == 1
 
 
 def describe(node: Node) -> str:
@@ -107,7 +131,8 @@ def describe(node: Node) -> str:
         return f"a sparse {kind}"
     if node.target is operator.getitem and isinstance(node.args[0], Node):
         return describe(node.args[0])
-    return str(node.target) if isinstance(node.target, str) else str(getattr(node.target, "__name__", node.target))
+    called = callee(node)
+    return str(getattr(called, "__name__", called))
 
 
 def nested_graphs(gm: GraphModule) -> dict[str, GraphModule]:

@@ -88,6 +88,7 @@ FAMILIES = {
         "mlp",
         _pixels,
     ),
+    "phi3": Family("Phi3ForCausalLM", "Phi3Config", {**_GATED, "pad_token_id": 0}, "gated_mlp"),
 }
 """Those whose every MLP must fuse, in inference and in training."""
 

@@ -66,7 +66,7 @@ def masked_gradient(gradient: Tensor, dense: nn.Module, layer: SparseLayer) -> T
     is_linear = isinstance(dense, nn.Linear)
     gradient_NK = gradient if is_linear else gradient.t()
     if layer.weight.dim() == 3:
-        return layout.pack(gradient_NK, layer.mask.kept, layer.block)
+        return layout.pack(gradient_NK, layer.mask.kept, layer.block, layer.weight.shape[0])
     masked = gradient_NK * layer.mask.elements()
     return masked if is_linear else masked.t()
 
@@ -88,8 +88,9 @@ def test_training_step(name: str, form: str) -> None:
     check_training_step(FAMILIES[name], form, "aot_eager")
 
 
-def test_logits_under_inductor() -> None:
-    check_logits(FAMILIES["llama"], "packed", "inductor")
+@pytest.mark.parametrize(("name", "form"), [("llama", "packed"), ("gpt2", "masked"), ("phi3", "packed")])
+def test_logits_under_inductor(name: str, form: str) -> None:
+    check_logits(FAMILIES[name], form, "inductor")
 
 
 def test_training_step_under_inductor() -> None:
@@ -109,12 +110,11 @@ def test_every_mlp_is_fused(name: str, is_training: bool) -> None:
     assert explanation.warnings == ()
 
 
-def test_fused_gate_and_up_stay_linears_with_a_reason() -> None:
-    family = Family("Phi3ForCausalLM", "Phi3Config", {**FAMILIES["llama"].settings, "pad_token_id": 0}, "linear")
-    check_logits(family, "masked", "aot_eager")
-    explanation = blast.explain(sparse(family), **family.inputs(2, 9))
+def test_gate_and_up_in_one_layer_stay_linears_where_a_block_holds_both() -> None:
+    family = FAMILIES["phi3"]
+    explanation = blast.explain(sparse(family, block=64), **family.inputs(2, 9))
     assert explanation.counts == {"linear": 2 * NUM_LAYERS}
-    assert "chunk" in explanation.layers[0].reason
+    assert explanation.layers[0].reason.startswith("gate and up are halves of one layer, and 96 features")
 
 
 def test_dropout_inside_an_mlp_keeps_its_layers_apart_in_training() -> None:

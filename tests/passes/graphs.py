@@ -1,4 +1,4 @@
-"""Small graphs for tests of passes: three sparse layers, a body that uses them, and what Dynamo makes of it."""
+"""Small graphs for tests of passes: four sparse layers, a body that uses them, and what Dynamo makes of it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BLOCK = 4
 
 
 class Toy(nn.Module):
-    """gate and up: 8 -> 12; down: 12 -> 8; all sparse, unless `dense` names them."""
+    """gate and up: 8 -> 12; down: 12 -> 8; both, which is gate and up in one: 8 -> 24. All are sparse."""
 
     def __init__(
         self, body: Body, *, bias: bool = True, down_block: int = BLOCK, dtype: torch.dtype = torch.float32
@@ -32,8 +32,9 @@ class Toy(nn.Module):
         self.gate = nn.Linear(8, 12, bias=bias, dtype=dtype)
         self.up = nn.Linear(8, 12, bias=bias, dtype=dtype)
         self.down = nn.Linear(12, 8, bias=bias, dtype=dtype)
+        self.both = nn.Linear(8, 24, bias=bias, dtype=dtype)
         self.body = body
-        blast.sparsify_(self, blast.BlockSparse(block=BLOCK, sparsity=0.5, targets=["gate", "up"]))
+        blast.sparsify_(self, blast.BlockSparse(block=BLOCK, sparsity=0.5, targets=["gate", "up", "both"]))
         blast.sparsify_(self, blast.BlockSparse(block=down_block, sparsity=0.5, targets="down"))
 
     def forward(self, x: Tensor) -> Any:

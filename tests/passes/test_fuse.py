@@ -11,8 +11,8 @@ from torch import Tensor
 
 import blast_compile as blast
 from blast_compile.passes import PIPELINE
-from blast_compile.passes.fuse import REASON, FuseLayers
-from blast_compile.passes.vocabulary import arguments, sparse_kind
+from blast_compile.passes.fuse import FuseLayers
+from blast_compile.passes.vocabulary import REASON, arguments, sparse_kind
 from tests.passes.graphs import Body, Captured, Toy, apply, capture
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
