@@ -1,0 +1,92 @@
+"""Exported models: run as they are, compiled again by the backend, and packaged by AOTInductor for another process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from blast_compile.layers import SparseLayer
+from tests.nets import Counted, Net, sparse_net, x_of
+
+# torch's own, as it copies a specification of its arguments
+pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
+
+
+@pytest.fixture(autouse=True)
+def _fresh_dynamo() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def exported(model: Net, *, strict: bool = False) -> torch.export.ExportedProgram:
+    """For any number of tokens."""
+    tokens = torch.export.Dim("tokens", min=1, max=4096)
+    return torch.export.export(model.eval(), (x_of(3, 8),), dynamic_shapes=({0: tokens},), strict=strict)
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["traced", "strict"])
+@pytest.mark.parametrize("form", ["masked", "packed"])
+def test_an_exported_model_runs_and_compiles(form: str, strict: bool) -> None:
+    model, counted = sparse_net(form), Counted()
+    program = exported(model, strict=strict)
+    assert {"gates.0.weight", "gates.0.block_index"} <= set(program.state_dict), "weights and masks stay inputs"
+    module = program.module()
+    run = torch.compile(module, backend=counted, fullgraph=True)
+    for x in (x_of(3, 8), x_of(7, 8)):
+        torch.testing.assert_close(module(x), model(x))
+        torch.testing.assert_close(program.run_decompositions().module()(x), model(x))
+        with torch.no_grad():
+            torch.testing.assert_close(run(x), model(x))
+    assert counted.num_calls == 2  # the second for any number of tokens
+
+
+def test_an_exported_model_survives_a_file_and_takes_edits(tmp_path: Path) -> None:
+    model, x = sparse_net(), x_of(5, 8)
+    torch.export.save(exported(model), tmp_path / "model.pt2")
+    module: Any = torch.export.load(tmp_path / "model.pt2").module()
+    torch.testing.assert_close(module(x), model(x))
+    with torch.no_grad():
+        layer = model.gates[1]
+        assert isinstance(layer, SparseLayer)
+        layer.weight.mul_(-2.0)
+        layer.block_index.zero_()
+        module.load_state_dict(model.state_dict())
+    torch.testing.assert_close(module(x), model(x))
+
+
+# A process that has the package of a model, and no model.
+PROGRAM = """
+import sys
+import torch
+import blast_compile.ops  # without it the loader knows no schema of blast::linear
+run = torch._inductor.aoti_load_package(sys.argv[1] + "/model.pt2")
+for x, y in torch.load(sys.argv[1] + "/pairs.pt"):
+    torch.testing.assert_close(run(x), y)
+"""
+
+
+@pytest.mark.usefixtures("needs_kernels")  # Inductor needs the compiler too
+def test_a_package_of_aot_inductor_runs_here_and_in_a_process_that_imports_the_ops(tmp_path: Path) -> None:
+    model = sparse_net("packed")
+    with torch.no_grad():
+        path = torch._inductor.aoti_compile_and_package(
+            exported(model),
+            package_path=str(tmp_path / "model.pt2"),
+            inductor_configs={"aot_inductor.compile_wrapper_opt_level": "O0"},  # compiles faster
+        )
+        run = torch._inductor.aoti_load_package(path)
+        pairs: list[tuple[Tensor, Tensor]] = [(x, model(x)) for x in (x_of(3, 8), x_of(1, 8), x_of(100, 8))]
+        for x, y in pairs:
+            torch.testing.assert_close(run(x), y)
+    torch.save(pairs, tmp_path / "pairs.pt")
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
