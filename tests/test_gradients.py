@@ -9,37 +9,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from blast_compile import compat, layout, ops
+from blast_compile import layout, ops
 from blast_compile.env import Isa
+from tests import sweeps
 from tests.op_cases import (
     ACTIVATIONS,
     DTYPES,
     FORMS,
-    KERNEL_BLOCKS,
     OPS,
     Call,
     Case,
     Form,
     OpName,
     check_accuracy,
-    cover,
     dense_forward,
     make_call,
 )
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads")
-BEST = compat.runnable_isas()[-1]
-# The kernels of a gradient depend on dtype, block and form of weight; formulas are checked on the reference in float64.
-FEWER = [
-    Case("linear", torch.float32, (13, 17), "packed"),
-    Case("linear", torch.bfloat16, (13, 17), "masked"),
-    Case("linear", torch.float16, (13, 17), "packed"),
-]
-ON_EVERY_ISA = [
-    (isa, case)
-    for isa in compat.runnable_isas()
-    for case in (cover(1, dtype=DTYPES, block=KERNEL_BLOCKS, form=FORMS) if isa == BEST else FEWER)
-]
 
 
 def leaves(call: Call) -> list[Tensor]:
@@ -104,7 +91,7 @@ def check_gradients(call: Call, grad: Tensor) -> None:
 
 
 @pytest.mark.usefixtures("needs_kernels")
-@pytest.mark.parametrize(("isa", "case"), ON_EVERY_ISA, ids=str)
+@pytest.mark.parametrize(("isa", "case"), sweeps.GRADIENTS, ids=str)
 def test_gradients_are_those_of_the_masked_dense_op(isa: Isa, case: Case, use_isa: Callable[[Isa], None]) -> None:
     use_isa(isa)
     for tokens in (1, 7, 100):

@@ -16,40 +16,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blast_compile import compat
 from blast_compile.codegen.spec import Activation
 from blast_compile.env import Isa
+from tests import sweeps
 from tests.op_cases import (
     ACTIVATIONS,
     DTYPES,
     FORMS,
-    KERNEL_BLOCKS,
     OPS,
     SMALL_BLOCKS,
     SOME,
     Case,
     check,
     check_accuracy,
-    cover,
     default_sizes,
     make_call,
 )
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads")
-BOTH = (True, False)
-BEST = compat.runnable_isas()[-1]
-# Every pair of values meets in some case. Slower instruction sets share most of the generator: each value is met once.
-CASES = cover(
-    2, op=OPS, dtype=DTYPES, block=KERNEL_BLOCKS, form=FORMS, activation=ACTIVATIONS[1:], bias=BOTH, residual=BOTH
-)
-FEWER = cover(
-    1, op=OPS, dtype=DTYPES, block=((32, 32), (13, 17), (64, 32)), form=FORMS, activation=ACTIVATIONS, bias=BOTH
-)
-ON_EVERY_ISA = [
-    pytest.param(isa, case, id=f"{isa}-{case}")
-    for isa in compat.runnable_isas()
-    for case in (CASES if isa == BEST else FEWER)
-]
 
 
 def test_poison_is_seen() -> None:
@@ -57,7 +41,7 @@ def test_poison_is_seen() -> None:
 
 
 @pytest.mark.usefixtures("needs_kernels")
-@pytest.mark.parametrize(("isa", "case"), ON_EVERY_ISA)
+@pytest.mark.parametrize(("isa", "case"), sweeps.FORWARD, ids=str)
 def test_every_number_of_tokens(isa: Isa, case: Case, use_isa: Callable[[Isa], None]) -> None:
     use_isa(isa)
     for tokens in (1, 2, 7, 17, 100, 1000):
@@ -75,7 +59,7 @@ def test_small_blocks(op: str, form: str, block: tuple[int, int]) -> None:
 
 
 @pytest.mark.usefixtures("needs_kernels")
-@pytest.mark.parametrize("isa", {"portable": None, BEST: None})  # the others differ from these in the length of vectors
+@pytest.mark.parametrize("isa", {"portable": None, sweeps.BEST: None})  # the others differ in the length of vectors
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_activations_element_by_element(isa: Isa, activation: Activation, use_isa: Callable[[Isa], None]) -> None:
     """An empty mask passes the bias alone to the activation, so its whole range can be swept."""

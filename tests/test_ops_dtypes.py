@@ -12,9 +12,9 @@ from torch import Tensor
 from blast_compile import compat, launch
 from blast_compile.env import Isa
 from tests.op_cases import FORMS, OPS, Case, Form, OpName, check, make_call
+from tests.sweeps import BEST
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads")
-BEST = compat.runnable_isas()[-1]
 every_isa = pytest.mark.parametrize("isa", compat.runnable_isas())
 MIXED: list[tuple[OpName, torch.dtype, Form]] = [
     *(("linear", torch.bfloat16, form) for form in FORMS),
