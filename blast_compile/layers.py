@@ -136,27 +136,27 @@ class PackedLinear(PackedLayer, nn.Linear):  # type: ignore[misc]  # the same
     plain_class = nn.Linear
 
 
-def masked_twin(layer: nn.Module) -> type[MaskedLayer] | None:
-    """The masked class for a dense or packed layer, or None where its class is not exactly one that we know."""
-    if type(layer) in (nn.Linear, PackedLinear):
+def masked_twin(kind: type[nn.Module]) -> type[MaskedLayer] | None:
+    """The masked class for that of a dense or packed layer, or None where it is not exactly one that we know."""
+    if kind in (nn.Linear, PackedLinear):
         return SparseLinear
-    classes = _conv1d_classes(layer)
+    classes = _conv1d_classes(kind)
     return classes[0] if classes else None
 
 
-def packed_twin(layer: MaskedLayer) -> type[PackedLayer]:
-    """The packed class for a masked layer."""
-    classes = _conv1d_classes(layer)
+def packed_twin(kind: type[MaskedLayer]) -> type[PackedLayer]:
+    """The packed class for that of a masked layer."""
+    classes = _conv1d_classes(kind)
     return classes[1] if classes else PackedLinear
 
 
-def _conv1d_classes(layer: nn.Module) -> tuple[type[MaskedLayer], type[PackedLayer]] | None:
+def _conv1d_classes(kind: type[nn.Module]) -> tuple[type[MaskedLayer], type[PackedLayer]] | None:
     """Asks by module first, so that models without transformers never import it."""
-    if type(layer).__module__ not in ("transformers.pytorch_utils", "blast_compile.integrations.conv1d"):
+    if kind.__module__ not in ("transformers.pytorch_utils", "blast_compile.integrations.conv1d"):
         return None
     from blast_compile.integrations import conv1d
 
-    return conv1d.twins(layer)
+    return conv1d.twins(kind)
 
 
 def is_transposed(layer: nn.Module) -> bool:
@@ -172,7 +172,7 @@ def dense_weight(layer: nn.Module) -> Tensor:
 
 def to_masked_(layer: nn.Module, mask: BlockMask) -> None:
     """Turns a dense layer into its masked twin, in place."""
-    twin = masked_twin(layer)
+    twin = masked_twin(type(layer))
     assert twin is not None
     layer.register_buffer("block_index", mask.index.to(dense_weight(layer).device))
     layer.__class__ = twin
@@ -183,7 +183,7 @@ def to_packed_(layer: MaskedLayer, mask: BlockMask, num_dead_blocks: int) -> Non
     """Turns a masked layer into its packed twin, in place. `mask` is the layer's own, less its dead blocks."""
     num_stored = layout.size_class(mask.nnz, mask.kept.numel())
     values = layout.pack(dense_weight(layer).detach(), mask.kept, mask.block, num_stored)
-    _replace(layer, packed_twin(layer), values, layout.packed_index(mask.kept, num_stored))
+    _replace(layer, packed_twin(type(layer)), values, layout.packed_index(mask.kept, num_stored))
     cast(PackedLayer, layer).num_dead_blocks = num_dead_blocks
 
 
@@ -199,7 +199,7 @@ def to_plain_(layer: MaskedLayer, mask: BlockMask) -> None:
 
 def from_packed_(layer: PackedLayer, mask: BlockMask) -> None:
     """Turns a packed layer into its masked twin, in place; dropped blocks are zeros. `mask` is the layer's own."""
-    twin = masked_twin(layer)
+    twin = masked_twin(type(layer))
     assert twin is not None
     del layer.num_dead_blocks
     dense = layout.unpack(layer.weight.detach(), layer.block_index, layer.shape, layer.block)

@@ -6,12 +6,18 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
 from torch import nn
+from torch.nn.utils.parametrize import type_before_parametrizations
 
+from blast_compile.adopt import carried_mask
 from blast_compile.errors import OptionsError
 from blast_compile.layers import SparseLayer, masked_twin
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+"""What the weight of a sparse layer may hold."""
 
 # The MLP layers of the common families: Llama, Qwen, Gemma, Phi, ViT, OPT, GPT-2, GPT-NeoX, Falcon and T5 by a parent
 # or layer name, BERT and its kin by the pair intermediate.dense, output.dense (attention.output.dense is not one).
@@ -28,11 +34,14 @@ _BYPASSING_PARENTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 
 
 def check_targets(targets: Targets) -> None:
-    """Raises `OptionsError` unless `targets` has one of its forms and its regular expressions compile."""
+    """Raises `OptionsError` unless `targets` has one of its forms, with regular expressions that say something."""
     if callable(targets):
         return
     try:
         for pattern in _patterns(targets):
+            if pattern == "" or (pattern == "all" and not isinstance(targets, str)):
+                hint = 'pass "all" by itself for every layer, and () for none'
+                raise OptionsError(f"expected targets that name layers, got {pattern!r} in {targets!r}: {hint}")
             re.compile(pattern)
     except (TypeError, re.error) as error:
         raise OptionsError(
@@ -54,31 +63,52 @@ def matches(targets: Targets, name: str, layer: nn.Module) -> bool:
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Name and layer of everything that is a linear layer, of our classes or of others."""
     for name, layer in model.named_modules():
-        if isinstance(layer, SparseLayer | nn.Linear) or masked_twin(layer) is not None:
+        if isinstance(layer, SparseLayer | nn.Linear) or masked_twin(type_before_parametrizations(layer)) is not None:
             yield name, layer
 
 
 def reasons_to_leave(model: nn.Module) -> dict[str, str]:
     """Why linear layers must stay dense, by name; those that may become sparse have no entry."""
     num_owners = owners(model)
-    reasons = {}
-    for name, layer in linear_layers(model):
-        parent = model.get_submodule(name.rpartition(".")[0])
-        if isinstance(parent, _BYPASSING_PARENTS) and parent is not layer:
-            reasons[name] = f"{type(parent).__name__} reads its weight without calling it"
-        elif masked_twin(layer) is None:
-            reasons[name] = (
-                f"its class is {type(layer).__module__}.{type(layer).__qualname__}, not a plain linear layer"
-            )
-        elif "forward" in vars(layer):
-            reasons[name] = "its forward was replaced by another function"
-        elif type(layer.weight) is not nn.Parameter:
-            reasons[name] = f"its weight is a {type(layer.weight).__name__}, not a plain parameter"
-        elif layer.weight.is_meta or not layer.weight.is_floating_point():
-            reasons[name] = f"its weight has no floating-point values ({layer.weight.dtype} on {layer.weight.device})"
-        elif num_owners[id(layer.weight)] > 1:
-            reasons[name] = "its weight is tied to another module"
-    return reasons
+    reasons = {
+        name: next(_reasons_to_leave(model, name, layer, num_owners), None) for name, layer in linear_layers(model)
+    }
+    return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def _reasons_to_leave(model: nn.Module, name: str, layer: nn.Module, num_owners: Counter[int]) -> Iterator[str]:
+    yield from _reasons_of_parents(model, name, layer)
+    kind, carried = type_before_parametrizations(layer), carried_mask(layer)
+    if masked_twin(kind) is None:
+        yield f"its class is {kind.__module__}.{kind.__qualname__}, not a plain linear layer"
+    if "forward" in vars(layer):
+        yield "its forward was replaced by another function"
+    if carried is None and kind is not type(layer):
+        yield "a parametrization computes its weight or bias, and not by a mask alone; remove it first"
+    weight = layer._parameters.get("weight") if carried is None else carried.weight
+    if carried is None and type(weight) is not nn.Parameter:
+        yield f"its weight is a {type(layer.weight).__name__}, not a plain parameter"
+        return
+    assert weight is not None
+    if weight.is_meta or not weight.is_floating_point():
+        yield f"its weight has no floating-point values ({weight.dtype} on {weight.device})"
+    if weight.dtype not in DTYPES:
+        yield f"its weight is {weight.dtype}, and the operators take {', '.join(map(str, DTYPES))}"
+    if carried is None and weight.layout != torch.strided:
+        yield f"its weight has the layout {weight.layout}"
+    if num_owners[id(weight)] > 1:
+        yield "its weight is tied to another module"
+
+
+def _reasons_of_parents(model: nn.Module, name: str, layer: nn.Module) -> Iterator[str]:
+    """Why a layer must stay as its parents made it."""
+    path = name.split(".")
+    parents = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
+    if isinstance(parents[-1], _BYPASSING_PARENTS) and parents[-1] is not layer:
+        yield f"{type(parents[-1]).__name__} reads its weight without calling it"
+    for parent, child in zip(parents, path, strict=True):
+        if child in getattr(parent, "adapter_layer_names", ()):  # of peft: LoRA and its kin
+            yield f"it is part of a small adapter, in {type(parent).__name__} of {type(parent).__module__}"
 
 
 def reasons_not_to_repack(model: nn.Module) -> dict[str, str]:

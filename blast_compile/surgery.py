@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
 from blast_compile import layers, select
+from blast_compile.adopt import Carried, carried_mask
 from blast_compile.errors import LayerError, MaskError
 from blast_compile.layers import SparseLayer
 from blast_compile.layout import Block, check_block
@@ -49,17 +50,28 @@ class BlockSparse:
         return (self.block, self.block) if isinstance(self.block, int) else self.block
 
 
-def sparsify_(
-    model: Model, config: BlockSparse | None = None, *, masks: Mapping[str, Tensor | BlockMask] | None = None
-) -> Model:
+Masks = Mapping[str, Tensor | BlockMask] | Literal["zeros"]
+
+
+def sparsify_(model: Model, config: BlockSparse | None = None, *, masks: Masks | None = None) -> Model:
     """Makes linear layers of `model` block-sparse, in place, and returns it.
 
     Dense weights stay as they are; the layers apply their masks. `masks` gives, by layer name, a `BlockMask`, or a bool
     tensor with one entry a block `[R, C]` or one an element (in the weight's own shape), and makes targets of those
-    layers; targets without one keep their blocks of largest Frobenius norm. Raises `LayerError` where no layer matches
-    or one is sparse already, `MaskError` where a mask does not fit.
+    layers; targets without one keep their blocks of largest Frobenius norm. `masks="zeros"` keeps the blocks that hold
+    anything but zeros instead, and leaves layers dense that have no others.
+
+    A target that carries a mask already keeps that one, whatever `sparsity` says: masks of `torch.nn.utils.prune`,
+    parametrizations that multiply by a mask (`torch.ao.pruning`), and block-sparse tensors of torch or torchao, whose
+    blocks come along. The layer is freed of the other form, and computes what it computed: weights become zero where
+    that mask drops elements, and every block with a kept element is kept.
+
+    Raises `LayerError` where no layer matches or one is sparse already, `MaskError` where a mask does not fit.
     """
-    config, given = config or BlockSparse(), dict(masks or {})
+    config = config or BlockSparse()
+    if isinstance(masks, str) and masks != "zeros":
+        raise MaskError(f'expected masks by layer name, or "zeros", got {masks!r}')
+    given = {} if masks is None or isinstance(masks, str) else dict(masks)
     found = dict(select.linear_layers(model))
     for name, mask in given.items():
         if mask is None:
@@ -72,10 +84,19 @@ def sparsify_(
             f"expected targets that match a linear layer, got {config.targets!r} less {config.dense!r}; "
             f"the layers are {_listed(found)}"
         )
-    masks_to_set = _plan(model, chosen, given, config)
-    for name, mask in masks_to_set.items():
-        layers.to_masked_(chosen[name], mask)
+    for name, plan in _plan(model, chosen, given, config, from_zeros=masks == "zeros").items():
+        if plan.carried is not None:
+            plan.carried.release_()
+        layers.to_masked_(chosen[name], plan.mask)
     return model
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The mask that a layer will get, and the one that it carries in another form, which it must be freed of."""
+
+    mask: BlockMask
+    carried: Carried | None = None
 
 
 def _is_target(config: BlockSparse, name: str, layer: nn.Module) -> bool:
@@ -83,11 +104,16 @@ def _is_target(config: BlockSparse, name: str, layer: nn.Module) -> bool:
 
 
 def _plan(
-    model: nn.Module, chosen: Mapping[str, nn.Module], given: Mapping[str, Tensor | BlockMask], config: BlockSparse
-) -> dict[str, BlockMask]:
-    """The mask of each layer that will become sparse; logs why the others stay dense."""
+    model: nn.Module,
+    chosen: Mapping[str, nn.Module],
+    given: Mapping[str, Tensor | BlockMask],
+    config: BlockSparse,
+    *,
+    from_zeros: bool,
+) -> dict[str, _Plan]:
+    """What becomes of each layer that will be sparse; logs why the others stay dense."""
     reasons = select.reasons_to_leave(model)
-    masks = {}
+    plans = {}
     for name, layer in chosen.items():
         if isinstance(layer, SparseLayer):
             raise LayerError(
@@ -95,17 +121,40 @@ def _plan(
             )
         if name in given and name in reasons:
             raise LayerError(f"expected masks of layers that can become sparse, got {name!r}: {reasons[name]}")
-        if name in reasons:
-            logger.info("%s stays dense: %s", name, reasons[name])
-            continue
-        masks[name] = _mask_for(name, layer, given.get(name), config)
-    if not masks:
+        if name not in reasons:
+            plan = _plan_layer(name, layer, given.get(name), config, from_zeros)
+            if not from_zeros or plan.carried is not None or plan.mask.sparsity:
+                plans[name] = plan
+                continue
+            reasons[name] = f"none of its blocks of {plan.mask.block} is zero"
+        logger.info("%s stays dense: %s", name, reasons[name])
+    if not plans:
         first = next(iter(chosen))
         raise LayerError(
             f"expected at least one layer that can become sparse among {_listed(chosen)}; "
             f"{first!r} cannot: {reasons[first]}"
         )
-    return masks
+    return plans
+
+
+def _plan_layer(name: str, layer: nn.Module, given: object, config: BlockSparse, from_zeros: bool) -> _Plan:
+    carried = carried_mask(layer)
+    if carried is not None:
+        if given is not None:
+            raise LayerError(
+                f"expected masks of layers that carry none, got {name!r}, which carries one of {carried.source}; "
+                "leave the name out to keep that one"
+            )
+        kept_NK = carried.kept.t() if layers.is_transposed(layer) else carried.kept
+        mask = BlockMask.from_nonzero(kept_NK, carried.block or config.block_shape)
+        shares = 100 * mask.sparsity, 100 * (1 - kept_NK.float().mean().item())
+        logger.info(
+            "%s keeps the mask of %s: it drops %.1f %% of blocks, %.1f %% of elements", name, carried.source, *shares
+        )
+        return _Plan(mask, carried)
+    if from_zeros:
+        return _Plan(BlockMask.from_nonzero(layers.dense_weight(layer), config.block_shape))
+    return _Plan(_mask_for(name, layer, given, config))
 
 
 def _mask_for(name: str, layer: nn.Module, given: object, config: BlockSparse) -> BlockMask:

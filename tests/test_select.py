@@ -104,6 +104,12 @@ def test_bad_targets_are_refused(targets: select.Targets) -> None:
         select.check_targets(targets)
 
 
+@pytest.mark.parametrize("targets", ["", [""], ["all"], ["fine", ""], ["all", "mlp"]])
+def test_targets_that_say_nothing_are_refused(targets: select.Targets) -> None:
+    with pytest.raises(OptionsError, match="expected targets that name layers, got '.*' in .*: pass \"all\" by itself"):
+        select.check_targets(targets)
+
+
 class _Subclass(nn.Linear):
     pass
 
@@ -117,6 +123,18 @@ def _replaced_forward() -> nn.Module:
 def _int8() -> nn.Module:
     layer = nn.Linear(4, 4)
     layer.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+    return layer
+
+
+def _float8() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(torch.zeros(4, 4).to(torch.float8_e4m3fn), requires_grad=False)
+    return layer
+
+
+def _coo() -> nn.Module:
+    layer = nn.Linear(4, 4)
+    layer.weight = nn.Parameter(torch.eye(4).to_sparse(), requires_grad=False)
     return layer
 
 
@@ -147,8 +165,27 @@ def _tied() -> nn.Module:
         (nn.Sequential(_Subclass(4, 4)), {"0": f"its class is {__name__}._Subclass, not a plain linear layer"}),
         (nn.Sequential(_replaced_forward()), {"0": "its forward was replaced by another function"}),
         (
-            nn.Sequential(prune.identity(nn.Linear(4, 4), "weight")),  # type: ignore[no-untyped-call]
+            nn.Sequential(torch.nn.utils.spectral_norm(nn.Linear(4, 4))),
             {"0": "its weight is a Tensor, not a plain parameter"},
+        ),
+        (
+            nn.Sequential(prune.identity(nn.Linear(4, 4), "weight")),  # type: ignore[no-untyped-call]
+            {},
+        ),
+        (
+            nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4))),
+            {"0": "a parametrization computes its weight or bias, and not by a mask alone; remove it first"},
+        ),
+        (
+            nn.Sequential(_float8()),
+            {
+                "0": "its weight is torch.float8_e4m3fn, and the operators take torch.float32, torch.bfloat16, "
+                "torch.float16, torch.float64"
+            },
+        ),
+        (
+            nn.Sequential(_coo()),
+            {"0": "its weight has the layout torch.sparse_coo"},
         ),
         (
             nn.Sequential(nn.Linear(4, 4, device="meta")),
@@ -163,11 +200,6 @@ def _tied() -> nn.Module:
 )
 def test_reasons_to_stay_dense(model: nn.Module, reasons: dict[str, str]) -> None:
     assert select.reasons_to_leave(model) == reasons
-
-
-def test_parametrized_layers_stay_dense() -> None:
-    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(4, 4)))
-    assert "not a plain linear layer" in select.reasons_to_leave(model)["0"]
 
 
 def test_a_module_used_twice_is_not_tied_to_itself() -> None:

@@ -39,6 +39,6 @@ class PackedConv1D(_Sizes, PackedLayer, Conv1D):  # type: ignore[misc, override]
     """A packed `Conv1D`; its values have the layout of every packed layer."""
 
 
-def twins(layer: nn.Module) -> tuple[type[MaskedLayer], type[PackedLayer]] | None:
-    """The masked and the packed class for a layer, or None where it is no `Conv1D`, or a subclass of one."""
-    return (SparseConv1D, PackedConv1D) if type(layer) in (Conv1D, SparseConv1D, PackedConv1D) else None
+def twins(kind: type[nn.Module]) -> tuple[type[MaskedLayer], type[PackedLayer]] | None:
+    """The masked and the packed class for a class, or None where it is not `Conv1D` nor one of these two."""
+    return (SparseConv1D, PackedConv1D) if kind in (Conv1D, SparseConv1D, PackedConv1D) else None
