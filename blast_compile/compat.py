@@ -187,13 +187,16 @@ def compile_with(
 ) -> Callable[..., object]:
     """What a delegate makes of a graph, unwrapped; Inductor works under the settings of a `mode` of `torch.compile`.
 
-    `compile_fx` and `lookup_backend`: run 2.13, read 2.11.
+    `compile_fx`, `lookup_backend` and the settings of Inductor: run 2.13, read 2.11.
     """
     inputs = cast(list[Tensor], example_inputs)  # of which some may be ints and SymInts
     if delegate == "inductor":
-        from torch._inductor.compile_fx import compile_fx  # slow to import
+        from torch._inductor import config  # slow to import
+        from torch._inductor.compile_fx import compile_fx
 
-        patches = torch._inductor.list_mode_options(mode) if mode else None
+        patches = torch._inductor.list_mode_options(mode) if mode else {}
+        if config.freezing:  # would write an index of up to 8 entries into its code, where edits never arrive
+            patches["always_keep_tensor_constants"] = True
         return cast(Callable[..., object], compile_fx(gm, inputs, config_patches=patches))
     from torch._dynamo.backends.registry import lookup_backend
 
