@@ -23,7 +23,7 @@ ORDER = (
     ("layers", "integrations"),
     ("surgery", "select", "adopt", "dead_blocks"),
     ("passes",),
-    ("backend",),
+    ("backend", "exported"),
     ("report",),
     ("packing", "mlps"),
     ("demo", "doctor", "cli"),

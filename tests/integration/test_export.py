@@ -12,7 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from blast_compile import passes
+from blast_compile.errors import RewriteError
+from blast_compile.exported import fuse_
 from blast_compile.layers import SparseLayer
+from blast_compile.passes.vocabulary import sparse_kind
 from tests.nets import Counted, Net, sparse_net, x_of
 
 # torch's own, as it copies a specification of its arguments
@@ -66,11 +70,45 @@ def test_an_exported_model_survives_a_file_and_takes_edits(tmp_path: Path) -> No
 PROGRAM = """
 import sys
 import torch
-import blast_compile.ops  # without it the loader knows no schema of blast::linear
+import blast_compile.ops  # without it the loader knows no schema of blast::gated_mlp
 run = torch._inductor.aoti_load_package(sys.argv[1] + "/model.pt2")
 for x, y in torch.load(sys.argv[1] + "/pairs.pt"):
     torch.testing.assert_close(run(x), y)
 """
+
+
+def kinds(program: torch.export.ExportedProgram) -> list[str]:
+    return [kind for node in program.graph.nodes if (kind := sparse_kind(node))]
+
+
+@pytest.mark.parametrize("form", ["masked", "packed"])
+def test_a_fused_program_computes_the_same(form: str, tmp_path: Path) -> None:
+    model = sparse_net(form)
+    program = exported(model)
+    assert kinds(program) == ["linear"] * 6
+    assert fuse_(program) is program
+    assert kinds(program) == ["gated_mlp"] * 2
+    torch.export.save(program, tmp_path / "model.pt2")
+    for again in (program, fuse_(program), torch.export.load(tmp_path / "model.pt2"), program.run_decompositions()):
+        assert kinds(again) == ["gated_mlp"] * 2
+        torch.testing.assert_close(again.module()(x_of(7, 8)), model(x_of(7, 8)))
+
+
+def test_a_program_that_cannot_be_fused_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        name = "failing"
+
+        def run(self, graph: torch.fx.Graph) -> bool:
+            graph.erase_node(graph.output_node())
+            raise ValueError("no")
+
+    program = exported(sparse_net())
+    before = str(program.graph)
+    rewrite = passes.rewrite
+    monkeypatch.setattr(passes, "rewrite", lambda gm: rewrite(gm, (Failing(),)))
+    with pytest.raises(RewriteError, match="failing"):
+        fuse_(program)
+    assert str(program.graph) == before
 
 
 @pytest.mark.usefixtures("needs_kernels")  # Inductor needs the compiler too
@@ -78,7 +116,7 @@ def test_a_package_of_aot_inductor_runs_here_and_in_a_process_that_imports_the_o
     model = sparse_net("packed")
     with torch.no_grad():
         path = torch._inductor.aoti_compile_and_package(
-            exported(model),
+            fuse_(exported(model)),
             package_path=str(tmp_path / "model.pt2"),
             inductor_configs={"aot_inductor.compile_wrapper_opt_level": "O0"},  # compiles faster
         )
