@@ -13,7 +13,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from blast_compile import layout, ops
+from blast_compile import ops
 from blast_compile.errors import DtypeError, LayerError, MaskError
 from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
@@ -90,7 +90,10 @@ class SparseLayer(nn.Module):
 
 
 class MaskedLayer(SparseLayer):
-    """Keeps the dense weight; kernels read its kept blocks in place. The form for training."""
+    """Keeps the dense weight; kernels read its kept blocks in place. The form for training.
+
+    What is added to `weight` outside the kept blocks has no effect: merge adapters (LoRA) before `sparsify_`.
+    """
 
     def set_mask_(self, mask: BlockMask) -> None:
         """Replaces the mask in place; compiled graphs see it at their next call. Raises `MaskError`."""
@@ -168,45 +171,3 @@ def dense_weight(layer: nn.Module) -> Tensor:
     """The weight of a dense or masked layer as `[N, K]`, whatever its own orientation; a view."""
     weight = cast(Tensor, layer.weight)
     return weight.t() if is_transposed(layer) else weight
-
-
-def to_masked_(layer: nn.Module, mask: BlockMask) -> None:
-    """Turns a dense layer into its masked twin, in place."""
-    twin = masked_twin(type(layer))
-    assert twin is not None
-    layer.register_buffer("block_index", mask.index.to(dense_weight(layer).device))
-    layer.__class__ = twin
-    cast(MaskedLayer, layer).block = mask.block
-
-
-def to_packed_(layer: MaskedLayer, mask: BlockMask, num_dead_blocks: int) -> None:
-    """Turns a masked layer into its packed twin, in place. `mask` is the layer's own, less its dead blocks."""
-    num_stored = layout.size_class(mask.nnz, mask.kept.numel())
-    values = layout.pack(dense_weight(layer).detach(), mask.kept, mask.block, num_stored)
-    _replace(layer, packed_twin(type(layer)), values, layout.packed_index(mask.kept, num_stored))
-    cast(PackedLayer, layer).num_dead_blocks = num_dead_blocks
-
-
-def to_plain_(layer: MaskedLayer, mask: BlockMask) -> None:
-    """Turns a masked layer into the dense layer that computes the same, in place; dropped blocks become zeros."""
-    kept = mask.elements().to(layer.weight.device)
-    weight = layer.weight.detach()
-    weight = torch.where(kept.t() if is_transposed(layer) else kept, weight, weight.new_zeros(()))
-    layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-    del layer.block_index, layer.block
-    layer.__class__ = layer.plain_class  # type: ignore[assignment]
-
-
-def from_packed_(layer: PackedLayer, mask: BlockMask) -> None:
-    """Turns a packed layer into its masked twin, in place; dropped blocks are zeros. `mask` is the layer's own."""
-    twin = masked_twin(type(layer))
-    assert twin is not None
-    del layer.num_dead_blocks
-    dense = layout.unpack(layer.weight.detach(), layer.block_index, layer.shape, layer.block)
-    _replace(layer, twin, (dense.t() if is_transposed(layer) else dense).contiguous(), mask.index)
-
-
-def _replace(layer: SparseLayer, twin: type[SparseLayer], weight: Tensor, index: Tensor) -> None:
-    layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-    layer.block_index = index
-    layer.__class__ = twin

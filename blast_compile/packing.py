@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from blast_compile import layers, select
+from blast_compile import forms, select
 from blast_compile.dead_blocks import Live, live_part
 from blast_compile.errors import LayerError, MaskError
 from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer
@@ -60,9 +60,9 @@ def pack_(
     for name, layer in masked.items():
         if kept[layer].sparsity < dense_below:
             logger.info("%s becomes dense: %.1f %% of its blocks are zero", name, 100 * kept[layer].sparsity)
-            layers.to_plain_(layer, kept[layer])
+            forms.to_plain_(layer, kept[layer])
         else:
-            layers.to_packed_(layer, kept[layer], own[layer].nnz - kept[layer].nnz)
+            forms.to_packed_(layer, kept[layer], own[layer].nnz - kept[layer].nnz)
     return model
 
 
@@ -76,7 +76,7 @@ def unpack_(model: Model) -> Model:
         raise LayerError("expected a model with packed layers, got none: run pack_ first")
     masks = [_current_mask(name, layer) for name, layer in packed]
     for (_, layer), mask in zip(packed, masks, strict=True):
-        layers.from_packed_(layer, mask)
+        forms.from_packed_(layer, mask)
     return model
 
 

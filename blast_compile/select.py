@@ -56,6 +56,7 @@ def matches(targets: Targets, name: str, layer: nn.Module) -> bool:
     if targets == "all":
         return True
     if targets == "mlp":
+        name = name.removesuffix(".base_layer")  # of the adapter around it
         return _MLP.search(name) is not None and _ROUTER.search(name) is None
     return any(re.search(pattern, name) for pattern in _patterns(targets))
 

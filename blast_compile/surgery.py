@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
-from blast_compile import layers, select
+from blast_compile import forms, layers, select
 from blast_compile.adopt import Carried, carried_mask
 from blast_compile.errors import LayerError, MaskError
 from blast_compile.layers import SparseLayer
@@ -87,7 +87,7 @@ def sparsify_(model: Model, config: BlockSparse | None = None, *, masks: Masks |
     for name, plan in _plan(model, chosen, given, config, from_zeros=masks == "zeros").items():
         if plan.carried is not None:
             plan.carried.release_()
-        layers.to_masked_(chosen[name], plan.mask)
+        forms.to_masked_(chosen[name], plan.mask)
     return model
 
 

@@ -20,7 +20,7 @@ ORDER = (
     ("store", "manifest", "folders"),
     ("kernels", "native", "plans", "launch"),
     ("ops", "gradients", "transforms"),
-    ("layers", "integrations"),
+    ("layers", "forms", "integrations"),
     ("surgery", "select", "adopt", "dead_blocks"),
     ("passes",),
     ("backend", "exported"),

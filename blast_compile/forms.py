@@ -1,0 +1,62 @@
+"""Turns a linear layer into another form of itself, in place: dense, masked, packed."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from blast_compile import layout
+from blast_compile.layers import (
+    MaskedLayer,
+    PackedLayer,
+    SparseLayer,
+    dense_weight,
+    is_transposed,
+    masked_twin,
+    packed_twin,
+)
+from blast_compile.mask import BlockMask
+
+
+def to_masked_(layer: nn.Module, mask: BlockMask) -> None:
+    """Turns a dense layer into its masked twin, in place."""
+    twin = masked_twin(type(layer))
+    assert twin is not None
+    layer.register_buffer("block_index", mask.index.to(dense_weight(layer).device))
+    layer.__class__ = twin
+    cast(MaskedLayer, layer).block = mask.block
+
+
+def to_packed_(layer: MaskedLayer, mask: BlockMask, num_dead_blocks: int) -> None:
+    """Turns a masked layer into its packed twin, in place. `mask` is the layer's own, less its dead blocks."""
+    num_stored = layout.size_class(mask.nnz, mask.kept.numel())
+    values = layout.pack(dense_weight(layer).detach(), mask.kept, mask.block, num_stored)
+    _replace(layer, packed_twin(type(layer)), values, layout.packed_index(mask.kept, num_stored))
+    cast(PackedLayer, layer).num_dead_blocks = num_dead_blocks
+
+
+def to_plain_(layer: MaskedLayer, mask: BlockMask) -> None:
+    """Turns a masked layer into the dense layer that computes the same, in place; dropped blocks become zeros."""
+    kept = mask.elements().to(layer.weight.device)
+    weight = layer.weight.detach()
+    weight = torch.where(kept.t() if is_transposed(layer) else kept, weight, weight.new_zeros(()))
+    layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    del layer.block_index, layer.block
+    layer.__class__ = layer.plain_class  # type: ignore[assignment]
+
+
+def from_packed_(layer: PackedLayer, mask: BlockMask) -> None:
+    """Turns a packed layer into its masked twin, in place; dropped blocks are zeros. `mask` is the layer's own."""
+    twin = masked_twin(type(layer))
+    assert twin is not None
+    del layer.num_dead_blocks
+    dense = layout.unpack(layer.weight.detach(), layer.block_index, layer.shape, layer.block)
+    _replace(layer, twin, (dense.t() if is_transposed(layer) else dense).contiguous(), mask.index)
+
+
+def _replace(layer: SparseLayer, twin: type[SparseLayer], weight: Tensor, index: Tensor) -> None:
+    layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    layer.block_index = index
+    layer.__class__ = twin
