@@ -6,13 +6,16 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-all lint format clean
 
 demo: .venv/.stamp-demo
 	$(BIN)/blast-compile demo
 
 test: .venv/.stamp-test
 	$(BIN)/python -m pytest
+
+test-all: .venv/.stamp-test
+	$(BIN)/python -m pytest -m ""
 
 lint: .venv/.stamp-test
 	$(BIN)/ruff check .
