@@ -143,23 +143,27 @@ def masked_twin(kind: type[nn.Module]) -> type[MaskedLayer] | None:
     """The masked class for that of a dense or packed layer, or None where it is not exactly one that we know."""
     if kind in (nn.Linear, PackedLinear):
         return SparseLinear
-    classes = _conv1d_classes(kind)
+    classes = _twins_of_others(kind)
     return classes[0] if classes else None
 
 
 def packed_twin(kind: type[MaskedLayer]) -> type[PackedLayer]:
     """The packed class for that of a masked layer."""
-    classes = _conv1d_classes(kind)
+    classes = _twins_of_others(kind)
     return classes[1] if classes else PackedLinear
 
 
-def _conv1d_classes(kind: type[nn.Module]) -> tuple[type[MaskedLayer], type[PackedLayer]] | None:
-    """Asks by module first, so that models without transformers never import it."""
-    if kind.__module__ not in ("transformers.pytorch_utils", "blast_compile.integrations.conv1d"):
-        return None
-    from blast_compile.integrations import conv1d
+def _twins_of_others(kind: type[nn.Module]) -> tuple[type[MaskedLayer], type[PackedLayer]] | None:
+    """Those of another library's class. Asks by module first, so that models without that library never import it."""
+    if kind.__module__ in ("transformers.pytorch_utils", "blast_compile.integrations.conv1d"):
+        from blast_compile.integrations import conv1d
 
-    return conv1d.twins(kind)
+        return conv1d.twins(kind)
+    if kind.__module__ in ("transformers.models.falcon.modeling_falcon", "blast_compile.integrations.falcon"):
+        from blast_compile.integrations import falcon
+
+        return falcon.twins(kind)
+    return None
 
 
 def is_transposed(layer: nn.Module) -> bool:

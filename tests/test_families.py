@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,7 +14,8 @@ import blast_compile as blast
 from blast_compile import layers, layout
 from blast_compile.backend import blast as backend
 from blast_compile.layers import SparseLayer
-from tests.families import FAMILIES, MORE_FAMILIES, NUM_LAYERS, Family, dense_twin, output, sparse
+from blast_compile.report.recorder import listening, record
+from tests.families import FAMILIES, MORE_FAMILIES, NUM_LAYERS, OTHER_FAMILIES, Family, dense_twin, output, sparse
 
 FORMS = ("masked", "packed")
 EVERYTHING = FAMILIES | MORE_FAMILIES
@@ -44,9 +46,8 @@ def check_logits(family: Family, form: str, delegate: str) -> None:
         assert_close(output(compiled(model, delegate), inputs), output(twin, inputs))
 
 
-def check_training_step(family: Family, form: str, delegate: str) -> None:
+def check_training_step(model: nn.Module, family: Family, delegate: str) -> None:
     """All gradients equal those of masked-dense eager: for a sparse weight, the dense one's on the kept blocks."""
-    model = sparse(family, form)
     twin = dense_twin(family, model)
     inputs = family.inputs(2, 9)
     for one in (compiled(model.train(), delegate), twin.train()):
@@ -85,7 +86,7 @@ def test_logits_of_more_families(name: str) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_training_step(name: str, form: str) -> None:
-    check_training_step(FAMILIES[name], form, "aot_eager")
+    check_training_step(sparse(FAMILIES[name], form), FAMILIES[name], "aot_eager")
 
 
 @pytest.mark.parametrize(("name", "form"), [("llama", "packed"), ("gpt2", "masked"), ("phi3", "packed")])
@@ -94,7 +95,30 @@ def test_logits_under_inductor(name: str, form: str) -> None:
 
 
 def test_training_step_under_inductor() -> None:
-    check_training_step(FAMILIES["llama"], "masked", "inductor")
+    check_training_step(sparse(FAMILIES["llama"]), FAMILIES["llama"], "inductor")
+
+
+@pytest.mark.filterwarnings("ignore:`gradient_checkpointing_enable` is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_training_step_with_checkpointing(name: str) -> None:
+    """Each layer of the model is then a graph of its own inside the graph."""
+    model = sparse(FAMILIES[name])
+    model.config.use_cache = False  # type: ignore[union-attr]
+    model.gradient_checkpointing_enable()  # type: ignore[operator]
+    check_training_step(model, FAMILIES[name], "aot_eager")
+    assert blast.explain(model, **FAMILIES[name].inputs(2, 9)).counts == {FAMILIES[name].kind: NUM_LAYERS}
+
+
+@pytest.mark.filterwarnings("ignore:.* should not be instantiated:DeprecationWarning")  # Dynamo, on Bloom
+@pytest.mark.parametrize("name", OTHER_FAMILIES)
+def test_other_families_equal_their_twin_with_every_mlp_fused(name: str) -> None:
+    family = OTHER_FAMILIES[name]
+    model = sparse(family)
+    inputs = family.inputs(2, 9)
+    with torch.no_grad(), listening() as runs:
+        actual = output(torch.compile(model, backend=record, fullgraph=True), inputs)
+        assert_close(actual, output(dense_twin(family, model), inputs))
+    assert [op.kind for run in runs for op in run.ops] == [family.kind] * family.num_mlps
 
 
 @pytest.mark.parametrize("is_training", [False, True], ids=["eval", "train"])
@@ -115,6 +139,22 @@ def test_gate_and_up_in_one_layer_stay_linears_where_a_block_holds_both() -> Non
     explanation = blast.explain(sparse(family, block=64), **family.inputs(2, 9))
     assert explanation.counts == {"linear": 2 * NUM_LAYERS}
     assert explanation.layers[0].reason.startswith("gate and up are halves of one layer, and 96 features")
+
+
+@pytest.mark.parametrize(("name", "num_projections"), [("llama", 4), ("gpt2", 2), ("falcon", 2)])
+def test_projections_of_attention_are_linears_that_take_the_residual_in(name: str, num_projections: int) -> None:
+    """Those of GPT-2 and Falcon compute query, key and value in one layer, and Falcon's attention is parallel."""
+    family = EVERYTHING[name]
+    model = sparse(family, targets=r"attn|attention|mlp")
+    inputs = family.inputs(2, 9)
+    with torch.no_grad(), listening() as runs:
+        actual = output(torch.compile(model, backend=record, fullgraph=True), inputs)
+        assert_close(actual, output(dense_twin(family, model), inputs))
+    ops = [op for run in runs for op in run.ops]
+    assert Counter(op.kind for op in ops) == {family.kind: NUM_LAYERS, "linear": num_projections * NUM_LAYERS}
+    num_residuals = {"falcon": 0}.get(name, NUM_LAYERS)
+    assert sum(op.arguments[4] is not None for op in ops if op.kind == "linear") == num_residuals
+    assert all(op.arguments[-6] is not None for op in ops if op.kind == family.kind)
 
 
 def test_dropout_inside_an_mlp_keeps_its_layers_apart_in_training() -> None:

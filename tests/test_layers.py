@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
 import blast_compile as blast
@@ -223,6 +224,25 @@ def test_conv1d_counts_blocks_on_the_transpose(orientation: str) -> None:
     assert layer.weight.is_contiguous()
     assert tuple(layer.weight.shape) == (40, 72)
     torch.testing.assert_close(layer(x), expected)
+
+
+def test_linears_of_falcon_have_twins() -> None:
+    torch.manual_seed(0)
+    layer = FalconLinear(40, 72)
+    model = nn.ModuleDict({"mlp": layer})
+    mask = BlockMask(torch.rand(5, 5) < 0.5, (72, 40), (16, 8))
+    x = torch.randn(2, 3, 40)
+    expected = x @ (layer.weight * mask.elements()).T + layer.bias
+    changes: list[tuple[Callable[[], object], str]] = [
+        (lambda: blast.sparsify_(model, SPARSE, masks={"mlp": mask}), "SparseFalconLinear"),
+        (lambda: blast.pack_(model), "PackedFalconLinear"),
+        (lambda: blast.unpack_(model), "SparseFalconLinear"),
+    ]
+    for change, name in changes:
+        change()
+        assert classes(model) == {"mlp": name}
+        assert isinstance(layer, FalconLinear)
+        torch.testing.assert_close(layer(x), expected)
 
 
 def test_packed_memory_is_the_kept_share() -> None:

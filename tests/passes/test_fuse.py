@@ -27,6 +27,9 @@ WHOLE: dict[str, tuple[str, bool, Body]] = {
     "gated_mlp + residual": ("gated_mlp", True, lambda m, x: x + m.down(F.silu(m.gate(x)) * m.up(x))),
     "mlp": ("mlp", False, lambda m, x: m.down(F.gelu(m.up(x)))),
     "mlp + residual": ("mlp", True, lambda m, x: m.down(F.gelu(m.up(x))) + x),
+    "mlp beside attention, (x + a) + mlp": ("mlp", True, lambda m, x: (x + x.sin()) + m.down(F.gelu(m.up(x)))),
+    "mlp beside attention, x + (mlp + a)": ("mlp", True, lambda m, x: x + (m.down(F.gelu(m.up(x))) + x.sin())),
+    "mlp beside attention, (a + mlp) + x": ("mlp", True, lambda m, x: (x.sin() + m.down(F.gelu(m.up(x)))) + x),
     "mlp + torch.add": ("mlp", True, lambda m, x: torch.add(m.down(F.gelu(m.up(x))), x)),
 }
 PARTS: dict[str, tuple[str, bool, Body]] = {
