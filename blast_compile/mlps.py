@@ -22,6 +22,7 @@ def find_mlps(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | Mappi
     They are what the passes fuse. Raises `LayerError` where the run is not captured as one graph: what happens between
     graphs is not seen, and might use a layer in another way.
     """
+    model = getattr(model, "_orig_mod", model)
     args: tuple[Any, ...] = example_inputs if isinstance(example_inputs, tuple) else ()
     kwargs = example_inputs if isinstance(example_inputs, Mapping) else {}
     if isinstance(example_inputs, Tensor):

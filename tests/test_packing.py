@@ -109,6 +109,15 @@ def test_forms_of_example_inputs(form: Callable[[Tensor], Any]) -> None:
     assert num_removed(blast.pack_(net, example_inputs=form(torch.randn(3, 16)))) == num_removed(expected)
 
 
+def test_a_compiled_model_is_packed_too() -> None:
+    net = blast.sparsify_(Net(), blast.BlockSparse(block=4, sparsity=0.9, targets="all"))
+    expected = blast.pack_(copy.deepcopy(net), example_inputs=torch.randn(3, 16))
+    compiled: Any = torch.compile(net, backend="eager")
+    assert blast.pack_(compiled, example_inputs=torch.randn(3, 16)) is compiled
+    assert num_removed(net) == num_removed(expected)
+    assert sum(num_removed(net).values()) > 0
+
+
 def test_an_mlp_that_runs_twice_is_one_mlp() -> None:
     net, _ = packed_net(lambda net, x: net.mlp(net.mlp(x)))
     assert sum(num_removed(net).values()) > 0
