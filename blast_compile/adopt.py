@@ -88,12 +88,12 @@ def _of_block_sparse_tensor(layer: nn.Module) -> Carried | None:
     shape, block = (weight.shape[0], weight.shape[1]), (values.shape[1], values.shape[2])
     R, C = shape[0] // block[0], shape[1] // block[1]  # both forms hold whole blocks only
     rows = torch.repeat_interleave(torch.arange(R, device=starts.device), starts.diff())
-    blocks = values.new_zeros(R, C, *block)
-    blocks[rows, columns] = values
     kept = torch.zeros(R, C, dtype=torch.bool, device=values.device)
     kept[rows, columns] = True
 
     def release_() -> None:
+        blocks = values.new_zeros(R, C, *block)
+        blocks[rows, columns] = values
         dense = blocks.transpose(1, 2).reshape(shape)
         layer.weight = nn.Parameter(dense, requires_grad=weight.requires_grad)
         vars(layer).pop("extra_repr", None)  # torchao's own
