@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 
+import blast_compile.ops  # noqa: F401 - the launcher goes under the ops, in tests that import none too
 from blast_compile import env, launch, log, native
 from blast_compile.env import Isa
 
