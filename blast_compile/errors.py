@@ -35,6 +35,10 @@ class GradientError(BlastError, NotImplementedError):
     """A differentiation that the operators have no formula for."""
 
 
+class ScratchError(BlastError, MemoryError):
+    """No memory for what a kernel keeps while it runs."""
+
+
 class StoreError(BlastError, OSError):
     """A store folder that cannot be trusted or used."""
 

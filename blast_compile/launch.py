@@ -1,7 +1,7 @@
 """Runs the ops: hands tensors to the planned kernel as addresses and sizes, or calls the reference.
 
 Same names and arguments as in `reference.py`, and the `abi` that the ops carry. All raise as `plans.plan` does,
-`LayerError` on an unlike residual, and `MaskError` where an index is damaged.
+`LayerError` on an unlike residual, `MaskError` where an index is damaged, and `ScratchError` without memory.
 
 This is the hot path of every call, so arguments travel as they are; `launch.cpp` goes the same way in C++, on CPUs.
 Plans are remembered by dtypes, shapes and strides; nothing is remembered of a tensor's values, so edited weights and
@@ -21,12 +21,13 @@ from torch import Tensor
 
 from blast_compile import compat, kernels, native, plans, reference
 from blast_compile.codegen.spec import Op
-from blast_compile.errors import LayerError
+from blast_compile.errors import LayerError, ScratchError
 from blast_compile.kernels import Kernel
 from blast_compile.plans import Call, Plan
 
 _plans: dict[tuple[Any, ...], Plan] = {}
 _num_threads = torch.get_num_threads
+_NO_MEMORY = 2  # of the statuses in codegen/templates/cpp/threads.hpp
 
 
 def _one_thread() -> int:
@@ -98,7 +99,7 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: A
     numbers = [_num_threads(), tokens, grad_rows.data_ptr(), grad_rows.stride(0), N, x_rows.data_ptr()]
     numbers += (x_rows.stride(0), K, -(-N // block[0]), num_blocks, index.data_ptr(), out.data_ptr())
     numbers += out.stride()[:2]
-    if _start(plan.run, numbers):
+    if not _succeeds("weight_grad", plan.run, numbers):
         raise plans.damage_weight_grad(grad, x, weight, index, block)
     return out
 
@@ -167,7 +168,7 @@ def _product(op: Op, call: Call) -> Tensor:
     ]
     for (weight, index, bias), constants in zip(layers, plan.constants, strict=True):
         numbers += (weight.data_ptr(), index.data_ptr(), 0 if bias is None else bias.data_ptr(), *constants)
-    if _start(plan.run, numbers):
+    if not _succeeds(op, plan.run, numbers):
         raise plans.damage(op, call)
     return y
 
@@ -189,9 +190,13 @@ def _form(weight: Tensor, index: Tensor, bias: Tensor | None) -> tuple[Any, ...]
     return (weight.dtype, weight.device, weight.shape, weight.stride(), of_index, of_bias)
 
 
-def _start(kernel: Callable[[int], int], numbers: list[int]) -> int:
+def _succeeds(op: Op, kernel: Callable[[int], int], numbers: list[int]) -> bool:
+    """Runs a kernel; False where it found an index damaged."""
     memory = array("q", numbers)
-    return kernel(memory.buffer_info()[0])
+    status = kernel(memory.buffer_info()[0])
+    if status == _NO_MEMORY:
+        raise ScratchError(f"expected memory for the scratch of {op}, got none; free some, or pass fewer tokens")
+    return status == 0
 
 
 def _is_like(residual: Tensor, y: Tensor) -> bool:

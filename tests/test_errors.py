@@ -13,6 +13,7 @@ BUILTINS = {
     "TargetError": ValueError,
     "DtypeError": TypeError,
     "GradientError": NotImplementedError,
+    "ScratchError": MemoryError,
     "StoreError": OSError,
     "BuildError": RuntimeError,
     "RewriteError": RuntimeError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blast_compile import launch, layout, ops, plans
+from blast_compile import kernels, launch, layout, ops, plans
+from blast_compile.kernels import Kernel
 from blast_compile.plans import Plan
 from tests.op_cases import FORMS, Case, Form, check, make_call, make_layer, relative_error
 
@@ -46,6 +48,18 @@ def test_plans_are_made_once_for_all_tokens_and_values(planned: list[str]) -> No
     other.layers[0].clean = other.layers[0].clean * 2
     check(other.run(), other)
     assert planned == ["linear"]
+
+
+@pytest.mark.usefixtures("planned")
+def test_a_kernel_without_memory_raises_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: 2)
+    monkeypatch.setattr(kernels, "kernel_for", lambda _: Kernel("full", run))
+    call = make_call(CASE)
+    layer = call.layers[0]
+    with pytest.raises(MemoryError, match="memory for the scratch of linear, got none; free some"):
+        call.run()
+    with pytest.raises(MemoryError, match="the scratch of weight_grad"):
+        launch.weight_grad(torch.randn(7, layer.clean.shape[0]), call.x, layer.operand, layer.index, CASE.block)
 
 
 def test_whatever_decides_a_kernel_makes_a_new_plan(planned: list[str]) -> None:

@@ -44,7 +44,7 @@ def call_of(bias: Tensor, activation: Activation, block: int = 8) -> Call:
 
 def by_torch(bias: Tensor, activation: Activation) -> Tensor:
     """One by one: in vectors, torch's float32 gelu of infinity is NaN; of single numbers, and in float16, infinity."""
-    return torch.cat([reference.ACTIVATIONS[activation](one) for one in bias.split(1)])
+    return torch.cat([reference.ACTIVATIONS[activation](one) for one in torch.split(bias, 1)])
 
 
 # How 16 bits are read and rounded does not depend on the activation.

@@ -1,11 +1,13 @@
 // Runs a kernel on arguments that lie where a stray access is caught, in a process that may die of it.
-//   driver <kernel.so> <calls> <results> heap|start|end
+//   driver <kernel.so> <calls> <results> heap|start|end|starved
 // heap: each tensor is an allocation of its own, for AddressSanitizer. start, end: each fills the start or the end of pages
-// between two that nobody may touch; inputs cannot be written either.
+// between two that nobody may touch; inputs cannot be written either. starved: as heap, and the kernel runs with room for
+// no allocation, for one, for two, until it has enough.
 #include <dlfcn.h>
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +15,9 @@
 #include <vector>
 
 namespace {
+
+std::atomic<bool> is_starved{false};
+std::atomic<int> num_left{0};  // allocations that a starved kernel is granted
 
 constexpr size_t PAGE = 4096;
 
@@ -42,6 +47,13 @@ struct File {
 
 }  // namespace
 
+// Kernels find this one before that of the system.
+extern "C" void* aligned_alloc(size_t alignment, size_t size) {
+  void* data = nullptr;
+  if (is_starved && num_left-- <= 0) return nullptr;
+  return posix_memalign(&data, alignment, size) ? nullptr : data;
+}
+
 // A call is the number of its arguments, then each: 0 and a number, or 1 (input) or 2 (output) and a size and the bytes.
 // Results are the bytes of the outputs.
 int main(int count, char** words) {
@@ -66,7 +78,7 @@ int main(int count, char** words) {
       std::vector<char> bytes(static_cast<size_t>(value));
       if (!calls.read(bytes.data(), bytes.size())) give_up("a tensor is cut off");
       char* data;
-      if (place == "heap") {
+      if (place == "heap" || place == "starved") {
         heap.push_back(data = static_cast<char*>(std::malloc(bytes.size())));
         std::copy(bytes.begin(), bytes.end(), data);
       } else {
@@ -76,7 +88,15 @@ int main(int count, char** words) {
       if (kind == 2) outputs.emplace_back(data, bytes.size());
     }
     const std::vector<int64_t> exact(arguments);  // no room behind the last one
-    if (const int status = run(exact.data())) return status;
+    int status = 2;
+    is_starved = place == "starved";
+    for (int tries = 0; status == 2 && tries < (is_starved ? 1000 : 1); ++tries) {
+      num_left = tries;
+      status = run(exact.data());
+      if (tries == 0 && is_starved && status != 2) give_up("the kernel wants no memory");
+    }
+    is_starved = false;
+    if (status) return status;
     for (auto [data, size] : outputs) std::fwrite(data, 1, size, results.file);
     for (char* data : heap) std::free(data);
   }

@@ -91,8 +91,8 @@ def planned(op: Op, *operands: object) -> tuple[Spec, tuple[tuple[int, ...], ...
 def build_driver(folder: Path, *flags: str) -> Path:
     """Compiles the driver."""
     program = folder / "driver"
-    command = [str(env.cxx()), str(DRIVER), "-o", str(program), "-O1", "-std=c++20", "-fopenmp", "-ldl", *flags]
-    subprocess.run(command, check=True)
+    libraries = ("-fopenmp", "-rdynamic", "-ldl")  # kernels find what the driver defines
+    subprocess.run([str(env.cxx()), DRIVER, "-o", program, "-O1", "-std=c++20", *libraries, *flags], check=True)
     return program
 
 

@@ -40,6 +40,8 @@ SANITIZED: list[Program] = [
 ]
 GUARDED: list[Program] = [(isa, case.op, case) for isa, case in sweeps.FORWARD]
 GUARDED += [(isa, op, case) for isa, case in sweeps.GRADIENTS for op in GRADIENTS]
+# Products of one stage and two, what is gathered and what is not.
+STARVED = [run for run in GUARDED if run[0] == sweeps.BEST and run[2].block in ((32, 32), (13, 17))]
 SIZES = [(61, 45, 51), (24, 16, 32), (9, 11, 1)]  # K, hidden, N: ragged, whole, less than a block
 
 
@@ -87,6 +89,16 @@ def sanitized(source: str, isa: Isa, folder: Path) -> Path:
     command = [str(env.cxx()), "kernel.cpp", "-o", "kernel.so", *build.flags(isa), "-O0", *SANITIZERS]
     subprocess.run(command, cwd=folder, check=True)
     return folder / "kernel.so"
+
+
+@pytest.mark.parametrize(("isa", "op", "case"), STARVED, ids=str)
+def test_without_memory_kernels_say_so_and_are_right_once_there_is_some(
+    isa: Isa, op: Op, case: Case, plain_driver: Path, tmp_path: Path, use_isa: Callable[[Isa], None]
+) -> None:
+    use_isa(isa)
+    calls = [raw_call(make_call(case, (700,), (300, 290, 280)), op if op in GRADIENTS else None)]
+    kernel = kernels._shared_object(calls[0].spec, isa)
+    assert run_outside(plain_driver, kernel, calls, "starved", tmp_path) == ""
 
 
 @pytest.mark.parametrize(("isa", "op", "case"), GUARDED, ids=str)

@@ -10,7 +10,7 @@ constexpr int64_t STORED_BLOCK = STEPS * STORED_STRIDE;
 {%- endif %}
 
 struct Row {
-  int64_t count;
+  int64_t count;  // below 0 where there was no memory to gather
   const int32_t* columns;
   const Stored* blocks;
 };
@@ -37,10 +37,12 @@ struct Rows {
 {%- if transposed %}
   const int32_t *offsets, *columns, *positions;  // by output block: where its blocks start, their rows, their places in storage
 
-  // Turns the index, which goes by block rows, over: a counting sort, cheap beside the product.
+  // Turns the index, which goes by block rows, over: a counting sort, cheap beside the product. Without memory, it is not ready.
   Rows(const Layer& l, Buffer& memory) : layer(l) {
     const int64_t R = l.contraction_blocks(), C = l.output_blocks();
     int32_t* starts = memory.get<int32_t>(size_t(C + 2 + 2 * l.num_blocks));
+    offsets = starts;
+    if (!starts) return;
     int32_t *rows = starts + C + 2, *places = rows + l.num_blocks;
     std::fill(starts, starts + C + 2, 0);
     each(R, C, [&](int64_t, int64_t column, int64_t) { ++starts[column + 2]; });
@@ -50,10 +52,11 @@ struct Rows {
       rows[at] = int32_t(row);
       places[at] = int32_t(place);
     });
-    offsets = starts;
     columns = rows;
     positions = places;
   }
+
+  bool is_ready() const { return offsets; }
 
   template <class F>
   void each(int64_t R, [[maybe_unused]] int64_t C, F&& f) const {
@@ -68,6 +71,7 @@ struct Rows {
   }
 {%- else %}
   Rows(const Layer& l, Buffer&) : layer(l) {}
+  bool is_ready() const { return true; }
 {%- endif %}
 
   Row row(int64_t r, Buffer& scratch) const {
@@ -86,6 +90,7 @@ struct Rows {
     return {count, mine, layer.weight + layer.index[r] * STORED_BLOCK};
 {%- else %}
     Word* words = scratch.get<Word>(size_t(std::max<int64_t>(count, 1) * STORED_BLOCK));
+    if (!words) return {-1, nullptr, nullptr};
     const int64_t outputs = std::min<int64_t>(OUTPUT_EDGE, layer.outputs - r * OUTPUT_EDGE);
 {%- if packed %}
     const int64_t contraction_stride = {{ 1 if transposed else "OUTPUT_EDGE" }}, output_stride = {{ "CONTRACTION_EDGE" if transposed else 1 }};

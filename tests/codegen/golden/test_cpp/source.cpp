@@ -162,18 +162,22 @@ struct Buffer {
   void* data = nullptr;
   size_t capacity = 0;
 
+  // Room for some T, at least one; null where there is none.
   template <class T>
   T* get(size_t count) {
     if (count * sizeof(T) > capacity) {
       std::free(data);
-      capacity = (count * sizeof(T) + 4095) / 4096 * 4096;
+      capacity = (count * sizeof(T) + 63) / 64 * 64;
       data = std::aligned_alloc(64, capacity);
-      if (!data) std::abort();
+      if (!data) capacity = 0;
     }
     return static_cast<T*>(data);
   }
   ~Buffer() { std::free(data); }
 };
+
+// What `blast_run` returns.
+enum Status { OK = 0, DAMAGED_INDEX = 1, NO_MEMORY = 2 };
 
 // Waking a thread costs microseconds: one thread below about 10 us of work.
 inline int useful_threads(int threads, double weights, double tokens) {
@@ -308,7 +312,7 @@ constexpr int64_t STORED_STRIDE = OUTPUT_EDGE;
 constexpr int64_t STORED_BLOCK = int64_t(CONTRACTION_EDGE) * OUTPUT_EDGE;
 
 struct Row {
-  int64_t count;
+  int64_t count;  // below 0 where there was no memory to gather
   const int32_t* columns;
   const Stored* blocks;
 };
@@ -329,6 +333,7 @@ struct Layer {
 struct Rows {
   const Layer& layer;
   Rows(const Layer& l, Buffer&) : layer(l) {}
+  bool is_ready() const { return true; }
 
   Row row(int64_t r, Buffer& scratch) const {
     const int64_t count = layer.index[r + 1] - layer.index[r];
@@ -377,6 +382,7 @@ struct Result {
   const X* residual;
   Word* panel;
   int64_t panel_steps;
+  Status* status;
 };
 
 template <int MT, int W>
@@ -453,9 +459,19 @@ void run_stage(const Rows& gate_rows, const Rows& up_rows, const Word* panel, co
     for (int64_t start = num_rows * group / groups; start < end; start += ROW_GROUP) {
       const int count = int(std::min<int64_t>(ROW_GROUP, end - start));
       Row gates[ROW_GROUP], ups[ROW_GROUP];
+      bool has_memory = true;
       for (int i = 0; i < count; ++i) {
-        if constexpr (Stage::GATED) gates[i] = gate_rows.row(start + i, gate_scratch[i]);
+        if constexpr (Stage::GATED) {
+          gates[i] = gate_rows.row(start + i, gate_scratch[i]);
+          has_memory &= gates[i].count >= 0;
+        }
         ups[i] = up_rows.row(start + i, up_scratch[i]);
+        has_memory &= ups[i].count >= 0;
+      }
+      if (!has_memory) {
+#pragma omp atomic write
+        *result.status = NO_MEMORY;
+        break;
       }
       for (int64_t t = tiles.count * chunk / chunks; t < tiles.count * (chunk + 1) / chunks; ++t)
         with_tile(tiles.size(t), [&](auto mt) __attribute__((always_inline)) {
@@ -475,20 +491,23 @@ inline Layer read_layer(const int64_t* a) {
 
 // arguments: threads, tokens, x, x's row stride, y, residual, then for each layer: weight, index, bias, row stride, column
 // stride, outputs, contractions, number of blocks. Layers: layer.
-// Returns 0, or 1 and has written nothing where an index is damaged.
+// Returns 0; or 1 and has written nothing where an index is damaged; or 2 without memory, and y is not to be used.
 extern "C" int blast_run(const int64_t* a) {
   static thread_local Buffer panel_memory, hidden_memory, layer_memory;
   const int64_t tokens = a[1], x_stride = a[3];
   const X *x = (const X*)a[2], *residual = (const X*)a[5];
   X* y = (X*)a[4];
   const Layer layer = read_layer(a + 6);
-  if (!layer.is_sound()) return 1;
+  if (!layer.is_sound()) return DAMAGED_INDEX;
   const Rows layer_rows(layer, layer_memory);
+  if (!layer_rows.is_ready()) return NO_MEMORY;
   const int64_t K = layer.contractions, N = layer.outputs, steps = panel_steps(K);
   const double weights = double(CONTRACTION_EDGE * OUTPUT_EDGE) * (layer.num_blocks);
   const int threads = useful_threads(int(a[0]), weights, double(tokens));
   const int64_t span = std::min(tokens, SPAN);
   Word* panel = panel_memory.get<Word>(size_t(span * steps));
+  if (!panel) return NO_MEMORY;
+  Status status = OK;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   for (int64_t start = 0; start < tokens; start += SPAN) {
     const Tiles tiles(std::min(SPAN, tokens - start));
@@ -497,8 +516,8 @@ extern "C" int blast_run(const int64_t* a) {
       const int64_t first = tiles.start(t), size = tiles.size(t);
       pack_tile(x + (start + first) * x_stride, x_stride, int(size), K, panel + first * steps);
     }
-    const Result result{y + start * N, residual ? residual + start * N : nullptr, nullptr, 0};
+    const Result result{y + start * N, residual ? residual + start * N : nullptr, nullptr, 0, &status};
     run_stage<Output>(layer_rows, layer_rows, panel, tiles, result, threads);
   }
-  return 0;
+  return status;
 }
