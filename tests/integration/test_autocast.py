@@ -42,9 +42,9 @@ def dense_values(layer: SparseLayer, values: Tensor) -> Tensor:
 
 def error_of(tensors: list[Tensor], truths: list[Tensor]) -> float:
     """That of all tensors together, in the 2-norm: single values are a matter of luck in 16 bits."""
-    pairs = zip(tensors, truths, strict=True)
-    errors = torch.cat([(tensor.double() - truth).flatten() for tensor, truth in pairs])
-    return float(errors.norm() / torch.cat([truth.flatten() for truth in truths]).norm())
+    truth = torch.cat([tensor.detach().flatten() for tensor in truths])
+    errors = torch.cat([tensor.detach().double().flatten() for tensor in tensors]) - truth
+    return float(errors.norm() / truth.norm())
 
 
 def gradients_of(model: Net, layers: dict[str, SparseLayer]) -> list[Tensor]:
