@@ -41,13 +41,15 @@ class CppKey:
 
 
 _kernels: dict[Spec, Kernel] = {}
-_lock = threading.Lock()
+_lock = threading.Lock()  # for the locks
+_locks: dict[Spec, threading.Lock] = {}  # one a spec, so that different kernels are built at once
 
 
 def _unlock() -> None:
-    """Another thread may have been building when the process forked: it is not in the child to release the lock."""
+    """Another thread may have been building when the process forked: it is not in the child to release its locks."""
     global _lock
     _lock = threading.Lock()
+    _locks.clear()
 
 
 os.register_at_fork(after_in_child=_unlock)
@@ -55,11 +57,15 @@ os.register_at_fork(after_in_child=_unlock)
 
 def kernel_for(spec: Spec) -> Kernel:
     """The kernel of a spec, built at most once a process and, through the store, once a machine."""
-    if spec not in _kernels:
+    kernel = _kernels.get(spec)
+    if kernel is None:
         with _lock:
-            if spec not in _kernels:
-                _kernels[spec] = _find(spec)
-    return _kernels[spec]
+            mine = _locks.setdefault(spec, threading.Lock())
+        with mine:
+            kernel = _kernels.get(spec)
+            if kernel is None:
+                kernel = _kernels[spec] = _find(spec)
+    return kernel
 
 
 def forget() -> None:
@@ -87,7 +93,7 @@ def _find(spec: Spec) -> Kernel:
         return Kernel("reference", reason=f"{spec.dtype} with {spec.weight_dtype} weights has no kernel")
     isa = spec.target.removeprefix("cpu:")
     try:
-        run = build.load(_shared_object(spec, isa))
+        run = build.load(shared_object(spec))
     except (BuildError, OSError) as error:  # no compiler, or no folder that can be written or trusted
         reason = str(error).splitlines()[0]
         key = "no C++ compiler" if env.cxx() is None else reason
@@ -97,8 +103,9 @@ def _find(spec: Spec) -> Kernel:
     return Kernel(f"c++ {isa} {config.token_tile}x{config.vectors}", run)
 
 
-def _shared_object(spec: Spec, isa: str) -> Path:
-    source = cpp.generate(spec)
+def shared_object(spec: Spec) -> Path:
+    """The file of a CPU kernel, from the store or compiled now; raises `BuildError` or `OSError`."""
+    source, isa = cpp.generate(spec), spec.target.removeprefix("cpu:")
     compiler = env.cxx()
     key = CppKey(
         source_sha256=hashlib.sha256(source.encode()).hexdigest(),

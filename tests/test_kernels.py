@@ -211,6 +211,24 @@ def test_many_python_threads_build_once_and_compute_right(fresh: Path) -> None:
     assert len([path for path in fresh.iterdir() if not path.name.startswith(".")]) == 1
 
 
+@pytest.mark.usefixtures("fresh")
+def test_different_kernels_are_built_at_once_and_equal_ones_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    specs = [SPEC, replace(SPEC, layout="masked")]
+    meeting = threading.Barrier(len(specs), timeout=10)
+    built = []
+
+    def find(spec: Spec) -> Kernel:
+        meeting.wait()
+        built.append(spec)
+        return Kernel(spec.layout)
+
+    monkeypatch.setattr(kernels, "_find", find)
+    with ThreadPoolExecutor(6) as pool:
+        found = list(pool.map(kernels.kernel_for, specs * 3))
+    assert [kernel.name for kernel in found] == ["packed", "masked"] * 3
+    assert len(built) == 2
+
+
 @pytest.mark.usefixtures("needs_kernels")
 def test_kernels_run_without_the_gil() -> None:
     call = make_call(CASE, (20_000,), (1024, 0, 1024), density=1.0)

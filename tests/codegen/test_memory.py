@@ -97,7 +97,7 @@ def test_without_memory_kernels_say_so_and_are_right_once_there_is_some(
 ) -> None:
     use_isa(isa)
     calls = [raw_call(make_call(case, (700,), (300, 290, 280)), op if op in GRADIENTS else None)]
-    kernel = kernels._shared_object(calls[0].spec, isa)
+    kernel = kernels.shared_object(calls[0].spec)
     assert run_outside(plain_driver, kernel, calls, "starved", tmp_path) == ""
 
 
@@ -107,6 +107,6 @@ def test_pages_beside_tensors_stay_untouched(
 ) -> None:
     use_isa(isa)
     calls = list(calls_of(op, case, SIZES))
-    kernel = kernels._shared_object(calls[0].spec, isa)
+    kernel = kernels.shared_object(calls[0].spec)
     for place in ("start", "end"):
         assert run_outside(plain_driver, kernel, calls, place, tmp_path) == ""
