@@ -10,7 +10,17 @@ from torch.fx import Node
 
 from blast_compile.passes.hazards import hazard_between
 from blast_compile.passes.match import Match
-from blast_compile.passes.vocabulary import arguments, describe, fake, inputs, same_shape, word
+from blast_compile.passes.name_activations import MAX_NODES, scalar_function
+from blast_compile.passes.vocabulary import (
+    NORMAL_FORMS,
+    arguments,
+    describe,
+    fake,
+    inputs,
+    same_shape,
+    sparse_kind,
+    word,
+)
 
 
 def reason_against(match: Match) -> str | None:
@@ -64,6 +74,8 @@ def _reasons_of_residual(residual: Node, match: Match) -> Iterator[str]:
 def reason_alone(linear: Node) -> str:
     """Why no MLP pattern holds a linear: what stands before and behind it."""
     source, users = inputs(linear)[0], list(linear.users)
+    if _before_formula(linear) or any(_before_formula(layer) is linear for layer in _layers_behind(linear)):
+        return f"the activation between it and the other layer is none of {', '.join(NORMAL_FORMS)}"
     if _is_dropout(source):
         return "dropout stands between it and the activation in training"
     while len(users) == 1 and word(users[0]) in ("activation", "mul"):
@@ -74,6 +86,28 @@ def reason_alone(linear: Node) -> str:
         source = next((node for node in inputs(source) if node.op != "placeholder"), linear)
     behind = " and ".join(sorted({describe(user) for user in users})) or "nothing"
     return f"no pattern holds a linear between {describe(source)} and {behind}"
+
+
+def _before_formula(layer: Node) -> Node | None:
+    """The sparse op of which alone `layer` reads elementwise calls, or None."""
+    reached = [inputs(layer)[0]]
+    roots: set[Node] = set()
+    for node in reached:
+        if scalar_function(node) is None or len(reached) > MAX_NODES:
+            roots.add(node)
+        else:
+            reached += [source for source in node.all_input_nodes if source not in reached]
+    return next(iter(roots)) if len(reached) > 1 and len(roots) == 1 and sparse_kind(*roots) else None
+
+
+def _layers_behind(linear: Node) -> Iterator[Node]:
+    """The sparse ops that stand behind elementwise calls on the result of a linear."""
+    reached = list(linear.users)
+    for node in reached:
+        if sparse_kind(node):
+            yield node
+        elif scalar_function(node) is not None and len(reached) <= MAX_NODES:
+            reached += [user for user in node.users if user not in reached]
 
 
 def _is_dropout(node: Node) -> bool:

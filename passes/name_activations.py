@@ -16,7 +16,7 @@ from blast_compile.passes import dialect
 from blast_compile.passes.hazards import hazard_between
 from blast_compile.passes.vocabulary import activation_of, aten, callee, fake, is_selection, is_tensor, sparse_kind
 
-_MAX_NODES = 16  # the longest spelling in transformers has 8
+MAX_NODES = 16  # the longest spelling in transformers has 8
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def recognise(source: Node, region: list[Node]) -> str | None:
         try:
             for node in region:
                 args = [known[arg] if isinstance(arg, Node) else arg for arg in node.args]
-                known[node] = float(_scalar_function(node)(*args, **node.kwargs))
+                known[node] = float(scalar_function(node)(*args, **node.kwargs))
         except (TypeError, ValueError, ArithmeticError):  # a keyword or argument that the scalar twin does not know
             return None
         values.append(known[region[-1]])
@@ -94,7 +94,7 @@ def _regions(source: Node) -> Iterator[list[Node]]:
     members = [source]
     for member in members:
         for user in sorted(member.users):
-            if user not in members and len(members) <= _MAX_NODES and _is_elementwise(user, members):
+            if user not in members and len(members) <= MAX_NODES and _is_elementwise(user, members):
                 members.append(user)
     members.remove(source)
     for last in sorted(members, reverse=True):
@@ -106,7 +106,7 @@ def _regions(source: Node) -> Iterator[list[Node]]:
 
 def _is_elementwise(node: Node, members: list[Node]) -> bool:
     """Whether a node is elementwise in `members` and numbers alone, and keeps their dtype."""
-    if _scalar_function(node) is None or not is_tensor(node) or fake(node).dtype != fake(members[0]).dtype:
+    if scalar_function(node) is None or not is_tensor(node) or fake(node).dtype != fake(members[0]).dtype:
         return False
     return all(arg in members if isinstance(arg, Node) else isinstance(arg, int | float) for arg in node.args)
 
@@ -122,7 +122,8 @@ def _ancestors(node: Node, members: set[Node]) -> set[Node]:
     return found
 
 
-def _scalar_function(node: Node) -> Any:
+def scalar_function(node: Node) -> Any:
+    """What an elementwise call computes of one number, or None where it is none that this file knows."""
     if node.op == "call_method":
         return _SCALAR.get(str(node.target))
     return _BY_FUNCTION.get(callee(node)) if node.op == "call_function" else None
