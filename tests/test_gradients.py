@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blast_compile import layout, ops
 from blast_compile.env import Isa
-from tests import sweeps
+from tests import prebuilt, sweeps
 from tests.op_cases import (
     ACTIVATIONS,
     DTYPES,
@@ -27,6 +27,11 @@ from tests.op_cases import (
 )
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels(request: pytest.FixtureRequest) -> None:
+    prebuilt.build(request, ("input_grad", "weight_grad"))
 
 
 def leaves(call: Call) -> list[Tensor]:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blast_compile.env import Isa
-from tests import sweeps
+from tests import prebuilt, sweeps
 from tests.op_cases import (
     DTYPES,
     FORMS,
@@ -31,6 +31,11 @@ from tests.op_cases import (
 )
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _kernels(request: pytest.FixtureRequest) -> None:
+    prebuilt.build(request)
 
 
 def test_poison_is_seen() -> None:

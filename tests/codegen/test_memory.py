@@ -14,7 +14,7 @@ from blast_compile import compat, env, kernels
 from blast_compile.codegen import build, cpp
 from blast_compile.codegen.spec import Op
 from blast_compile.env import Isa
-from tests import sweeps
+from tests import prebuilt, sweeps
 from tests.codegen.raw_calls import RawCall, build_driver, raw_call, run_outside
 from tests.op_cases import Case, make_call
 
@@ -46,9 +46,10 @@ SIZES = [(61, 45, 51), (24, 16, 32), (9, 11, 1)]  # K, hidden, N: ragged, whole,
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiler() -> None:
+def _kernels(request: pytest.FixtureRequest) -> None:
     if env.cxx() is None:
         pytest.skip("no C++ compiler here")
+    prebuilt.build(request)
 
 
 @pytest.fixture(scope="module")
