@@ -43,7 +43,7 @@ class CpuConfig:
 
     token_tile: tokens of a register tile, at most. vectors: vectors of outputs of a register tile. panel_bytes:
     activations that a task goes over, to stay in a core's L2. row_group: block rows that go over a tile of tokens
-    together. span: tokens between two barriers.
+    together. span: tokens between two barriers. stream_bytes: results from this size on go past the caches.
     """
 
     token_tile: int
@@ -51,6 +51,7 @@ class CpuConfig:
     panel_bytes: int
     row_group: int = 4
     span: int = 512
+    stream_bytes: int = 1024 * 1024
 
     @property
     def tiles(self) -> tuple[int, ...]:
@@ -86,7 +87,7 @@ def default_config(spec: Spec) -> CpuConfig:
     Where blocks are gathered, each gathering serves more tokens. All by `benchmarks/run.py cpu-linear`.
     """
     token_tile = 12 if _isa(spec).startswith("avx512") else 6
-    return CpuConfig(token_tile, vectors=2, panel_bytes=(1 if _is_direct(spec) else 4) * 1024 * 1024)
+    return CpuConfig(token_tile, vectors=2, panel_bytes=(5 if _is_direct(spec) else 16) * 256 * 1024)
 
 
 def generate(spec: Spec, config: CpuConfig | None = None) -> str:

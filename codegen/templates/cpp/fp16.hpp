@@ -10,6 +10,7 @@ inline Vec load_part(const fp16* p, int n) { return _mm512_cvtph_ps(_mm256_maskz
 inline __m256i to_fp16(Vec x) { return _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 inline void store(fp16* p, Vec x) { _mm256_storeu_si256((__m256i*)p, to_fp16(x)); }
 inline void store_part(fp16* p, Vec x, int n) { _mm256_mask_storeu_epi16(p, first(n), to_fp16(x)); }
+inline void stream_line(fp16* p, const Vec* x) { stream_halves(p, to_fp16(x[0]), to_fp16(x[1])); }
 {%- elif has_fp16_instructions %}
 inline float to_float(fp16 x) { return _cvtsh_ss(x.bits); }
 

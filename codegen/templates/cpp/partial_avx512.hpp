@@ -26,6 +26,15 @@ inline void store(bf16* p, Vec x) { _mm256_storeu_si256((__m256i*)p, to_bf16(x))
 inline void store_part(float* p, Vec x, int n) { _mm512_mask_storeu_ps(p, first(n), x); }
 inline void store_part(bf16* p, Vec x, int n) { _mm256_mask_storeu_epi16(p, first(n), to_bf16(x)); }
 
+constexpr bool CAN_STREAM = true;
+// A whole cache line past the caches, to its address. Before other threads read, `finish_streams`.
+inline void stream_line(float* p, const Vec* x) { _mm512_stream_ps(p, x[0]); }
+inline void stream_halves(void* p, __m256i low, __m256i high) {
+  _mm512_stream_si512((__m512i*)p, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
+}
+inline void stream_line(bf16* p, const Vec* x) { stream_halves(p, to_bf16(x[0]), to_bf16(x[1])); }
+inline void finish_streams() { _mm_sfence(); }
+
 inline void transpose16(__m512i (&a)[16]) {
   __m512i b[16];
 #pragma GCC unroll 8

@@ -15,3 +15,7 @@ inline void store_part(T* p, Vec x, int n) {
 inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof(x)); }
 inline void store(bf16* p, Vec x) { store_part(p, x, VL); }
 
+constexpr bool CAN_STREAM = false;  // only AVX-512 has vectors as wide as a cache line
+template <class T>
+inline void stream_line(T*, const Vec*) {}
+inline void finish_streams() {}

@@ -4,13 +4,16 @@ constexpr int TILES[] = {{ "{" }}{{ config.tiles | join(", ") }}{{ "}" }};  // s
 constexpr int MAX_TILE = TILES[0];
 constexpr int STRIP = {{ config.vectors }} * VL;  // outputs of a register tile
 
-// Tokens in as many of the largest tiles as fit, then the rest; two equal tiles where that comes out even.
+// Tokens in as many of the largest tiles as fit, then the rest: two equal tiles where that comes out even, and no tile of two
+// beside others. So all tokens but an odd last one are in tiles of a single chain (see below), whose sums have the same bits
+// whatever their size, and how tokens are shared by threads changes no result.
 struct Tiles {
   int64_t whole, count;
   int rest[8];
 
   explicit Tiles(int64_t tokens) : whole(tokens / MAX_TILE) {
-    int left = int(tokens % MAX_TILE), num_rest = 0;
+    const int odd = int(tokens % MAX_TILE) % 2;
+    int left = int(tokens % MAX_TILE) - odd, num_rest = 0;
     for (int size : TILES)
       if (whole && left && 2 * size == left + MAX_TILE) {
         --whole;
@@ -18,8 +21,13 @@ struct Tiles {
         num_rest = 2;
         left = 0;
       }
+    if (whole && left == 2) {
+      --whole;
+      left += MAX_TILE;
+    }
     for (int size : TILES)
-      for (; left >= size; left -= size) rest[num_rest++] = size;
+      for (; left >= size && left - size != 2; left -= size) rest[num_rest++] = size;
+    if (odd) rest[num_rest++] = 1;
     count = whole + num_rest;
   }
   int size(int64_t tile) const { return tile < whole ? MAX_TILE : rest[tile - whole]; }
@@ -35,7 +43,7 @@ constexpr int vectors() { return (W + VL - 1) / VL; }
 
 // Few tokens leave few sums; more chains of them hide the latency of a multiply-add.
 template <int MT>
-constexpr int chains() { return MT <= 2 ? 4 : MT <= 5 ? 2 : 1; }
+constexpr int chains() { return MT <= 2 ? 4 : 1; }
 
 template <int MT, int W>
 using Sums = Vec[MT][vectors<W>()];
