@@ -179,8 +179,8 @@ def _reference(op: Op, call: Call) -> Tensor:
         return reference.input_grad(call.x, *call.layers[0][:2], call.sizes[0], call.block)
     if op != "gated_linear":
         tensors.append(call.residual)
-    plain: Callable[..., Tensor] = getattr(reference, op)
-    return plain(call.x, *tensors, *call.sizes, call.block, call.activation)
+    y: Tensor = getattr(reference, op)(call.x, *tensors, *call.sizes, call.block, call.activation)
+    return y.clone() if y._is_view() else y  # autograd would forbid its owner to write into a view
 
 
 def _form(weight: Tensor, index: Tensor, bias: Tensor | None) -> tuple[Any, ...]:

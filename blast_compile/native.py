@@ -58,15 +58,9 @@ def is_loaded() -> bool:
 
 def load() -> bool:
     """Puts the C++ form under the ops, once a process; False where it cannot be built or `BLAST_NATIVE` is 0."""
-    global _library, _has_failed
-    if _library is None and not _has_failed and env.native():
+    if _is_wanted():
         with _lock:
-            if _library is None and not _has_failed:
-                try:
-                    _library = _attached(_shared_object())
-                except (BuildError, OSError) as error:
-                    _has_failed = True
-                    logger.info("calls go through Python, some microseconds slower: %s", str(error).splitlines()[0])
+            _load_once()
     return is_loaded()
 
 
@@ -79,7 +73,7 @@ def forget() -> None:
 @contextmanager
 def loading() -> Iterator[None]:
     """Builds the C++ form beside the work of the block, if it is not in the store, and loads it at the end."""
-    if is_loaded() or _has_failed or not env.native():
+    if not _is_wanted():
         yield
         return
     with ThreadPoolExecutor(1) as pool:
@@ -87,6 +81,21 @@ def loading() -> Iterator[None]:
         yield
     built.exception()
     load()
+
+
+def _is_wanted() -> bool:
+    return _library is None and not _has_failed and env.native()
+
+
+def _load_once() -> None:
+    global _library, _has_failed
+    if _library is not None or _has_failed:
+        return
+    try:
+        _library = _attached(_shared_object())
+    except (BuildError, OSError) as error:
+        _has_failed = True
+        logger.info("calls go through Python, some microseconds slower: %s", str(error).splitlines()[0])
 
 
 def _attached(path: Path) -> ctypes.CDLL:

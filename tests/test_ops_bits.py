@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
 
-from tests.op_cases import SOME, Case, check, make_call
+from tests.op_cases import DTYPES, SOME, Case, check, make_call
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads")
 some_cases = pytest.mark.parametrize("case", SOME, ids=str)
@@ -32,6 +33,17 @@ def test_number_of_threads_does_not_change_a_bit(case: Case) -> None:
             results.append(call.run())
         assert torch.equal(*results)
         check(results[1], call)
+
+
+@pytest.mark.usefixtures("needs_kernels")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_results_too_large_for_the_caches(dtype: torch.dtype) -> None:
+    call = make_call(Case("linear", dtype, form="packed", residual=True), (1025,), (64, 0, 1024))
+    y = call.run()
+    check(y, call)
+    assert call.residual is not None
+    parts = zip(torch.split(call.x, 48), torch.split(call.residual, 48), strict=True)
+    assert torch.equal(y, torch.cat([replace(call, x=x, residual=residual).run() for x, residual in parts]))
 
 
 @some_cases

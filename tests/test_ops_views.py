@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blast_compile.errors import BlastError, LayerError
+from blast_compile.layout import Block
 from tests.op_cases import FORMS, SOME, Call, Case, Form, OpName, check, make_call
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads")
@@ -170,3 +171,14 @@ def test_inputs_are_left_alone(case: Case) -> None:
         assert tensor._version == version
         assert torch.equal(tensor.nan_to_num(nan=7.0), values.nan_to_num(nan=7.0))
         assert tensor.untyped_storage().data_ptr() != y.untyped_storage().data_ptr()
+
+
+@pytest.mark.parametrize("block", [(4, 4), (32, 32)])
+def test_a_result_may_be_written_in_place_in_training(block: Block) -> None:
+    call = make_call(Case(block=block), (2, 3))
+    call.x.requires_grad_()
+    y = call.run()
+    expected = y.detach().clamp(min=0)
+    assert torch.equal(torch.relu_(y), expected)
+    torch.autograd.backward(y.sum())
+    assert call.x.grad is not None
