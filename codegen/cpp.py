@@ -44,6 +44,7 @@ class CpuConfig:
     token_tile: tokens of a register tile, at most. vectors: vectors of outputs of a register tile. panel_bytes:
     activations that a task goes over, to stay in a core's L2. row_group: block rows that go over a tile of tokens
     together. span: tokens between two barriers. stream_bytes: results from this size on go past the caches.
+    prefetch_bytes: how far ahead of their use weights are fetched.
     """
 
     token_tile: int
@@ -52,6 +53,7 @@ class CpuConfig:
     row_group: int = 4
     span: int = 512
     stream_bytes: int = 1024 * 1024
+    prefetch_bytes: int = 4096
 
     @property
     def tiles(self) -> tuple[int, ...]:
