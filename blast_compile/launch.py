@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blast_compile import compat, kernels, native, plans, reference
+from blast_compile import compat, kernels, native, pages, plans, reference
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import LayerError, ScratchError
 from blast_compile.kernels import Kernel
@@ -94,7 +94,7 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: A
     if plan.run is None or not x.numel() or not grad.numel():
         return reference.weight_grad(grad, x, weight, index, block)
     grad_rows, x_rows = _rows(grad), _rows(x)
-    out = torch.empty_like(weight) if weight.dim() == 3 else torch.zeros_like(weight)
+    out = torch.empty_like(weight) if weight.dim() == 3 else pages.zeros_like(weight)
     (tokens, N), K, num_blocks = grad_rows.shape, x.shape[-1], plan.constants[0][-1]
     numbers = [_num_threads(), tokens, grad_rows.data_ptr(), grad_rows.stride(0), N, x_rows.data_ptr()]
     numbers += (x_rows.stride(0), K, -(-N // block[0]), num_blocks, index.data_ptr(), out.data_ptr())

@@ -44,7 +44,7 @@ class CpuConfig:
     token_tile: tokens of a register tile, at most. vectors: vectors of outputs of a register tile. panel_bytes:
     activations that a task goes over, to stay in a core's L2. row_group: block rows that go over a tile of tokens
     together. span: tokens between two barriers. stream_bytes: results from this size on go past the caches.
-    prefetch_bytes: how far ahead of their use weights are fetched.
+    prefetch_bytes: how far ahead of their use weights are fetched. gather_bytes: blocks that may be gathered at once.
     """
 
     token_tile: int
@@ -54,6 +54,7 @@ class CpuConfig:
     span: int = 512
     stream_bytes: int = 1024 * 1024
     prefetch_bytes: int = 4096
+    gather_bytes: int = 64 * 1024 * 1024
 
     @property
     def tiles(self) -> tuple[int, ...]:
@@ -86,10 +87,10 @@ def supports(spec: Spec) -> bool:
 def default_config(spec: Spec) -> CpuConfig:
     """Fills the register file: 12 x 2 sums, two weights and an activation in 32 registers, or 6 x 2 in 16.
 
-    Where blocks are gathered, each gathering serves more tokens. All by `benchmarks/run.py cpu-linear`.
+    All by `benchmarks/run.py cpu-linear`.
     """
     token_tile = 12 if _isa(spec).startswith("avx512") else 6
-    return CpuConfig(token_tile, vectors=2, panel_bytes=(5 if _is_direct(spec) else 16) * 256 * 1024)
+    return CpuConfig(token_tile, vectors=2, panel_bytes=5 * 256 * 1024)
 
 
 def generate(spec: Spec, config: CpuConfig | None = None) -> str:

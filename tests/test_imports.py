@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    ("errors", "env", "log", "options"),
+    ("errors", "env", "log", "options", "pages"),
     ("compat",),
     ("mask", "layout"),
     ("reference",),

@@ -69,12 +69,44 @@ struct Rows {
 {%- endif %}
     }
   }
-{%- else %}
+{%- elif packed %}
   Rows(const Layer& l, Buffer&) : layer(l) {}
   bool is_ready() const { return true; }
+{%- else %}
+  const int32_t* offsets;  // of each block row among all kept blocks
+
+  Rows(const Layer& l, Buffer& memory) : layer(l) {
+    const int64_t R = l.output_blocks(), C = l.contraction_blocks();
+    int32_t* starts = memory.get<int32_t>(size_t(R + 1));
+    offsets = starts;
+    if (!starts) return;
+    starts[0] = 0;
+    for (int64_t r = 0; r < R; ++r) starts[r + 1] = starts[r] + l.index[r * (C + 1)];
+  }
+
+  bool is_ready() const { return offsets; }
+{%- endif %}
+{%- if not direct %}
+  const Word* gathered = nullptr;  // all kept blocks, where they serve many tokens
+
+  // Of the kept blocks of the rows before r: how many.
+  int64_t start(int64_t r) const { return {{ "layer.index[r] - layer.index[0]" if packed and not transposed else "offsets[r]" }}; }
+
+  // Gathers every row, by all threads, unless that takes more than GATHER_BYTES.
+  bool gather_all(Buffer& memory, int threads) {
+    const int64_t R = layer.output_blocks(), words = start(R) * STORED_BLOCK;
+    if (words * int64_t(sizeof(Word)) > GATHER_BYTES) return false;
+    Word* all = memory.get<Word>(size_t(words));
+    if (!all) return false;
+#pragma omp parallel for schedule(dynamic, 4) num_threads(threads) if (threads > 1)
+    for (int64_t r = 0; r < R; ++r) gather_row(r, all + start(r) * STORED_BLOCK);
+    gathered = all;
+    return true;
+  }
 {%- endif %}
 
-  Row row(int64_t r, Buffer& scratch) const {
+  // Its blocks are nowhere yet, unless they are read where they lie.
+  Row row(int64_t r) const {
 {%- if transposed %}
     const int64_t count = offsets[r + 1] - offsets[r];
     const int32_t* mine = columns + offsets[r];
@@ -85,12 +117,28 @@ struct Rows {
     const int32_t* mine = layer.index + r * (layer.contraction_blocks() + 1);
     const int64_t count = *mine++;
 {%- endif %}
-{%- if direct %}
-    (void)scratch;
-    return {count, mine, layer.weight + layer.index[r] * STORED_BLOCK};
-{%- else %}
-    Word* words = scratch.get<Word>(size_t(std::max<int64_t>(count, 1) * STORED_BLOCK));
-    if (!words) return {-1, nullptr, nullptr};
+    return {count, mine, {{ "layer.weight + layer.index[r] * STORED_BLOCK" if direct else "nullptr" }}};
+  }
+
+  // With its blocks.
+  Row row(int64_t r, [[maybe_unused]] Buffer& scratch) const {
+    Row row = this->row(r);
+{%- if not direct %}
+    if (gathered) {
+      row.blocks = gathered + start(r) * STORED_BLOCK;
+    } else {
+      Word* words = scratch.get<Word>(size_t(std::max<int64_t>(row.count, 1) * STORED_BLOCK));
+      if (!words) return {-1, nullptr, nullptr};
+      gather_row(r, words);
+      row.blocks = words;
+    }
+{%- endif %}
+    return row;
+  }
+{%- if not direct %}
+
+  void gather_row(int64_t r, Word* words) const {
+    const auto [count, mine, none] = row(r);
     const int64_t outputs = std::min<int64_t>(OUTPUT_EDGE, layer.outputs - r * OUTPUT_EDGE);
 {%- if packed %}
     const int64_t contraction_stride = {{ 1 if transposed else "OUTPUT_EDGE" }}, output_stride = {{ "CONTRACTION_EDGE" if transposed else 1 }};
@@ -109,7 +157,6 @@ struct Rows {
 {%- endif %}
       gather(block, contraction_stride, output_stride, contractions, outputs, words + i * STORED_BLOCK, STEPS, STORED_STRIDE);
     }
-    return {count, mine, words};
-{%- endif %}
   }
+{%- endif %}
 };
