@@ -8,7 +8,8 @@ Map of a generated file, each part a template in `templates/cpp/`:
   threads      memory of a thread, when to use several      product      the register tile
   index        whether an index may be followed
 then, of the forward products and the input gradient:
-  rows         which blocks meet in a block row, read in place or gathered
+  rows         which blocks meet in a block row, and their words: where they lie, or gathered
+  in_place     a single token on a dense weight
   panel        activations, cut into tiles of tokens        forward      stages, epilogues, tasks, entry point
 or `weight_grad`: a product over tokens for each kept block.
 
@@ -123,6 +124,7 @@ def generate(spec: Spec, config: CpuConfig | None = None) -> str:
             packed=spec.layout == "packed",
             transposed=transposed,
             direct=_is_direct(spec),
+            in_place=isa.startswith("avx512") and spec.layout == "masked" and not transposed,
         )
     )
 

@@ -12,7 +12,7 @@ constexpr int64_t STORED_BLOCK = STEPS * STORED_STRIDE;
 struct Row {
   int64_t count;  // below 0 where there was no memory to gather
   const int32_t* columns;
-  const Stored* blocks;
+  const Stored* blocks;{{ "  // null where a single token reads them in place" if in_place }}
 };
 
 // One linear layer, seen from its product: outputs and contractions are N and K, or K and N for the input gradient.
@@ -88,6 +88,9 @@ struct Rows {
 {%- endif %}
 {%- if not direct %}
   const Word* gathered = nullptr;  // all kept blocks, where they serve many tokens
+{%- if in_place %}
+  bool in_place = false;  // whether tokens read blocks where they lie
+{%- endif %}
 
   // Of the kept blocks of the rows before r: how many.
   int64_t start(int64_t r) const { return {{ "layer.index[r] - layer.index[0]" if packed and not transposed else "offsets[r]" }}; }
@@ -123,6 +126,9 @@ struct Rows {
   // With its blocks.
   Row row(int64_t r, [[maybe_unused]] Buffer& scratch) const {
     Row row = this->row(r);
+{%- if in_place %}
+    if (in_place) return row;
+{%- endif %}
 {%- if not direct %}
     if (gathered) {
       row.blocks = gathered + start(r) * STORED_BLOCK;
@@ -138,7 +144,9 @@ struct Rows {
 {%- if not direct %}
 
   void gather_row(int64_t r, Word* words) const {
-    const auto [count, mine, none] = row(r);
+    const Row row = this->row(r);
+    const int64_t count = row.count;
+    const int32_t* mine = row.columns;
     const int64_t outputs = std::min<int64_t>(OUTPUT_EDGE, layer.outputs - r * OUTPUT_EDGE);
 {%- if packed %}
     const int64_t contraction_stride = {{ 1 if transposed else "OUTPUT_EDGE" }}, output_stride = {{ "CONTRACTION_EDGE" if transposed else 1 }};

@@ -235,6 +235,13 @@ struct Tiles {
     if (odd) rest[num_rest++] = 1;
     count = whole + num_rest;
   }
+  // At most 8 tokens, each by itself.
+  static Tiles singles(int64_t tokens) {
+    Tiles tiles(0);
+    std::fill(tiles.rest, tiles.rest + tokens, 1);
+    tiles.count = tokens;
+    return tiles;
+  }
   int size(int64_t tile) const { return tile < whole ? MAX_TILE : rest[tile - whole]; }
   int64_t start(int64_t tile) const {
     int64_t start = std::min(tile, whole) * MAX_TILE;
@@ -408,14 +415,15 @@ struct Result {
   bool streams;  // past the caches
 };
 
+// W outputs of a block row from `offset` on, for the MT tokens of a tile.
 template <int MT, int W>
-inline void product(const Row& row, const Word* tile, int64_t strip, Sums<MT, W>& total) {
+inline void product(const Layer&, const Row& row, const Word* tile, int64_t, int64_t offset, Sums<MT, W>& total) {
   Vec sums[chains<MT>()][MT][vectors<W>()] = {};
   for (int64_t i = 0; i < row.count; ++i) {
     const Stored* block = row.blocks + i * STORED_BLOCK;
     for (int64_t byte = 0; byte < STORED_BLOCK * int64_t(sizeof(Stored)); byte += LINE)  // blocks lie one after another
       __builtin_prefetch(reinterpret_cast<const char*>(block) + PREFETCH_BYTES + byte);
-    accumulate<MT, W>(sums, tile + row.columns[i] * STEPS * MT, MT, block + strip, STORED_STRIDE, STEPS);
+    accumulate<MT, W>(sums, tile + row.columns[i] * STEPS * MT, MT, block + offset, STORED_STRIDE, STEPS);
   }
   add_chains<MT, W>(sums, total);
 }
@@ -433,8 +441,8 @@ inline void strip(const Layer& gate, const Layer& up, const Row& gate_row, const
       for (int o = 0; o < W; o += int(LINE / sizeof(X)))
         __builtin_prefetch(result.y + (first_token + m) * up.outputs + first_output + o, 1);
   Sums<MT, W> acc, gates;
-  if constexpr (Stage::GATED) product<MT, W>(gate_row, tile, offset, gates);
-  product<MT, W>(up_row, tile, offset, acc);
+  if constexpr (Stage::GATED) product<MT, W>(gate, gate_row, tile, row_start, offset, gates);
+  product<MT, W>(up, up_row, tile, row_start, offset, acc);
 #pragma GCC unroll 8
   for (int v = 0; v < vectors<W>(); ++v) {
     const int n = outputs - v * VL;
@@ -594,7 +602,8 @@ extern "C" int blast_run(const int64_t* a) {
   if (!panel) return NO_MEMORY;
 #pragma omp parallel num_threads(threads) if (threads > 1)
   for (int64_t start = 0; start < tokens; start += SPAN) {
-    const Tiles tiles(std::min(SPAN, tokens - start));
+    const int64_t in_span = std::min(SPAN, tokens - start);
+    const Tiles tiles = Tiles(in_span);
 #pragma omp for schedule(static)
     for (int64_t t = 0; t < tiles.count; ++t) pack(start, tiles, t, panel);
     share_rows<Output>(layer_rows, layer_rows, panel, tiles, result_from(start), threads);
