@@ -9,11 +9,12 @@ Map of a generated file, each part a template in `templates/cpp/`:
   index        whether an index may be followed
 then, of the forward products and the input gradient:
   rows         which blocks meet in a block row, and their words: where they lie, or gathered
-  in_place     a single token on a dense weight
-  panel        activations, cut into tiles of tokens        forward      stages, epilogues, tasks, entry point
+  in_place     very few tokens on a dense weight            panel        activations, cut into tiles of tokens
+  stages       a product and its epilogue, by tiles and rows
+  forward      the epilogues, how threads share the work, the entry point
 or `weight_grad`: a product over tokens for each kept block.
 
-The file needs no header but the compiler's own, so it compiles in about a second.
+The file needs no header but the compiler's own, so it compiles in a second or three.
 """
 
 from __future__ import annotations

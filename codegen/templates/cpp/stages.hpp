@@ -1,0 +1,140 @@
+// Where a product's results go: rows of y, or the panel of the product that follows.
+struct Result {
+  X* y;
+  const X* residual;
+  Word* panel;
+  int64_t panel_steps;
+  Status* status;
+  bool streams;  // past the caches
+};
+
+// W outputs of a block row from `offset` on, for the MT tokens of a tile.
+template <int MT, int W>
+inline void product({{ "const Layer& layer" if in_place else "const Layer&" }}, const Row& row, const Word* tile, {{ "int64_t row_start" if in_place else "int64_t" }}, int64_t offset, Sums<MT, W>& total) {
+{%- if in_place %}
+  if (MT == 1 && !row.blocks) {
+    for (int v = 0; v < vectors<W>(); ++v) {
+      const int64_t first_output = row_start + offset + v * VL;
+      const int outputs = int(std::min<int64_t>({VL, W - v * VL, layer.outputs - first_output}));
+      const Weight* rows = layer.weight + first_output * layer.row_stride;
+      total[0][v] = outputs > 0 ? sums_in_place(row, rows, layer.row_stride, outputs, tile) : Vec{};
+    }
+    return;
+  }
+{%- endif %}
+  Vec sums[chains<MT>()][MT][vectors<W>()] = {};
+  for (int64_t i = 0; i < row.count; ++i) {
+    const Stored* block = row.blocks + i * STORED_BLOCK;
+{%- if direct %}
+    for (int64_t byte = 0; byte < STORED_BLOCK * int64_t(sizeof(Stored)); byte += LINE)  // blocks lie one after another
+      __builtin_prefetch(reinterpret_cast<const char*>(block) + PREFETCH_BYTES + byte);
+{%- endif %}
+    accumulate<MT, W>(sums, tile + row.columns[i] * STEPS * MT, MT, block + offset, STORED_STRIDE, STEPS);
+  }
+  add_chains<MT, W>(sums, total);
+}
+
+inline Vec load_up_to(const auto* p, int n) { return n >= VL ? load(p) : load_part(p, std::max(n, 0)); }
+
+// One strip of W outputs for the MT tokens of a tile.
+template <class Stage, int MT, int W>
+inline void strip(const Layer& gate, const Layer& up, const Row& gate_row, const Row& up_row, const Word* tile,
+                  int64_t first_token, int64_t row_start, int64_t offset, const Result& result) {
+  const int64_t first_output = row_start + offset;
+  const int outputs = int(std::min<int64_t>(W, up.outputs - first_output));
+  if (!Stage::TO_PANEL && !result.streams)  // the lines of y arrive while the product is computed
+    for (int m = 0; m < MT; ++m)
+      for (int o = 0; o < W; o += int(LINE / sizeof(X)))
+        __builtin_prefetch(result.y + (first_token + m) * up.outputs + first_output + o, 1);
+  Sums<MT, W> acc, gates;
+  if constexpr (Stage::GATED) product<MT, W>(gate, gate_row, tile, row_start, offset, gates);
+  product<MT, W>(up, up_row, tile, row_start, offset, acc);
+#pragma GCC unroll 8
+  for (int v = 0; v < vectors<W>(); ++v) {
+    const int n = outputs - v * VL;
+    const int64_t o = first_output + v * VL;
+    Vec bias{}, gate_bias{};
+    if constexpr (Stage::BIAS) bias = load_up_to(up.bias + o, n);
+    if constexpr (Stage::GATE_BIAS) gate_bias = load_up_to(gate.bias + o, n);
+#pragma GCC unroll 32
+    for (int m = 0; m < MT; ++m) {
+      const int64_t at = (first_token + m) * up.outputs + o;
+      Vec residual{};
+      if constexpr (Stage::RESIDUAL) residual = load_up_to(result.residual + at, n);
+      acc[m][v] = Stage::epilogue(acc[m][v], Stage::GATED ? gates[m][v] : Vec{}, bias, gate_bias, residual);
+      if (!Stage::TO_PANEL && !result.streams) {
+        if (n >= VL)
+          store(result.y + at, acc[m][v]);
+        else if (n > 0)
+          store_part(result.y + at, acc[m][v], n);
+      }
+    }
+  }
+  if constexpr (Stage::TO_PANEL)
+    store_panel<MT, W>(acc, first_output, outputs, result.panel + first_token * result.panel_steps);
+  else if (result.streams)
+    for (int m = 0; m < MT; ++m)
+      for (int v = 0; v + LINE_VECTORS <= vectors<W>() && v * VL < outputs; v += LINE_VECTORS)
+        stream_line(result.y + (first_token + m) * up.outputs + first_output + v * VL, &acc[m][v]);
+}
+
+template <class Stage, int MT>
+inline void row_of_tile(const Layer& gate, const Layer& up, const Row& gate_row, const Row& up_row, const Word* tile,
+                        int64_t first_token, int64_t row_start, const Result& result) {
+  constexpr int WHOLE = OUTPUT_EDGE / STRIP * STRIP, REST = OUTPUT_EDGE - WHOLE;
+  const int64_t outputs = up.outputs - row_start;
+  for (int64_t offset = 0; offset < std::min<int64_t>(WHOLE, outputs); offset += STRIP)
+    strip<Stage, MT, STRIP>(gate, up, gate_row, up_row, tile, first_token, row_start, offset, result);
+  if constexpr (REST > 0)
+    if (WHOLE < outputs) strip<Stage, MT, REST>(gate, up, gate_row, up_row, tile, first_token, row_start, WHOLE, result);
+}
+
+// The outputs of block rows [start, end) for tiles [first_tile, end_tile). ROW_GROUP rows at a time go over each tile, so that
+// their results lie side by side in y.
+template <class Stage>
+void run_rows(const Rows& gate_rows, const Rows& up_rows, int64_t start, int64_t end, const Word* panel, const Tiles& tiles,
+              int64_t first_tile, int64_t end_tile, const Result& result) {
+  static thread_local Buffer gate_scratch[ROW_GROUP], up_scratch[ROW_GROUP];
+  const Layer &gate = gate_rows.layer, &up = up_rows.layer;
+  const int64_t steps = panel_steps(up.contractions);
+  for (; start < end; start += ROW_GROUP) {
+    const int count = int(std::min<int64_t>(ROW_GROUP, end - start));
+    Row gates[ROW_GROUP], ups[ROW_GROUP];
+    bool has_memory = true;
+    for (int i = 0; i < count; ++i) {
+      if constexpr (Stage::GATED) {
+        gates[i] = gate_rows.row(start + i, gate_scratch[i]);
+        has_memory &= gates[i].count >= 0;
+      }
+      ups[i] = up_rows.row(start + i, up_scratch[i]);
+      has_memory &= ups[i].count >= 0;
+    }
+    if (!has_memory) {
+#pragma omp atomic write
+      *result.status = NO_MEMORY;
+      break;
+    }
+    for (int64_t t = first_tile; t < end_tile; ++t)
+      with_tile(tiles.size(t), [&](auto mt) __attribute__((always_inline)) {
+        for (int i = 0; i < count; ++i)
+          row_of_tile<Stage, mt()>(gate, up, gates[i], ups[i], panel + tiles.start(t) * steps, tiles.start(t),
+                                   (start + i) * OUTPUT_EDGE, result);
+      });
+  }
+  if (result.streams) finish_streams();
+}
+
+// All outputs of a span of tokens, by all threads of a parallel region; a task is a chunk of tokens times some block rows.
+template <class Stage>
+void share_rows(const Rows& gate_rows, const Rows& up_rows, const Word* panel, const Tiles& tiles, const Result& result, int threads) {
+  const int64_t num_rows = up_rows.layer.output_blocks();
+  const int64_t tile_bytes = int64_t(sizeof(Word)) * panel_steps(up_rows.layer.contractions) * MAX_TILE;
+  const int64_t most = std::max<int64_t>(1, PANEL_BYTES / tile_bytes), chunks = (tiles.count + most - 1) / most;
+  const int64_t groups = std::min(num_rows, std::max<int64_t>(1, 16 * threads / chunks));
+#pragma omp for schedule(dynamic)
+  for (int64_t task = 0; task < chunks * groups; ++task) {
+    const int64_t chunk = task / groups, group = task % groups;
+    run_rows<Stage>(gate_rows, up_rows, num_rows * group / groups, num_rows * (group + 1) / groups, panel, tiles,
+                    tiles.count * chunk / chunks, tiles.count * (chunk + 1) / chunks, result);
+  }
+}
