@@ -2,13 +2,14 @@
 //
 // Of each op it holds one boxed kernel for CPU tensors. What it does not know, it asks Python: the op `_plan_*` for the plan
 // of a new kind of call, and `_plain_*`, which is launch.py, for calls that no kernel serves as they are (nothing to compute,
-// strided activations, an unlike residual, a damaged index) and for their errors.
+// strided activations, an unlike residual, a damaged index, a freed storage) and for their errors.
 
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <pthread.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
@@ -109,10 +110,17 @@ std::shared_ptr<const Plan> ask(const c10::OperatorHandle& op, const Args& args)
   return std::make_shared<Plan>(Plan{reinterpret_cast<Kernel>(numbers[0]), Numbers(numbers.begin() + 1, numbers.end())});
 }
 
+// Whether every tensor has memory; FSDP frees that of weights between forward passes.
+bool have_memory(const Args& args, const Layout& layout) {
+  return std::all_of(args.begin(), args.begin() + 1 + layout.num_tensors, [](const c10::IValue& value) {
+    return value.isNone() || value.toTensor().unsafeGetTensorImpl()->storage_initialized();
+  });
+}
+
 // The result of a planned call, or an undefined tensor where launch.py has to see it.
 at::Tensor run(const Plan& plan, const Args& args, const Layout& layout) {
   const at::Tensor& x = args[0].toTensor();
-  if (!plan.run || x.numel() == 0 || !x.is_contiguous()) return {};
+  if (!plan.run || x.numel() == 0 || !x.is_contiguous() || !have_memory(args, layout)) return {};
   c10::SmallVector<int64_t, 8> sizes(x.sizes());
   sizes.back() = args[layout.last_size].toInt();
   const at::Tensor* residual = nullptr;

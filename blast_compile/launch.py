@@ -1,7 +1,8 @@
 """Runs the ops: hands tensors to the planned kernel as addresses and sizes, or calls the reference.
 
 Same names and arguments as in `reference.py`, and the `abi` that the ops carry. All raise as `plans.plan` does,
-`LayerError` on an unlike residual, `MaskError` where an index is damaged, and `ScratchError` without memory.
+`LayerError` on an unlike residual or a freed storage, `MaskError` where an index is damaged, and `ScratchError` without
+memory.
 
 This is the hot path of every call, so arguments travel as they are; `launch.cpp` goes the same way in C++, on CPUs.
 Plans are remembered by dtypes, shapes and strides; nothing is remembered of a tensor's values, so edited weights and
@@ -96,8 +97,8 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: A
     grad_rows, x_rows = _rows(grad), _rows(x)
     out = torch.empty_like(weight) if weight.dim() == 3 else pages.zeros_like(weight)
     (tokens, N), K, num_blocks = grad_rows.shape, x.shape[-1], plan.constants[0][-1]
-    numbers = [_num_threads(), tokens, grad_rows.data_ptr(), grad_rows.stride(0), N, x_rows.data_ptr()]
-    numbers += (x_rows.stride(0), K, -(-N // block[0]), num_blocks, index.data_ptr(), out.data_ptr())
+    numbers = [_num_threads(), tokens, _address(grad_rows), grad_rows.stride(0), N, _address(x_rows)]
+    numbers += (x_rows.stride(0), K, -(-N // block[0]), num_blocks, _address(index), out.data_ptr())
     numbers += out.stride()[:2]
     if not _succeeds("weight_grad", plan.run, numbers):
         raise plans.damage_weight_grad(grad, x, weight, index, block)
@@ -161,13 +162,13 @@ def _product(op: Op, call: Call) -> Tensor:
     numbers = [
         _num_threads(),
         y.numel() // sizes[-1],
-        rows.data_ptr(),
+        _address(rows),
         x.shape[-1] if rows is x else rows.stride(0),
         y.data_ptr(),
-        0 if residual is None else residual.data_ptr(),
+        _address(residual),
     ]
     for (weight, index, bias), constants in zip(layers, plan.constants, strict=True):
-        numbers += (weight.data_ptr(), index.data_ptr(), 0 if bias is None else bias.data_ptr(), *constants)
+        numbers += (_address(weight), _address(index), _address(bias), *constants)
     if not _succeeds(op, plan.run, numbers):
         raise plans.damage(op, call)
     return y
@@ -188,6 +189,19 @@ def _form(weight: Tensor, index: Tensor, bias: Tensor | None) -> tuple[Any, ...]
     of_index = (index.dtype, index.device, index.shape, index.is_contiguous())
     of_bias = None if bias is None else (bias.dtype, bias.device, bias.shape, bias.is_contiguous())
     return (weight.dtype, weight.device, weight.shape, weight.stride(), of_index, of_bias)
+
+
+def _address(tensor: Tensor | None) -> int:
+    """Where the values of a tensor lie, 0 without one."""
+    if tensor is None:
+        return 0
+    address = tensor.data_ptr()
+    if address == tensor.storage_offset() * tensor.itemsize and tensor.numel():
+        raise LayerError(
+            f"expected tensors with memory, got one of shape {tuple(tensor.shape)} whose storage has been freed; give "
+            "it memory first, as FSDP does by unshard()"
+        )
+    return address
 
 
 def _succeeds(op: Op, kernel: Callable[[int], int], numbers: list[int]) -> bool:

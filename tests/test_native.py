@@ -76,7 +76,7 @@ def test_calls_that_python_serves(python_calls: list[str]) -> None:
     assert len(python_calls) == 4
 
 
-@pytest.mark.parametrize("damage", ["index", "residual", "scalar", "activation", "dtype"])
+@pytest.mark.parametrize("damage", ["index", "residual", "scalar", "activation", "dtype", "freed"])
 def test_same_errors(damage: str) -> None:
     call = make_call(replace(CASE, residual=True), (3,))
     arguments: list[Any] = list(call.args)
@@ -89,6 +89,9 @@ def test_same_errors(damage: str) -> None:
         arguments[0] = torch.tensor(1.0)
     elif damage == "activation":
         arguments[7] = "tanh"
+    elif damage == "freed":
+        arguments[1] = arguments[1].clone()
+        arguments[1].untyped_storage().resize_(0)
     else:
         arguments[0] = arguments[0].double()
 
@@ -100,7 +103,7 @@ def test_same_errors(damage: str) -> None:
     through_cpp, through_python = error(torch.ops.blast.linear), error(torch.ops.blast._plain_linear)
     assert type(through_cpp) is type(through_python)
     assert str(through_cpp) == str(through_python)
-    assert isinstance(through_cpp, {"index": MaskError, "residual": LayerError}.get(damage, Exception))
+    assert isinstance(through_cpp, {"index": MaskError, "residual": LayerError, "freed": LayerError}.get(damage, Exception))
     check(call.run(), call)
 
 
