@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule
 
-from blast_compile import compat, native, passes
+from blast_compile import compat, passes
 from blast_compile.errors import RewriteError
 from blast_compile.log import logger, warn_once
 from blast_compile.options import BackendOptions
+from blast_compile.prepare import preparing
 
 
 def blast(
@@ -33,8 +34,9 @@ def blast(
             "no sparse layer in this graph, %s compiles it as it is; sparsify_ makes layers sparse", chosen.delegate
         )
         return compat.compile_with(chosen.delegate, gm, example_inputs, mode)
-    with native.loading():
-        return compat.compile_with(chosen.delegate, _rewritten(gm, chosen), example_inputs, mode)
+    rewritten = _rewritten(gm, chosen)
+    with preparing(rewritten):
+        return compat.compile_with(chosen.delegate, rewritten, example_inputs, mode)
 
 
 def _runnable(options: BackendOptions, example_inputs: Sequence[object]) -> BackendOptions:

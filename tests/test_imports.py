@@ -23,6 +23,7 @@ ORDER = (
     ("layers", "forms", "integrations"),
     ("surgery", "select", "adopt", "dead_blocks"),
     ("passes",),
+    ("prepare",),
     ("backend", "exported"),
     ("report",),
     ("packing", "mlps"),
