@@ -35,12 +35,16 @@ def compile_settings(name: str) -> dict[str, Any]:
 
 
 @contextmanager
-def fair_settings() -> Iterator[None]:
-    """The same for every candidate: no gradients, frozen weights, room for all compiled graphs, none from before."""
+def fair_settings(*, training: bool = False) -> Iterator[None]:
+    """The same for every candidate: room for all compiled graphs, none from before.
+
+    Without `training`, no gradients and frozen weights.
+    """
     torch.compiler.reset()
     with ExitStack() as settings:
-        settings.enter_context(torch.no_grad())
-        settings.enter_context(compat.frozen_weights())
+        if not training:
+            settings.enter_context(torch.no_grad())
+            settings.enter_context(compat.frozen_weights())
         settings.enter_context(torch._dynamo.config.patch(recompile_limit=64))
         settings.enter_context(patch("torch._inductor.select_algorithm.PRINT_AUTOTUNE", False))
         yield

@@ -2,72 +2,62 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
-from benchmarks import compare, dispatch, limits, model, rows, settings, table
+from benchmarks import break_even, compare, compile_time, dispatch, model, rows, settings, table, threads, train
+from benchmarks.findings import Findings, Report
+from benchmarks.limits import Limits
 from benchmarks.machine import ROOT, keep_freed_memory
-from benchmarks.rows import RESULTS, Row
+from benchmarks.options import Baselines, Block, Dtype, Json, Quick, Shape, Sparsity, Threads, Tokens
+from benchmarks.ranges import RANGES
+from benchmarks.rows import RESULTS
 from benchmarks.settings import Settings
+from benchmarks.terminal import console, finish, machine, report
 from blast_compile.demo.model import Size
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 README = ROOT / "README.md"
-_BUSY = 1.0  # processes that want to run
-console = Console(width=None if sys.stdout.isatty() else 140)
 
-Tokens = Annotated[str | None, typer.Option(help="Rows of the activation, as in 1,16,128,512.")]
-Sparsity = Annotated[str | None, typer.Option(help="Fractions of zero blocks, as in 0.7,0.9,0.95.")]
-Dtype = Annotated[str | None, typer.Option(help="bf16, fp32 or both, as in bf16,fp32.")]
-Block = Annotated[int, typer.Option(min=1, max=256, help="Edge of a block.")]
-Shape = Annotated[str, typer.Option(help="Outputs x inputs of a linear layer, hidden x model size of an MLP.")]
-Threads = Annotated[int, typer.Option(min=1, help="Threads of every candidate.")]
-Baselines = Annotated[str | None, typer.Option(help="Dense candidates: eager,inductor,max-autotune.")]
-Quick = Annotated[bool, typer.Option("--quick", help="Fewer cases and rounds, to see that it works.")]
-Json = Annotated[Path | None, typer.Option(dir_okay=False, help="Append rows here, not in benchmarks/results.")]
+Benchmark = Callable[[Settings, Limits, Report], Findings]
+_OF_LAYERS: dict[str, tuple[Benchmark, str]] = {
+    "cpu-linear": (
+        partial(compare.compare, "linear", "cpu-linear"),
+        "One linear layer, over layers that no cache holds.",
+    ),
+    "cpu-mlp": (partial(compare.compare, "gated_mlp", "cpu-mlp"), "A gated MLP, over MLPs that no cache holds."),
+    "train": (train.compare, "Forward and backward of a masked linear layer and gated MLP, with peak memory."),
+    "break-even": (break_even.compare, "Where a sparse layer loses to dense, from 0 % to 100 % of zero blocks."),
+    "threads": (threads.compare, "What more threads gain, and what a busy neighbour costs."),
+}
 
 
-@app.command("cpu-linear")
-def cpu_linear(
+def _of_layers(
+    context: typer.Context,
     tokens: Tokens = None,
     sparsity: Sparsity = None,
     dtype: Dtype = None,
     block: Block = 32,
-    shape: Shape = "8192x2048",
+    shape: Shape = None,
     threads: Threads = 2,
     baselines: Baselines = None,
     quick: Quick = False,
     json: Json = None,
 ) -> None:
-    """One linear layer, over layers that no cache holds."""
-    chosen = _settings("cpu-linear", tokens, sparsity, dtype, block, shape, threads, baselines, quick, json)
-    _layers("linear", "cpu-linear", chosen)
+    name = str(context.command.name)
+    chosen = _settings(name, tokens, sparsity, dtype, block, shape, threads, baselines, quick, json)
+    with machine(chosen.threads) as best:
+        finish(_OF_LAYERS[name][0](chosen, best, report), chosen.path)
 
 
-@app.command("cpu-mlp")
-def cpu_mlp(
-    tokens: Tokens = None,
-    sparsity: Sparsity = None,
-    dtype: Dtype = None,
-    block: Block = 32,
-    shape: Shape = "8192x2048",
-    threads: Threads = 2,
-    baselines: Baselines = None,
-    quick: Quick = False,
-    json: Json = None,
-) -> None:
-    """A gated MLP, over MLPs that no cache holds."""
-    chosen = _settings("cpu-mlp", tokens, sparsity, dtype, block, shape, threads, baselines, quick, json)
-    _layers("gated_mlp", "cpu-mlp", chosen)
+for _name, (_, _help) in _OF_LAYERS.items():
+    app.command(_name, help=_help)(_of_layers)
 
 
 @app.command("cpu-model")
@@ -77,18 +67,30 @@ def cpu_model(
     sparsity: Sparsity = None,
     dtype: Dtype = None,
     block: Block = 32,
-    shape: Shape = "8192x2048",
+    shape: Shape = None,
     threads: Threads = 2,
     baselines: Baselines = None,
     quick: Quick = False,
     json: Json = None,
 ) -> None:
     """A Llama-shaped model: prefill, and decode of one stream."""
-    chosen = _settings("cpu-model", None, sparsity, dtype or "bf16", block, shape, threads, baselines, quick, json)
+    chosen = _settings("cpu-model", None, sparsity, dtype, block, shape, threads, baselines, quick, json)
     size = _size(chosen, layers, prompt)
-    with _machine(chosen.threads) as best:
-        findings = model.compare(size, chosen, best, _report)
-    _finish(findings.tables, findings.refused, chosen.path)
+    with machine(chosen.threads) as best:
+        finish(model.compare(size, chosen, best, report), chosen.path)
+
+
+@app.command("compile-time")
+def compile_time_(
+    layers: Annotated[int, typer.Option(min=1, help="Decoder layers of a tiny Llama.")] = 16,
+    threads: Threads = 2,
+    quick: Quick = False,
+    json: Json = None,
+) -> None:
+    """The first call of a compiled model in a fresh process, with caches empty and with caches warm."""
+    torch.set_num_threads(threads)
+    findings = compile_time.compare(compile_time.size(layers), 1 if quick else 3, report)
+    finish(findings, json or RESULTS / "compile-time.jsonl")
 
 
 @app.command("dispatch")
@@ -124,29 +126,30 @@ def _settings(
     sparsity: str | None,
     dtype: str | None,
     block: int,
-    shape: str,
+    shape: str | None,
     threads: int,
     baselines: str | None,
     quick: bool,
     json: Path | None,
 ) -> Settings:
-    """What was asked for; the rest as `quick` says."""
+    """What was asked for; the rest as the benchmark's ranges say."""
+    ranges = RANGES[name][quick]
     return Settings(
-        tokens=settings.numbers(tokens or ("1,128" if quick else "1,16,128,512"), int),
-        sparsities=settings.numbers(sparsity or ("0.9" if quick else "0.5,0.7,0.9,0.95"), float),
-        dtypes=settings.numbers(dtype or ("bf16" if quick else "bf16,fp32"), settings.DTYPES.__getitem__),
-        shape=settings.shape(shape),
+        tokens=settings.numbers(tokens or ranges.tokens, int),
+        sparsities=settings.numbers(sparsity or ranges.sparsity, float),
+        dtypes=settings.numbers(dtype or ranges.dtype, settings.DTYPES.__getitem__),
+        shapes=settings.shapes(shape or ranges.shape),
         block=block,
         threads=threads,
-        baselines=settings.baselines(baselines or ("eager,inductor" if quick else "eager,inductor,max-autotune")),
-        rounds=5 if quick else 15,
-        seconds=1.0 if quick else 10.0,
+        baselines=settings.baselines(baselines or ranges.baselines),
+        rounds=ranges.rounds,
+        seconds=ranges.seconds,
         path=json or RESULTS / f"{name}.jsonl",
     )
 
 
 def _size(chosen: Settings, layers: int, prompt: int) -> Size:
-    hidden, features = chosen.shape[0], chosen.shape[1]
+    hidden, features = chosen.shape
     base = model.QUARTER_1B
     heads = max(features // 64, 1)
     return replace(
@@ -159,37 +162,3 @@ def _size(chosen: Settings, layers: int, prompt: int) -> Size:
         prompt=prompt,
         vocabulary=max(base.vocabulary * layers // base.layers * features // base.hidden, 256),
     )
-
-
-def _layers(op: Literal["linear", "gated_mlp"], name: str, chosen: Settings) -> None:
-    with _machine(chosen.threads) as best:
-        tables, refused = compare.compare(op, name, chosen, best, _report)
-    _finish(tables, refused, chosen.path)
-
-
-@contextmanager
-def _machine(threads: int) -> Iterator[limits.Limits]:
-    """Sets the threads, measures what the machine can do at best, and says so."""
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    if (load := os.getloadavg()[0]) > _BUSY:
-        console.print(f"others use this machine (load {load:.1f}): what follows is noise", style="yellow")
-    best = limits.measure(threads)
-    peaks = ", ".join(f"{settings.name_of(dtype)} {rate / 1e9:.0f} GFLOP/s" for dtype, rate in best.flops_per_s.items())
-    console.print(f"{threads} threads: reads {best.bytes_per_s / 1e9:.1f} GB/s, peak {peaks}")
-    yield best
-
-
-def _report(message: str) -> None:
-    console.print(message, style="dim", highlight=False)
-
-
-def _finish(tables: list[list[Row]], refused: list[str], path: Path) -> None:
-    for found in tables:
-        console.print(table.rich_table(found))
-    rows.append([row for found in tables for row in found], path)
-    console.print(f"rows appended to {path}", highlight=False)
-    for message in refused:
-        console.print(f"refused: {message}", style="red", highlight=False)
-    if refused:
-        raise typer.Exit(1)

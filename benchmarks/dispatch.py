@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.candidates import OURS, compiled, fair_settings
+from benchmarks.case import Case
 from benchmarks.limits import empty_call_us
-from benchmarks.machine import Machine
-from benchmarks.rows import Row, now
+from benchmarks.rows import Row
 from blast_compile import kernels, launch
 from blast_compile.codegen.spec import Spec
 from blast_compile.kernels import Kernel
@@ -70,35 +70,8 @@ def rows(costs: Costs) -> list[Row]:
         "graph of one call": costs.graph,
         "dense graph of one call": costs.dense_graph,
     }
-    machine, date = Machine.here(), now()
-    return [
-        Row(
-            benchmark="dispatch",
-            op="linear",
-            shape=f"{_FEATURES}x{_FEATURES}",
-            dtype="fp32",
-            tokens=1,
-            block=32,
-            sparsity=0.0 if name.startswith("dense") else 0.5,
-            candidate=name,
-            median_us=timing.median_us,
-            p10_us=timing.p10_us,
-            p90_us=timing.p90_us,
-            rounds=timing.num_rounds,
-            layers=1,
-            weight_bytes=0,
-            error=None,
-            speedup=None,
-            limit_us=None,
-            limit_frac=None,
-            amdahl=None,
-            bandwidth_gb_s=None,
-            peak_gflop_s=None,
-            machine=machine,
-            date=date,
-        )
-        for name, timing in named.items()
-    ]
+    case = Case("dispatch", "linear", f"{_FEATURES}x{_FEATURES}", "fp32", tokens=1, block=32)
+    return [case.row(name, timing, sparsity=0.0 if name.startswith("dense") else 0.5) for name, timing in named.items()]
 
 
 _REPEATS = 50

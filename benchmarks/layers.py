@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.machine import l3_bytes
+from benchmarks.problem import Problem
 from blast_compile import layout, reference
 from blast_compile.layers import SparseLayer
 from blast_compile.mask import BlockMask
@@ -18,35 +17,6 @@ from blast_compile.packing import pack_
 from blast_compile.surgery import BlockSparse, sparsify_
 
 _MIN_LAYERS = 6  # entering a compiled graph costs tens of microseconds, shared by its layers
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One product to time. shape: `(N, K)` of a linear layer; of a gated MLP, its hidden and its model size."""
-
-    op: Literal["linear", "gated_mlp"]
-    shape: tuple[int, int]
-    dtype: torch.dtype
-    tokens: int
-    block: int
-
-    @property
-    def num_weights(self) -> int:
-        """Elements of all dense weights of a layer."""
-        return self.shape[0] * self.shape[1] * (3 if self.op == "gated_mlp" else 1)
-
-    @property
-    def outputs(self) -> int:
-        """Features of a result."""
-        return self.shape[1] if self.op == "gated_mlp" else self.shape[0]
-
-    def num_flops(self, sparsity: float) -> float:
-        """Operations on kept blocks."""
-        return 2 * self.tokens * self.num_weights * (1 - sparsity)
-
-    def num_bytes(self, weight_bytes: int) -> int:
-        """Bytes that must move: weights with their index, activations in and out."""
-        return weight_bytes + self.tokens * (self.shape[1] + self.outputs) * self.dtype.itemsize
 
 
 class GatedMlp(nn.Module):
@@ -101,15 +71,46 @@ class Stack(nn.Module):
 def dense_stack(problem: Problem) -> Stack:
     """Dense layers with more weights than twice L3."""
     layer_bytes = problem.num_weights * problem.dtype.itemsize
-    return _stack(problem, [_dense_layer(problem) for _ in range(num_layers(layer_bytes))])
+    return stack_of(problem, [dense_layer(problem) for _ in range(num_layers(layer_bytes))])
 
 
 def packed_stack(problem: Problem, sparsity: float) -> Stack:
     """Packed layers with more kept blocks than twice L3; random masks, as magnitude gives for random weights."""
-    source = _dense_layer(problem)
-    first = _packed_layer(problem, source, sparsity)
-    rest = [_packed_layer(problem, source, sparsity) for _ in range(num_layers(tensor_bytes(first)) - 1)]
-    return _stack(problem, [first, *rest])
+    source = dense_layer(problem)
+    first = pack_(masked_layer(problem, source, sparsity), dense_below=0)
+    num_more = num_layers(tensor_bytes(first)) - 1
+    rest = [pack_(masked_layer(problem, source, sparsity), dense_below=0) for _ in range(num_more)]
+    return stack_of(problem, [first, *rest])
+
+
+def stack_of(problem: Problem, layers: list[nn.Module]) -> Stack:
+    """Layers for inference, in one graph."""
+    result_bytes = problem.tokens * problem.outputs * problem.dtype.itemsize
+    stack = Stack(layers, keeps_all=result_bytes <= 64 * 2**10)  # under malloc's threshold for fresh pages
+    return stack.eval().requires_grad_(False)
+
+
+def dense_layer(problem: Problem) -> nn.Module:
+    """A dense layer of random weights."""
+    layer = _empty_layer(problem)
+    for linear in _linears(layer):
+        values = torch.randn(linear.weight.shape, dtype=torch.float32).mul_(linear.in_features**-0.5)
+        linear.weight = nn.Parameter(values.to(problem.dtype), requires_grad=False)
+    return layer
+
+
+def masked_layer(problem: Problem, source: nn.Module, sparsity: float) -> nn.Module:
+    """A masked layer with a random mask over a copy of the weights of `source`."""
+    layer, masks = _empty_layer(problem), {}
+    block = (problem.block, problem.block)
+    for name, linear in layer.named_modules():
+        if isinstance(linear, nn.Linear):
+            shape = (linear.out_features, linear.in_features)
+            weight = source.get_parameter(f"{name}.weight").detach().clone()
+            linear.weight = nn.Parameter(weight, requires_grad=False)
+            scores = torch.rand(layout.grid(shape, block))
+            masks[name] = BlockMask.from_scores(scores, sparsity, shape, block)
+    return sparsify_(layer, BlockSparse(block=block, targets="all"), masks=masks)
 
 
 def num_layers(layer_bytes: int) -> int:
@@ -139,36 +140,9 @@ def _reference_weight(layer: nn.Linear | SparseLayer) -> Tensor:
     return reference.dense_weight(layer.weight.detach(), layer.block_index, *layer.shape, layer.block)
 
 
-def _stack(problem: Problem, layers: list[nn.Module]) -> Stack:
-    result_bytes = problem.tokens * problem.outputs * problem.dtype.itemsize
-    stack = Stack(layers, keeps_all=result_bytes <= 64 * 2**10)  # under malloc's threshold for fresh pages
-    return stack.eval().requires_grad_(False)
-
-
 def _empty_layer(problem: Problem) -> nn.Module:
     with torch.device("meta"):
         return (GatedMlp if problem.op == "gated_mlp" else Linear)(*problem.shape, problem.dtype)
-
-
-def _dense_layer(problem: Problem) -> nn.Module:
-    layer = _empty_layer(problem)
-    for linear in _linears(layer):
-        values = torch.randn(linear.weight.shape, dtype=torch.float32).mul_(linear.in_features**-0.5)
-        linear.weight = nn.Parameter(values.to(problem.dtype), requires_grad=False)
-    return layer
-
-
-def _packed_layer(problem: Problem, source: nn.Module, sparsity: float) -> nn.Module:
-    """Shares nothing with `source`, whose blocks it copies."""
-    layer, masks = _empty_layer(problem), {}
-    block = (problem.block, problem.block)
-    for name, linear in layer.named_modules():
-        if isinstance(linear, nn.Linear):
-            shape = (linear.out_features, linear.in_features)
-            linear.weight = nn.Parameter(source.get_parameter(f"{name}.weight").detach(), requires_grad=False)
-            scores = torch.rand(layout.grid(shape, block))
-            masks[name] = BlockMask.from_scores(scores, sparsity, shape, block)
-    return pack_(sparsify_(layer, BlockSparse(block=block, targets="all"), masks=masks), dense_below=0)
 
 
 def _linears(module: nn.Module) -> Iterator[nn.Linear]:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks import candidates, verify
+from benchmarks.case import Case
+from benchmarks.findings import Findings, Report
 from benchmarks.layers import tensor_bytes
 from benchmarks.limits import Limits, measure
-from benchmarks.machine import Machine
-from benchmarks.rows import Row, now, per_layer
+from benchmarks.rows import Row, per_layer
 from benchmarks.settings import Settings, name_of
 from blast_compile.demo import text
 from blast_compile.demo.model import Size, llama, packed_and_masked_dense
@@ -27,7 +27,6 @@ QUARTER_1B = Size(
     hidden=2048, intermediate=8192, layers=4, heads=32, kv_heads=8, decoded=8, vocabulary=128256 // 4, tied=True
 )
 REST = "inductor, MLPs left out"
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -39,14 +38,6 @@ class Contender:
     model: nn.Module
     session: Session
     error: float | None
-
-
-@dataclass
-class Findings:
-    """The rows of each table, and what was refused because its results are wrong."""
-
-    tables: list[list[Row]] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
 
 
 def compare(size: Size, settings: Settings, limits: Limits, report: Report) -> Findings:
@@ -128,39 +119,24 @@ def _without_mlps(dense: nn.Module) -> nn.Module:
 def _rows(
     phase: str, size: Size, dtype: torch.dtype, block: int, shares: list[tuple[Contender, Timing]], limits: Limits
 ) -> list[Row]:
-    machine, date = Machine.here(), now()
     tokens = size.prompt if phase == "prefill" else 1
+    shape = f"{size.layers} layers {size.hidden}-{size.intermediate}"
+    case = Case("cpu-model", phase, shape, name_of(dtype), tokens, block, limits)
     best = min((t.median_us for c, t in shares if c.name in candidates.BASELINES), default=None)
     rest = next(t.median_us for c, t in shares if c.name == REST)
     rows = []
     for contender, timing in shares:
-        floor = _floor_us(contender.model, tokens, dtype, limits)
-        is_part = contender.name == REST
+        dense_us = None if contender.name == REST else best
         rows.append(
-            Row(
-                benchmark="cpu-model",
-                op=phase,
-                shape=f"{size.layers} layers {size.hidden}-{size.intermediate}",
-                dtype=name_of(dtype),
-                tokens=tokens,
-                block=block,
+            case.row(
+                contender.name,
+                timing,
                 sparsity=contender.sparsity,
-                candidate=contender.name,
-                median_us=timing.median_us,
-                p10_us=timing.p10_us,
-                p90_us=timing.p90_us,
-                rounds=timing.num_rounds,
-                layers=1,
                 weight_bytes=tensor_bytes(contender.model),
                 error=contender.error,
-                speedup=None if best is None or is_part else best / timing.median_us,
-                limit_us=floor,
-                limit_frac=floor / timing.median_us,
-                amdahl=None if best is None or is_part else amdahl(best, rest, contender.sparsity),
-                bandwidth_gb_s=limits.bytes_per_s / 1e9,
-                peak_gflop_s=limits.flops_per_s[dtype] / 1e9,
-                machine=machine,
-                date=date,
+                dense_us=dense_us,
+                floor_us=_floor_us(contender.model, tokens, dtype, limits),
+                amdahl=None if dense_us is None else amdahl(dense_us, rest, contender.sparsity),
             )
         )
     return rows

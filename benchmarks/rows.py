@@ -18,11 +18,13 @@ RESULTS = Path(__file__).parent / "results"
 class Row:
     """One candidate on one problem.
 
-    candidate: "eager", "inductor" or "max-autotune" (dense), "blast" (ours), or a part that explains them.
+    candidate: "eager", "inductor" or "max-autotune" (dense), "blast" (ours), or a part or a form that explains them.
     sparsity: fraction of zero blocks; 0 for dense. layers, weight_bytes: of one timed pass; the times are of one layer.
     error: relative to the reference, before timing. speedup: best dense median over this one.
     limit_us: max(bytes / bandwidth, operations of kept blocks / peak). limit_frac: limit_us over the median.
     amdahl: the most that the model can gain over best dense if its MLPs take `1 - sparsity` of their dense time.
+    peak_bytes: the most that a training step held above what it found. saved_bytes: what its forward left, result
+    included, until the backward.
     """
 
     benchmark: str
@@ -48,6 +50,8 @@ class Row:
     peak_gflop_s: float | None
     machine: Machine
     date: str
+    peak_bytes: int | None = None
+    saved_bytes: int | None = None
 
     @property
     def is_dense(self) -> bool:

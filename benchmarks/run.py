@@ -1,4 +1,4 @@
-"""The command: `python benchmarks/run.py cpu-linear | cpu-mlp | cpu-model | dispatch | table`."""
+"""The command: `python benchmarks/run.py --help`."""
 
 from __future__ import annotations
 

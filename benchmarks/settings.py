@@ -12,6 +12,13 @@ import typer
 
 from benchmarks.candidates import BASELINES
 
+SHAPES = {
+    "llama-1b": (8192, 2048),
+    "llama-8b": (14336, 4096),
+    "gpt2-xl": (6400, 1600),
+    "vit-h": (5120, 1280),
+}
+"""Hidden and model size of MLPs that people know."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 Value = TypeVar("Value")
 
@@ -23,13 +30,20 @@ class Settings:
     tokens: tuple[int, ...]
     sparsities: tuple[float, ...]
     dtypes: tuple[torch.dtype, ...]
-    shape: tuple[int, int]
+    shapes: tuple[tuple[int, int], ...]
     block: int
     threads: int
     baselines: tuple[str, ...]
     rounds: int
     seconds: float
     path: Path
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """The only shape, where a command takes no more."""
+        if len(self.shapes) != 1:
+            raise typer.BadParameter(f"expected one shape for this benchmark, got {len(self.shapes)}")
+        return self.shapes[0]
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -45,12 +59,9 @@ def numbers(text: str, kind: Callable[[str], Value]) -> tuple[Value, ...]:
         raise typer.BadParameter(f"expected values with commas between them, got {text!r}") from error
 
 
-def shape(text: str) -> tuple[int, int]:
-    """`8192x2048` as `(8192, 2048)`."""
-    rows, _, columns = text.partition("x")
-    if not (rows.isdecimal() and columns.isdecimal()):
-        raise typer.BadParameter(f"expected two sizes as in 8192x2048, got {text!r}")
-    return int(rows), int(columns)
+def shapes(text: str) -> tuple[tuple[int, int], ...]:
+    """`8192x2048,vit-h` as `((8192, 2048), (5120, 1280))`."""
+    return tuple(_shape(part) for part in text.split(","))
 
 
 def baselines(text: str) -> tuple[str, ...]:
@@ -59,3 +70,12 @@ def baselines(text: str) -> tuple[str, ...]:
     if unknown := set(names) - set(BASELINES):
         raise typer.BadParameter(f"expected some of {', '.join(BASELINES)}, got {', '.join(sorted(unknown))}")
     return names
+
+
+def _shape(text: str) -> tuple[int, int]:
+    rows, _, columns = text.partition("x")
+    if text in SHAPES:
+        return SHAPES[text]
+    if not (rows.isdecimal() and columns.isdecimal()):
+        raise typer.BadParameter(f"expected two sizes as in 8192x2048 or one of {', '.join(SHAPES)}, got {text!r}")
+    return int(rows), int(columns)

@@ -12,18 +12,23 @@ from benchmarks.rows import Row
 
 _BEGIN, _END = "<!-- python benchmarks/run.py table --write -->", "<!-- end of table -->"
 _NAMES = {"linear": "linear", "gated_mlp": "gated MLP", "prefill": "model, prefill", "decode": "model, decode"}
+_TERMINAL_NAMES = _NAMES | {"compile": "model, first call"}
 
 
 def rich_table(rows: Sequence[Row]) -> Table:
     """The candidates of one problem."""
     first = rows[0]
-    title = f"{_NAMES[first.op]} {first.shape}, {first.dtype}, {first.tokens} tokens, block {first.block}"
-    table = Table(title=f"{title}, {first.machine.threads} threads", title_justify="left")
+    what = f"{first.benchmark}: {_TERMINAL_NAMES[first.op]} {first.shape}, {first.dtype}"
+    title = f"{what}, {first.tokens} tokens, block {first.block}, {first.machine.threads} threads"
+    table = Table(title=title, title_justify="left")
     for name in ("candidate", "sparsity", "median", "10 % to 90 %", "over best dense", "of the limit", "error"):
         table.add_column(name, justify="left" if name == "candidate" else "right", no_wrap=True)
     has_bound = any(row.amdahl for row in rows)
     if has_bound:
         table.add_column("Amdahl allows", justify="right")
+    has_memory = any(row.peak_bytes for row in rows)
+    if has_memory:
+        table.add_column("saved, peak", justify="right", no_wrap=True)
     for row in rows:
         cells = (
             row.candidate,
@@ -34,7 +39,8 @@ def rich_table(rows: Sequence[Row]) -> Table:
             "" if row.limit_frac is None else f"{row.limit_frac:.0%}",
             "" if row.error is None else f"{row.error:.1e}",
         )
-        table.add_row(*cells, *([_ratio(row.amdahl)] if has_bound else []))
+        memory = f"{(row.saved_bytes or 0) / 2**20:.0f}, {(row.peak_bytes or 0) / 2**20:.0f} MiB"
+        table.add_row(*cells, *([_ratio(row.amdahl)] if has_bound else []), *([memory] if has_memory else []))
     return table
 
 
@@ -94,7 +100,15 @@ def _sources(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _time(us: float) -> str:
-    return f"{us:.1f} us" if us < 100 else f"{us:.0f} us" if us < 1000 else f"{us / 1000:.2f} ms"
+    return (
+        f"{us:.1f} us"
+        if us < 100
+        else f"{us:.0f} us"
+        if us < 1000
+        else f"{us / 1000:.2f} ms"
+        if us < 1e6
+        else f"{us / 1e6:.2f} s"
+    )
 
 
 def _ratio(ratio: float | None) -> str:

@@ -8,7 +8,8 @@ from math import isnan
 import torch
 from torch import Tensor
 
-from benchmarks.layers import Problem, Stack, plain_twin
+from benchmarks.layers import Stack, plain_twin
+from benchmarks.problem import Problem
 
 _FLOAT32_BOUND = 1e-5
 _ROUNDING_FACTOR = 1.5  # of a 16-bit dense layer's own error: sums in another order, no worse precision
@@ -21,13 +22,13 @@ class WrongResult(Exception):  # noqa: N818  # it is the finding of a benchmark,
     """A candidate that differs from the reference by more than rounding."""
 
 
-def verify(name: str, call: Call, stack: Stack, problem: Problem, x: Tensor) -> float:
+def verify(name: str, call: Call, stack: Stack, problem: Problem, x: Tensor, *, num_rows: int = _NUM_ROWS) -> float:
     """The error of a candidate, as it will be timed, relative to float64 reference results; raises `WrongResult`.
 
     call: the candidate, which computes what `stack` means. x: `[L, M, K]`. Checked are first, middle and last layer,
-    on rows spread over the tokens.
+    on `num_rows` rows spread over the tokens.
     """
-    rows = sorted(set(torch.linspace(0, problem.tokens - 1, _NUM_ROWS).long().tolist()))
+    rows = sorted(set(torch.linspace(0, problem.tokens - 1, num_rows).long().tolist()))
     errors, own_errors = [], []
     with torch.no_grad():
         results = [call(x, torch.tensor([row])) for row in rows]

@@ -13,34 +13,22 @@ import torch
 from torch import nn
 from typer.testing import CliRunner
 
-from benchmarks import candidates, commands, dispatch, limits, rows
+from benchmarks import candidates, commands, dispatch, rows
 from benchmarks.commands import app
 from benchmarks.machine import ROOT
 from benchmarks.model import REST, amdahl
-from benchmarks.rows import Row, read
+from benchmarks.ranges import RANGES
+from benchmarks.rows import Row
 
+Call = Callable[..., tuple[str, list[Row]]]
 TINY = ["--shape", "128x64", "--quick", "--threads", "1"]
-
-
-@pytest.fixture(autouse=True)
-def _quick_limits(monkeypatch: pytest.MonkeyPatch, two_threads: None) -> None:
-    assert two_threads is None  # restores the number of threads
-    monkeypatch.setattr(limits, "_STEPS", 2000)
-    monkeypatch.setattr(limits, "_REPEATS", 1)
-    monkeypatch.setattr(limits, "l3_bytes", lambda: 2**20)
-
-
-def call(*arguments: str, path: Path, exit_code: int = 0) -> tuple[str, list[Row]]:
-    result = CliRunner().invoke(app, [*arguments, "--json", str(path)])
-    assert result.exit_code == exit_code, result.output
-    return result.output, read(path)
 
 
 @pytest.mark.usefixtures("tiny_l3", "no_inductor")
 @pytest.mark.parametrize(("command", "dtype"), [("cpu-linear", "fp32"), ("cpu-mlp", "bf16")])
-def test_layers(command: str, dtype: str, tmp_path: Path) -> None:
+def test_layers(command: str, dtype: str, call: Call) -> None:
     options = ["--tokens", "1,300", "--sparsity", "0.5,0.9", "--dtype", dtype, "--block", "16"]
-    output, found = call(command, *TINY, *options, path=tmp_path / "rows.jsonl")
+    output, found = call(command, *TINY, *options)
     assert len(found) == 2 * (2 + 2)
     assert {row.candidate for row in found} == {"eager", "inductor", "blast"}
     for row in found:
@@ -61,7 +49,7 @@ def test_layers(command: str, dtype: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tiny_l3", "no_inductor")
-def test_wrong_candidates_are_refused_and_not_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_candidates_are_refused_and_not_timed(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     right: Callable[[str, nn.Module], Callable[..., Any]] = candidates.compiled
 
     def compiled(name: str, module: nn.Module) -> Callable[..., Any]:
@@ -69,15 +57,15 @@ def test_wrong_candidates_are_refused_and_not_timed(tmp_path: Path, monkeypatch:
         return (lambda *inputs: [y + 0.1 for y in run(*inputs)]) if name == "blast" else run
 
     monkeypatch.setattr(candidates, "compiled", compiled)
-    output, found = call("cpu-linear", *TINY, "--tokens", "2", path=tmp_path / "rows.jsonl", exit_code=1)
+    output, found = call("cpu-linear", *TINY, "--tokens", "2", exit_code=1)
     assert {row.candidate for row in found} == {"eager", "inductor"}
     assert "refused: linear 128x64 bf16, 2 tokens: blast at 90%: expected a relative error" in " ".join(output.split())
 
 
 @pytest.mark.usefixtures("no_inductor")
-def test_model(tmp_path: Path) -> None:
+def test_model(call: Call) -> None:
     options = ["--layers", "1", "--prompt", "8", "--sparsity", "0.5"]
-    output, found = call("cpu-model", *TINY, *options, path=tmp_path / "rows.jsonl")
+    output, found = call("cpu-model", *TINY, *options)
     assert [(row.op, row.tokens) for row in found] == [("prefill", 8)] * 4 + [("decode", 1)] * 4
     assert [row.candidate for row in found[:4]] == ["eager", "inductor", REST, "blast"]
     for row in found:
@@ -95,19 +83,19 @@ def test_amdahl_is_bounded_by_the_rest() -> None:
 
 
 @pytest.mark.usefixtures("no_inductor")
-def test_dispatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dispatch(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dispatch, "_CHAIN", 9)
-    output, found = call("dispatch", "--quick", "--threads", "1", path=tmp_path / "rows.jsonl")
+    output, found = call("dispatch", "--quick", "--threads", "1")
     times = {row.candidate: row.median_us for row in found}
     assert times["call above kernel"] == pytest.approx(times["call in a graph"] - times["kernel alone"])
     assert 0 <= times["kernel alone"] < times["call in a graph"] < times["graph of one call"]
     assert "the 10 us asked for" in output
 
 
-def test_linear_through_inductor(tmp_path: Path, tiny_l3: int) -> None:
+def test_linear_through_inductor(call: Call, tiny_l3: int) -> None:
     assert tiny_l3
     options = ["--tokens", "2", "--baselines", "inductor"]
-    _, found = call("cpu-linear", *TINY, *options, path=tmp_path / "rows.jsonl")
+    _, found = call("cpu-linear", *TINY, *options)
     assert [row.candidate for row in found] == ["inductor", "blast"]
     assert not torch._inductor.config.freezing
 
@@ -126,7 +114,14 @@ def test_readme_holds_the_table_of_the_committed_results() -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [["--shape", "64"], ["--tokens", "one"], ["--dtype", "fp8"], ["--baselines", "numpy"], ["--sparsity", "a,b"]],
+    [
+        ["--shape", "64"],
+        ["--shape", "vit-h,vit"],
+        ["--tokens", "one"],
+        ["--dtype", "fp8"],
+        ["--baselines", "numpy"],
+        ["--sparsity", "a,b"],
+    ],
 )
 def test_bad_options_are_messages(options: list[str]) -> None:
     result = CliRunner().invoke(app, ["cpu-linear", *options])
@@ -137,5 +132,5 @@ def test_bad_options_are_messages(options: list[str]) -> None:
 def test_runs_as_a_script() -> None:
     script = str(Path("benchmarks", "run.py"))
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True, cwd=ROOT)
-    for command in ("cpu-linear", "cpu-mlp", "cpu-model", "dispatch", "table"):
+    for command in (*RANGES, "compile-time", "dispatch", "table"):
         assert command in done.stdout

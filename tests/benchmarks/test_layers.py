@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import pytest
 import torch
 
 from benchmarks import layers
-from benchmarks.layers import Problem, Stack, dense_stack, num_layers, packed_stack, plain_twin, tensor_bytes
+from benchmarks.layers import Stack, dense_stack, num_layers, packed_stack, plain_twin, tensor_bytes
 from benchmarks.machine import l3_bytes
-
-Op = Literal["linear", "gated_mlp"]
+from benchmarks.problem import Op, Problem
 
 
 def problem(op: Op = "linear", tokens: int = 3, dtype: torch.dtype = torch.float32) -> Problem:

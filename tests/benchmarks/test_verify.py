@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.layers import Problem, Stack, packed_stack
+from benchmarks.layers import Stack, packed_stack
+from benchmarks.problem import Problem
 from benchmarks.verify import Call, WrongResult, check, relative_error, verify
 
 Damage = Callable[[list[Tensor]], list[Tensor]]
