@@ -24,7 +24,7 @@ Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 BREAK_EVEN_SPARSITY = 0.2
 """Fraction of zero blocks under which a dense layer is taken to be faster than a packed one.
 
-`python benchmarks/run.py cpu-linear --sparsity 0,0.1,0.2,0.3` measures where the two meet.
+`python benchmarks/run.py break-even` measures where the two meet.
 """
 
 
