@@ -175,6 +175,15 @@ def test_shapes_and_devices_that_do_not_fit(op: OpName, spoil: Spoil, message: s
         launch.OPS[op](*call.args[:-1])
 
 
+@pytest.mark.parametrize("spoil", [_weight_elsewhere, _index_elsewhere])
+@pytest.mark.parametrize("op", OPS)
+def test_no_values_are_made_up_where_some_tensors_are_on_meta(op: OpName, spoil: Spoil) -> None:
+    call = make_call(Case(op))
+    spoil(call)
+    with pytest.raises(LayerError, match=f"tensors of {op} on one device, got cpu, meta"):
+        call.run()
+
+
 @pytest.mark.parametrize(
     ("number", "value", "error", "message"),
     [
@@ -201,7 +210,7 @@ def test_gradient_of_other_tokens_than_the_input() -> None:
 
 
 def test_nothing_runs_before_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_start", lambda *_: pytest.fail("a kernel ran"))
+    monkeypatch.setattr(launch, "_succeeds", lambda *_: pytest.fail("a kernel ran"))
     monkeypatch.setattr(reference, "gated_mlp", lambda *_: pytest.fail("the reference ran"))
     for spoil in (_other_bias, _long_index, _short_weight):
         call = make_call(Case("gated_mlp"))
