@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
+import hypothesis
 import pytest
 import torch
 
 import blast_compile.ops  # noqa: F401 - the launcher goes under the ops, in tests that import none too
 from blast_compile import env, launch, log, native
 from blast_compile.env import Isa
+
+# A machine that does other things too makes any test slow now and then.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

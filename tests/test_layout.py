@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -36,7 +36,6 @@ def blocks_by_loop(dense: Tensor, kept: Tensor, block: Block) -> list[Tensor]:
     return found
 
 
-@settings(deadline=None)
 @given(problems())
 def test_packed_values_are_the_kept_blocks_transposed(problem: tuple[Tensor, Tensor, Block]) -> None:
     dense, kept, block = problem
@@ -47,7 +46,6 @@ def test_packed_values_are_the_kept_blocks_transposed(problem: tuple[Tensor, Ten
         assert torch.equal(stored, expected.t())
 
 
-@settings(deadline=None)
 @given(problems())
 def test_pack_and_unpack_are_inverse_on_kept_blocks(problem: tuple[Tensor, Tensor, Block]) -> None:
     dense, kept, block = problem
@@ -59,7 +57,6 @@ def test_pack_and_unpack_are_inverse_on_kept_blocks(problem: tuple[Tensor, Tenso
     assert torch.equal(layout.pack(masked, kept, block), values)
 
 
-@settings(deadline=None)
 @given(problems())
 def test_indices_say_which_blocks_are_kept(problem: tuple[Tensor, Tensor, Block]) -> None:
     _, kept, _ = problem
