@@ -23,6 +23,7 @@ from torch.library import Library
 
 from blast_compile import compat, gradients, launch, transforms
 from blast_compile.codegen.spec import Op
+from blast_compile.errors import LayerError
 
 ABI = gradients.ABI
 
@@ -43,11 +44,18 @@ _lib = Library("blast", "DEF")  # type: ignore[no-untyped-call]
 
 
 def _fake(name: Op) -> Callable[..., Tensor]:
-    """The shape of an op's result: the op on tensors without values."""
-    if name == "weight_grad":
-        return lambda _grad, _x, weight, *_: torch.empty_like(weight)
+    """The shape of a result: the op on tensors without values. Raises `LayerError` where only some are on meta."""
     num_after_features = {"input_grad": 3}.get(name, 4)  # features, block, [activation,] abi
-    return lambda x, *args: x.new_empty((*x.shape[:-1], args[-num_after_features]))
+
+    def call(x: Tensor, *args: Any) -> Tensor:
+        devices = {str(arg.device) for arg in (x, *args) if isinstance(arg, Tensor)}
+        if len(devices) > 1 and "meta" in devices:  # torch calls this for them all, and values would be made up
+            raise LayerError(f"expected tensors of {name} on one device, got {', '.join(sorted(devices))}; move them")
+        if name == "weight_grad":
+            return torch.empty_like(args[1])
+        return x.new_empty((*x.shape[:-1], args[-num_after_features]))
+
+    return call
 
 
 def _autocast(op: OpOverload, device: str) -> Callable[..., Tensor]:

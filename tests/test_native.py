@@ -103,7 +103,8 @@ def test_same_errors(damage: str) -> None:
     through_cpp, through_python = error(torch.ops.blast.linear), error(torch.ops.blast._plain_linear)
     assert type(through_cpp) is type(through_python)
     assert str(through_cpp) == str(through_python)
-    assert isinstance(through_cpp, {"index": MaskError, "residual": LayerError, "freed": LayerError}.get(damage, Exception))
+    named = {"index": MaskError, "residual": LayerError, "freed": LayerError}
+    assert isinstance(through_cpp, named.get(damage, Exception))
     check(call.run(), call)
 
 
