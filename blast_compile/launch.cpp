@@ -10,6 +10,7 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <mutex>
 #include <shared_mutex>
@@ -164,9 +165,9 @@ class Launcher : public c10::OperatorKernel {
     describe(args, layout, key);
     std::shared_ptr<const Plan> plan = plans_.find(key);
     if (!plan) {
+      const Numbers asked = key;  // Python may call other ops on this thread, or forget all plans
       plan = ask(plan_, args);
-      describe(args, layout, key);  // Python may have called other ops on this thread meanwhile
-      plans_.remember(key, plan);
+      plans_.remember(asked, plan);
     }
     at::Tensor y = run(*plan, args, layout);
     if (!y.defined()) return plain_.callBoxed(*stack);

@@ -581,10 +581,10 @@ extern "C" int blast_run(const int64_t* a) {
     const int64_t shares = (tokens + share * threads - 1) / (share * threads) * threads;
 #pragma omp parallel for schedule(dynamic) num_threads(threads) if (threads > 1)
     for (int64_t s = 0; s < shares; ++s) {
-      static thread_local Buffer panel_memory;
+      static thread_local Buffer my_panel;
       const int64_t start = tokens * s / shares / 4 * 4, end = s + 1 == shares ? tokens : tokens * (s + 1) / shares / 4 * 4;
       const Tiles tiles(end - start);
-      Word* panel = panel_memory.get<Word>(size_t((end - start) * steps));
+      Word* panel = my_panel.get<Word>(size_t((end - start) * steps));
       if (!panel) {
 #pragma omp atomic write
         status = NO_MEMORY;
