@@ -89,7 +89,8 @@ def commit() -> str:
     """The commit that is checked out, or "unknown" outside a repository."""
     try:
         head = _git("rev-parse", "--short=12", "HEAD")
-        return head + ("+changes" if _git("status", "--porcelain", "--untracked-files=no", ":!benchmarks/results") else "")
+        edits = _git("status", "--porcelain", "--untracked-files=no", ":!benchmarks/results")  # which a run appends to
+        return head + ("+changes" if edits else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
