@@ -31,7 +31,7 @@ std::atomic<bool> is_alone{false};   // in a forked child, which has lost OpenMP
 
 // Where the arguments of a call stand: x, then weight, index and bias of each layer, a residual, sizes, block, ...
 struct Layout {
-  size_t num_tensors = 0, num_layers = 0, first_size = 0, last_size = 0;
+  size_t num_tensors = 0, num_layers = 0, last_size = 0;
   bool has_bias = false, has_residual = false;
 
   explicit Layout(const Args& args) {
@@ -39,7 +39,7 @@ struct Layout {
     has_bias = num_tensors > 2;  // input_grad has weight and index alone
     num_layers = has_bias ? num_tensors / 3 : 1;
     has_residual = has_bias && num_tensors % 3 == 1;
-    first_size = last_size = 1 + num_tensors;
+    last_size = 1 + num_tensors;
     while (args[last_size + 1].isInt()) ++last_size;
   }
   size_t layer(size_t number) const { return 1 + 3 * number; }
