@@ -33,7 +33,7 @@ class Kernel:
 
 @dataclass(frozen=True)
 class CppKey:
-    """All that a compiled C++ kernel depends on."""
+    """All that a compiled C++ text depends on."""
 
     source_sha256: str
     compiler: str
@@ -105,24 +105,27 @@ def _find(spec: Spec) -> Kernel:
 
 def shared_object(spec: Spec) -> Path:
     """The file of a CPU kernel, from the store or compiled now; raises `BuildError` or `OSError`."""
-    source, isa = cpp.generate(spec), spec.target.removeprefix("cpu:")
+    return compiled(cpp.generate(spec), build.flags(spec.target.removeprefix("cpu:")), f"a kernel for {spec}")
+
+
+def compiled(source: str, flags: tuple[str, ...], what: str) -> Path:
+    """The shared object of a C++ text, from the store or compiled now; raises as `shared_object` does."""
     compiler = env.cxx()
     key = CppKey(
         source_sha256=hashlib.sha256(source.encode()).hexdigest(),
         compiler=build.compiler_version(compiler) if compiler else "none",
-        flags=build.flags(isa),
+        flags=flags,
     )
 
     def make() -> dict[str, bytes]:
-        logger.info("compiling a kernel for %s", spec)
+        logger.info("compiling %s", what)
         debug(3, "%s", source)
-        return {"kernel.cpp": source.encode(), "kernel.so": build.compile_cpp(source, isa)}
+        return {"kernel.cpp": source.encode(), "kernel.so": build.compile_with(flags, source)}
 
-    return store().get_or_make(key, make) / "kernel.so"
+    return _store().get_or_make(key, make) / "kernel.so"
 
 
-def store() -> Store:
-    """The user's store, or a folder of this process where it cannot be trusted."""
+def _store() -> Store:
     try:
         return Store.default()
     except StoreError as error:

@@ -7,35 +7,21 @@ through `launch.py` and give the same results. It is built once a machine and ke
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from blast_compile import env, kernels
-from blast_compile.codegen import build
 from blast_compile.errors import BuildError
 from blast_compile.log import logger
 
 _SOURCE = Path(__file__).with_name("launch.cpp")
 _TORCH = Path(torch.__file__).parent
-
-
-@dataclass(frozen=True)
-class NativeKey:
-    """All that the compiled file depends on."""
-
-    source_sha256: str
-    compiler: str
-    flags: tuple[str, ...]
-    torch: str
-
 
 _lock = threading.Lock()
 _library: ctypes.CDLL | None = None
@@ -109,22 +95,11 @@ def _attached(path: Path) -> ctypes.CDLL:
 
 
 def _shared_object() -> Path:
-    compiler, source, flags = env.cxx(), _SOURCE.read_text(), _flags()
-    key = NativeKey(
-        source_sha256=hashlib.sha256(source.encode()).hexdigest(),
-        compiler=build.compiler_version(compiler) if compiler else "none",
-        flags=flags,
-        torch=torch.__version__,
-    )
-
-    def make() -> dict[str, bytes]:
-        logger.info("compiling the launcher")
-        return {"launch.so": build.compile_with(flags, source)}
-
-    return kernels.store().get_or_make(key, make) / "launch.so"
+    return kernels.compiled(_SOURCE.read_text(), _flags(), "the launcher")
 
 
 def _flags() -> tuple[str, ...]:
+    version = f'-DBLAST_TORCH_VERSION="{torch.__version__}"'  # part of the store's key, read by nobody
     cxx11_abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     folders = (f"-I{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}")
-    return ("-O2", "-std=c++20", "-fPIC", "-shared", "-w", cxx11_abi, *folders, "-ltorch_cpu", "-lc10")
+    return ("-O2", "-std=c++20", "-fPIC", "-shared", "-w", version, cxx11_abi, *folders, "-ltorch_cpu", "-lc10")
