@@ -7,7 +7,6 @@ read far more than a cache holds.
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 
@@ -17,8 +16,9 @@ from torch import nn
 from benchmarks import candidates, verify
 from benchmarks.candidates import OURS
 from benchmarks.case import Case
+from benchmarks.contender import Contender
 from benchmarks.findings import Findings, Report
-from benchmarks.layers import Stack, dense_layer, masked_layer, stack_of, tensor_bytes
+from benchmarks.layers import dense_layer, masked_layer, stack_of, tensor_bytes
 from benchmarks.limits import Limits
 from benchmarks.problem import Problem, problems
 from benchmarks.rows import Row, per_layer
@@ -30,17 +30,6 @@ ASKED = 0.97  # of the speed of dense
 _NUM_LAYERS = 6  # share what it costs to enter a graph
 _NUM_ROWS = 3  # that are verified
 MASKED, PACKED = f"{OURS} masked", f"{OURS} packed"
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A candidate. call: the whole pass. error: relative to the reference."""
-
-    name: str
-    sparsity: float
-    stack: Stack
-    call: partial[object]
-    error: float
 
 
 def compare(settings: Settings, limits: Limits, report: Report) -> Findings:

@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 
 from benchmarks import candidates, verify
 from benchmarks.case import Case
+from benchmarks.contender import Contender, wanted
 from benchmarks.findings import Findings, Report
-from benchmarks.layers import Stack, dense_stack, packed_stack, tensor_bytes
+from benchmarks.layers import tensor_bytes
 from benchmarks.limits import Limits, measure
 from benchmarks.problem import Op, Problem, problems
 from benchmarks.rows import Row, per_layer
 from benchmarks.settings import Settings
 from blast_compile.tuning.timing import Timing, interleaved
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A candidate with the layers it runs. sparsity: of its weights."""
-
-    name: str
-    sparsity: float
-    stack: Stack
-    call: Callable[..., Any]
-    error: float
 
 
 def compare(op: Op, benchmark: str, settings: Settings, limits: Limits, report: Report) -> Findings:
@@ -52,12 +39,8 @@ def compare(op: Op, benchmark: str, settings: Settings, limits: Limits, report: 
 
 
 def _verified(problem: Problem, settings: Settings, report: Report, refused: list[str]) -> list[Contender]:
-    dense = dense_stack(problem)
-    wanted = [(name, 0.0, dense) for name in settings.baselines]
-    wanted += [(candidates.OURS, sparsity, packed_stack(problem, sparsity)) for sparsity in settings.sparsities]
     contenders = []
-    for name, sparsity, stack in wanted:
-        label = f"{problem}: {name}" + (f" at {sparsity:.0%}" if sparsity else "")
+    for label, name, sparsity, stack in wanted(problem, settings):
         report(f"{label}: compiling, verifying")
         call = candidates.compiled(name, stack)
         try:

@@ -6,7 +6,6 @@ All on the same cores, as many as there are threads, so that the system cannot m
 from __future__ import annotations
 
 import gc
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -14,8 +13,9 @@ import typer
 
 from benchmarks import candidates, neighbour, verify
 from benchmarks.case import Case
+from benchmarks.contender import Contender, wanted
 from benchmarks.findings import Findings, Report
-from benchmarks.layers import Stack, dense_stack, packed_stack, tensor_bytes
+from benchmarks.layers import tensor_bytes
 from benchmarks.limits import Limits
 from benchmarks.problem import Problem, problems
 from benchmarks.rows import Row, per_layer
@@ -24,17 +24,6 @@ from blast_compile.tuning.timing import Timing, interleaved
 
 ASKED = 1.8  # times as fast on two threads
 DISTURBED = ", a core taken"  # of a candidate's name
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A candidate with the layers it runs, verified on one thread and on all. call: the whole pass."""
-
-    name: str
-    sparsity: float
-    stack: Stack
-    call: partial[object]
-    error: float
 
 
 def compare(settings: Settings, limits: Limits, report: Report) -> Findings:
@@ -77,12 +66,8 @@ def notes(single: list[Row], several: list[Row]) -> list[str]:
 
 
 def _verified(problem: Problem, settings: Settings, report: Report, refused: list[str]) -> list[Contender]:
-    dense = dense_stack(problem)
-    wanted = [(name, 0.0, dense) for name in settings.baselines]
-    wanted += [(candidates.OURS, sparsity, packed_stack(problem, sparsity)) for sparsity in settings.sparsities]
     contenders = []
-    for name, sparsity, stack in wanted:
-        label = f"{problem}: {name}" + (f" at {sparsity:.0%}" if sparsity else "")
+    for label, name, sparsity, stack in wanted(problem, settings):
         report(f"{label}: compiling, verifying")
         call, (x, row) = candidates.compiled(name, stack), problem.inputs(len(stack.layers))
         errors = []
