@@ -17,6 +17,7 @@ from blast_compile.layers import (
     masked_twin,
     packed_twin,
 )
+from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
 
 
@@ -25,6 +26,7 @@ def to_masked_(layer: nn.Module, mask: BlockMask) -> None:
     twin = masked_twin(type(layer))
     assert twin is not None
     layer.register_buffer("block_index", mask.index.to(dense_weight(layer).device))
+    layer.register_buffer("probe", None, persistent=False)
     layer.__class__ = twin
     cast(MaskedLayer, layer).block = mask.block
 
@@ -43,7 +45,7 @@ def to_plain_(layer: MaskedLayer, mask: BlockMask) -> None:
     weight = layer.weight.detach()
     weight = torch.where(kept.t() if is_transposed(layer) else kept, weight, weight.new_zeros(()))
     layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-    del layer.block_index, layer.block
+    del layer.block_index, layer.probe, layer.block
     layer.__class__ = layer.plain_class  # type: ignore[assignment]
 
 
@@ -59,4 +61,32 @@ def from_packed_(layer: PackedLayer, mask: BlockMask) -> None:
 def _replace(layer: SparseLayer, twin: type[SparseLayer], weight: Tensor, index: Tensor) -> None:
     layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
     layer.block_index = index
+    layer.probe = None
     layer.__class__ = twin
+
+
+def take_form_(layer: nn.Module, twin: type[SparseLayer], index: Tensor, block: Block, num_dead_blocks: int) -> None:
+    """Makes a layer, dense or sparse, one of class `twin` with this index; its weight is the caller's to replace.
+
+    A masked layer that stays one, in the same blocks, keeps its buffers: the index is copied into it.
+    """
+    if isinstance(layer, MaskedLayer) and issubclass(twin, MaskedLayer) and layer.block == block:
+        layer.block_index.copy_(index)
+        return
+    leave_form_(layer)
+    layer.register_buffer("block_index", index)
+    layer.register_buffer("probe", None, persistent=False)
+    layer.__class__ = twin
+    sparse = cast(PackedLayer, layer)
+    sparse.block = block
+    if issubclass(twin, PackedLayer):
+        sparse.num_dead_blocks = num_dead_blocks
+
+
+def leave_form_(layer: nn.Module) -> None:
+    """Makes a sparse layer dense again, but for its weight, which is the caller's to replace; others stay."""
+    if not isinstance(layer, SparseLayer):
+        return
+    del layer.block_index, layer.probe, layer.block
+    vars(layer).pop("num_dead_blocks", None)
+    layer.__class__ = layer.plain_class  # type: ignore[assignment]

@@ -1,13 +1,14 @@
 """Gradients of the operators, each in terms of two products: `input_grad` and `weight_grad`.
 
 Hidden activations are recomputed, not stored: an MLP saves its inputs alone, at the price of one more product over
-kept blocks. The two products have gradients themselves, so a gradient may be differentiated again. Whoever changes a
-formula here raises `ABI`: torch's compile caches keep the old formula otherwise.
+kept blocks. The two products have gradients themselves, so a gradient may be differentiated again; only the gradient
+of a probe, `block_norms`, is a number without a past. Whoever changes a formula here raises `ABI`: torch's compile
+caches keep the old formula otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from blast_compile import reference
 from blast_compile.layout import Block
 
-ABI = 1
+ABI = 2
 aten = torch.ops.aten
 
 
@@ -46,9 +47,15 @@ _ACTIVATION_GRADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
+_ParameterGrads = tuple[Tensor | None, None, Tensor | None]
+
+
 @dataclass(frozen=True)
 class _Layer:
-    """One sparse linear inside an op: its tensors and which of their gradients are wanted."""
+    """One sparse linear inside an op: its tensors and which of their gradients are wanted.
+
+    probe: None where its gradient is not wanted.
+    """
 
     weight: Tensor
     index: Tensor
@@ -56,6 +63,7 @@ class _Layer:
     block: Block
     needs_weight: bool
     needs_bias: bool
+    probe: Tensor | None = None
 
     def forward(self, x: Tensor, out_features: int) -> Tensor:
         op = _overload(torch.ops.blast.linear)
@@ -65,15 +73,17 @@ class _Layer:
         op = _overload(torch.ops.blast.input_grad)
         return op(grad, self.weight, self.index, in_features, self.block, ABI)
 
-    def parameter_grads(self, grad: Tensor, x: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
-        """Gradients of weight, index and bias, in the order in which an op takes them."""
-        weight = bias = None
+    def own_grads(self, grad: Tensor, x: Tensor) -> tuple[_ParameterGrads, Tensor | None]:
+        """Gradients of weight, index and bias, in the order in which an op takes them, and that of the probe."""
+        weight = bias = probe = None
         if self.needs_weight:
             op = _overload(torch.ops.blast.weight_grad)
             weight = op(grad, x, self.weight, self.index, self.block, ABI)
         if self.needs_bias and self.bias is not None:
             bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=self.bias.dtype)
-        return weight, None, bias
+        if self.probe is not None:
+            probe = torch.ops.blast.block_norms(grad, x, self.probe, self.block, ABI)
+        return (weight, None, bias), probe
 
 
 def _overload(op: Any) -> Callable[..., Tensor]:
@@ -82,83 +92,94 @@ def _overload(op: Any) -> Callable[..., Tensor]:
     return overload
 
 
-def _save(num_saved: int, first_constant: int) -> Callable[..., None]:
-    """A `setup_context` that saves the first `num_saved` arguments and keeps those from `first_constant` on."""
+def _save(num_saved: int, first_constant: int, first_probe: int | None = None) -> Callable[..., None]:
+    """A `setup_context` that saves the first `num_saved` arguments and those from `first_probe` on.
+
+    It keeps what stands between `first_constant` and there.
+    """
 
     def setup(ctx: Any, inputs: Sequence[Any], output: Tensor) -> None:  # noqa: ARG001 (torch passes it by name)
-        ctx.save_for_backward(*inputs[:num_saved])
-        ctx.constants = inputs[first_constant:]
+        probes = () if first_probe is None else inputs[first_probe:]
+        ctx.save_for_backward(*inputs[:num_saved], *probes)
+        ctx.constants = inputs[first_constant:first_probe]
+        ctx.first_probe = first_probe
 
     return setup
 
 
-def _layer(ctx: Any, saved: Sequence[Any], first: int) -> _Layer:
-    """The layer whose weight is argument `first` of the op."""
-    weight, index, bias = saved[first : first + 3]
-    wanted = ctx.needs_input_grad
-    return _Layer(weight, index, bias, tuple(ctx.constants[-3]), wanted[first], wanted[first + 2])
+def _layers(ctx: Any, saved: Sequence[Any]) -> Iterator[_Layer]:
+    """The layers of a forward op, whose arguments are x, then weight, index and bias of each."""
+    num_layers, wanted = (len(saved) - 1) // 4, ctx.needs_input_grad
+    for number in range(num_layers):
+        first = 1 + 3 * number
+        weight, index, bias = saved[first : first + 3]
+        probe = saved[1 + 3 * num_layers + number] if wanted[ctx.first_probe + number] else None
+        yield _Layer(weight, index, bias, tuple(ctx.constants[-3]), wanted[first], wanted[first + 2], probe)
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors  # once: activation checkpointing allows no second time
-    x, layer = saved[0], _layer(ctx, saved, 1)
+    x, (layer,) = saved[0], _layers(ctx, saved)
     out_features, _block, activation, _abi = ctx.constants
     dz = grad
     if activation != "identity":
         dz = _ACTIVATION_GRADS[activation](grad, layer.forward(x, out_features))
     dx = layer.input_grad(dz, x.shape[-1]) if ctx.needs_input_grad[0] else None
     residual = grad if ctx.needs_input_grad[4] else None
-    return dx, *layer.parameter_grads(dz, x), residual, None, None, None, None
+    own, probe = layer.own_grads(dz, x)
+    return dx, *own, residual, None, None, None, None, probe
 
 
 def _gated_hidden_backward(
     x: Tensor, gate: _Layer, up: _Layer, gate_z: Tensor, up_z: Tensor, grad: Tensor, activation: str, needs_x: bool
-) -> tuple[Tensor | None, ...]:
-    """Gradients of `x`, gate and up from that of `activation(gate_z) * up_z`."""
+) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
+    """Gradients of `x`, gate and up, and those of the probes, from that of `activation(gate_z) * up_z`."""
     d_up = grad * reference.ACTIVATIONS[activation](gate_z)
     d_gate = _ACTIVATION_GRADS[activation](grad * up_z, gate_z)
     dx = gate.input_grad(d_gate, x.shape[-1]) + up.input_grad(d_up, x.shape[-1]) if needs_x else None
-    return dx, *gate.parameter_grads(d_gate, x), *up.parameter_grads(d_up, x)
+    (of_gate, gate_probe), (of_up, up_probe) = gate.own_grads(d_gate, x), up.own_grads(d_up, x)
+    return (dx, *of_gate, *of_up), (gate_probe, up_probe)
 
 
 def _gated_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    x, gate, up = saved[0], _layer(ctx, saved, 1), _layer(ctx, saved, 4)
+    x, (gate, up) = saved[0], _layers(ctx, saved)
     out_features, _block, activation, _abi = ctx.constants
     gate_z, up_z = gate.forward(x, out_features), up.forward(x, out_features)
-    grads = _gated_hidden_backward(x, gate, up, gate_z, up_z, grad, activation, ctx.needs_input_grad[0])
-    return *grads, None, None, None, None
+    grads, probes = _gated_hidden_backward(x, gate, up, gate_z, up_z, grad, activation, ctx.needs_input_grad[0])
+    return *grads, None, None, None, None, *probes
 
 
 def _mlp_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    x, up, down = saved[0], _layer(ctx, saved, 1), _layer(ctx, saved, 4)
+    x, (up, down) = saved[0], _layers(ctx, saved)
     hidden_features, _out_features, _block, activation, _abi = ctx.constants
     z = up.forward(x, hidden_features)
-    down_grads = down.parameter_grads(grad, reference.ACTIVATIONS[activation](z))
+    of_down, down_probe = down.own_grads(grad, reference.ACTIVATIONS[activation](z))
     dz = _ACTIVATION_GRADS[activation](down.input_grad(grad, hidden_features), z)
     dx = up.input_grad(dz, x.shape[-1]) if ctx.needs_input_grad[0] else None
+    of_up, up_probe = up.own_grads(dz, x)
     residual = grad if ctx.needs_input_grad[7] else None
-    return dx, *up.parameter_grads(dz, x), *down_grads, residual, None, None, None, None, None
+    return dx, *of_up, *of_down, residual, None, None, None, None, None, up_probe, down_probe
 
 
 def _gated_mlp_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     saved = ctx.saved_tensors
-    x, gate, up, down = saved[0], _layer(ctx, saved, 1), _layer(ctx, saved, 4), _layer(ctx, saved, 7)
+    x, (gate, up, down) = saved[0], _layers(ctx, saved)
     hidden_features, _out_features, _block, activation, _abi = ctx.constants
     gate_z, up_z = gate.forward(x, hidden_features), up.forward(x, hidden_features)
-    down_grads = down.parameter_grads(grad, reference.ACTIVATIONS[activation](gate_z) * up_z)
+    of_down, down_probe = down.own_grads(grad, reference.ACTIVATIONS[activation](gate_z) * up_z)
     dh = down.input_grad(grad, hidden_features)
-    grads = _gated_hidden_backward(x, gate, up, gate_z, up_z, dh, activation, ctx.needs_input_grad[0])
+    grads, probes = _gated_hidden_backward(x, gate, up, gate_z, up_z, dh, activation, ctx.needs_input_grad[0])
     residual = grad if ctx.needs_input_grad[10] else None
-    return *grads, *down_grads, residual, None, None, None, None, None
+    return *grads, *of_down, residual, None, None, None, None, None, *probes, down_probe
 
 
 def _input_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     output_grad, weight, index = ctx.saved_tensors
     layer = _Layer(weight, index, None, tuple(ctx.constants[-2]), ctx.needs_input_grad[1], False)
     d_output_grad = layer.forward(grad, output_grad.shape[-1]) if ctx.needs_input_grad[0] else None
-    d_weight, *_ = layer.parameter_grads(output_grad, grad)
+    (d_weight, *_), _ = layer.own_grads(output_grad, grad)
     return d_output_grad, d_weight, None, None, None, None
 
 
@@ -171,10 +192,10 @@ def _weight_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 FORMULAS = {
-    "linear": Formula(_save(4, 5), _linear_backward),
-    "gated_linear": Formula(_save(7, 7), _gated_linear_backward),
-    "mlp": Formula(_save(7, 8), _mlp_backward),
-    "gated_mlp": Formula(_save(10, 11), _gated_mlp_backward),
+    "linear": Formula(_save(4, 5, 9), _linear_backward),
+    "gated_linear": Formula(_save(7, 7, 11), _gated_linear_backward),
+    "mlp": Formula(_save(7, 8, 13), _mlp_backward),
+    "gated_mlp": Formula(_save(10, 11, 16), _gated_mlp_backward),
     "input_grad": Formula(_save(3, 3), _input_grad_backward),
     "weight_grad": Formula(_save(4, 4), _weight_grad_backward),
 }

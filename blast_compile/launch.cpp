@@ -29,9 +29,10 @@ constexpr size_t CONSTANTS = 5;  // of a layer: row stride, column stride, outpu
 std::atomic<int64_t> generation{0};  // rises when plans are to be forgotten
 std::atomic<bool> is_alone{false};   // in a forked child, which has lost OpenMP's threads
 
-// Where the arguments of a call stand: x, then weight, index and bias of each layer, a residual, sizes, block, ...
+// Where the arguments of a call stand: x, then weight, index and bias of each layer, a residual, sizes, block, ..., abi, and
+// behind it the probes, which concern gradients alone.
 struct Layout {
-  size_t num_tensors = 0, num_layers = 0, last_size = 0;
+  size_t num_tensors = 0, num_layers = 0, last_size = 0, num_planned = 0;
   bool has_bias = false, has_residual = false;
 
   explicit Layout(const Args& args) {
@@ -41,6 +42,8 @@ struct Layout {
     has_residual = has_bias && num_tensors % 3 == 1;
     last_size = 1 + num_tensors;
     while (args[last_size + 1].isInt()) ++last_size;
+    num_planned = args.size();
+    while (!args[num_planned - 1].isInt()) --num_planned;
   }
   size_t layer(size_t number) const { return 1 + 3 * number; }
 };
@@ -68,7 +71,7 @@ void add(Numbers& key, const c10::IValue& value) {
 void describe(const Args& args, const Layout& layout, Numbers& key) {
   const at::Tensor& x = args[0].toTensor();
   key = {generation, int64_t(x.scalar_type()), x.size(-1), layout.has_residual && !args[layout.num_tensors].isNone()};
-  for (size_t i = 1; i < args.size(); ++i)
+  for (size_t i = 1; i < layout.num_planned; ++i)
     if (!layout.has_residual || i != layout.num_tensors) add(key, args[i]);
 }
 
@@ -166,7 +169,7 @@ class Launcher : public c10::OperatorKernel {
     std::shared_ptr<const Plan> plan = plans_.find(key);
     if (!plan) {
       const Numbers asked = key;  // Python may call other ops on this thread, or forget all plans
-      plan = ask(plan_, args);
+      plan = ask(plan_, args.slice(0, layout.num_planned));
       plans_.remember(asked, plan);
     }
     at::Tensor y = run(*plan, args, layout);

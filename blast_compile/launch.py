@@ -1,8 +1,8 @@
 """Runs the ops: hands tensors to the planned kernel as addresses and sizes, or calls the reference.
 
-Same names and arguments as in `reference.py`, and the `abi` that the ops carry. All raise as `plans.plan` does,
-`LayerError` on an unlike residual or a freed storage, `MaskError` where an index is damaged, and `ScratchError` without
-memory.
+Same names and arguments as in `reference.py`, then the `abi` and the probes that the ops carry, which change no
+result. All raise as `plans.plan` does, `LayerError` on an unlike residual or a freed storage, `MaskError` where an
+index is damaged, and `ScratchError` without memory.
 
 This is the hot path of every call, so arguments travel as they are; `launch.cpp` goes the same way in C++, on CPUs.
 Plans are remembered by dtypes, shapes and strides; nothing is remembered of a tensor's values, so edited weights and
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blast_compile import compat, kernels, native, pages, plans, reference
+from blast_compile import compat, kernels, layout, native, pages, plans, reference
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import LayerError, ScratchError
 from blast_compile.kernels import Kernel
@@ -46,7 +46,7 @@ os.register_at_fork(after_in_child=_stay_alone)
 
 def linear(
     x: Tensor, weight: Tensor, index: Tensor, bias: Tensor | None, residual: Tensor | None,
-    out_features: int, block: Any, activation: Any, _abi: int = 0,
+    out_features: int, block: Any, activation: Any, _abi: int = 0, *_probes: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """`activation(x @ (W * mask).T + bias) + residual`."""
     return _product("linear", Call(x, ((weight, index, bias),), residual, (out_features,), block, activation))
@@ -55,7 +55,7 @@ def linear(
 def gated_linear(
     x: Tensor, gate_weight: Tensor, gate_index: Tensor, gate_bias: Tensor | None,
     up_weight: Tensor, up_index: Tensor, up_bias: Tensor | None,
-    out_features: int, block: Any, activation: Any, _abi: int = 0,
+    out_features: int, block: Any, activation: Any, _abi: int = 0, *_probes: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """`activation(gate(x)) * up(x)`."""
     layers = ((gate_weight, gate_index, gate_bias), (up_weight, up_index, up_bias))
@@ -65,7 +65,7 @@ def gated_linear(
 def mlp(
     x: Tensor, up_weight: Tensor, up_index: Tensor, up_bias: Tensor | None,
     down_weight: Tensor, down_index: Tensor, down_bias: Tensor | None, residual: Tensor | None,
-    hidden_features: int, out_features: int, block: Any, activation: Any, _abi: int = 0,
+    hidden_features: int, out_features: int, block: Any, activation: Any, _abi: int = 0, *_probes: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """`down(activation(up(x))) + residual`."""
     layers = ((up_weight, up_index, up_bias), (down_weight, down_index, down_bias))
@@ -76,7 +76,7 @@ def gated_mlp(
     x: Tensor, gate_weight: Tensor, gate_index: Tensor, gate_bias: Tensor | None,
     up_weight: Tensor, up_index: Tensor, up_bias: Tensor | None,
     down_weight: Tensor, down_index: Tensor, down_bias: Tensor | None, residual: Tensor | None,
-    hidden_features: int, out_features: int, block: Any, activation: Any, _abi: int = 0,
+    hidden_features: int, out_features: int, block: Any, activation: Any, _abi: int = 0, *_probes: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """`down(activation(gate(x)) * up(x)) + residual`."""
     up, down = (up_weight, up_index, up_bias), (down_weight, down_index, down_bias)
@@ -103,6 +103,20 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: A
     if not _succeeds("weight_grad", plan.run, numbers):
         raise plans.damage_weight_grad(grad, x, weight, index, block)
     return out
+
+
+def block_norms(grad: Tensor, x: Tensor, probe: Tensor, block: Any, _abi: int = 0) -> Tensor:
+    """The norms of the blocks of the dense `grad.T @ x` `[N, K]`, `[R, C]`, where `probe` is not zero; zeros elsewhere.
+
+    Raises `LayerError` where the probe has another shape.
+    """
+    if probe.shape != layout.grid((grad.shape[-1], x.shape[-1]), block):
+        raise LayerError(
+            f"expected a probe of one number a block, got shape {tuple(probe.shape)} for a weight of "
+            f"[{grad.shape[-1]}, {x.shape[-1]}] in blocks of {tuple(block)}; attach_probe_ makes it"
+        )
+    with torch.no_grad(), compat.without_autocast(grad.device.type):
+        return reference.block_norms(grad, x, probe, block)
 
 
 OPS: dict[Op, Callable[..., Tensor]] = {

@@ -3,6 +3,8 @@
 A masked layer keeps its dense `weight`; a packed one keeps a parameter of the same name with the kept blocks alone. The
 index is a buffer, so it is an input of every captured graph: editing weight or mask needs no recompile, and never goes
 stale.
+
+A masked layer may carry a probe, which tells the norms of the blocks of its dense weight gradient, dropped blocks too.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from blast_compile import ops
+from blast_compile import layout, ops
 from blast_compile.errors import DtypeError, LayerError, MaskError
 from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
@@ -25,6 +27,7 @@ class SparseLayer(nn.Module):
     weight: Tensor
     bias: Tensor | None
     block_index: Tensor
+    probe: Tensor | None
     block: Block
     in_features: int
     out_features: int
@@ -51,7 +54,7 @@ class SparseLayer(nn.Module):
         if not x.is_floating_point():
             raise DtypeError(f"expected a floating-point input for {self}, got {x.dtype}; convert it first")
         weight, index, bias = self.weight_operand(), self.block_index, self.bias
-        args = (x, weight, index, bias, None, self.out_features, self.block, "identity", ops.ABI)
+        args = (x, weight, index, bias, None, self.out_features, self.block, "identity", ops.ABI, self.probe)
         y: Tensor = torch.ops.blast.linear(*args)
         return y
 
@@ -66,9 +69,13 @@ class SparseLayer(nn.Module):
         return "packed" if isinstance(self, PackedLayer) else "masked"
 
     def _apply(self, fn: Callable[..., Tensor], recurse: bool = True) -> SparseLayer:
-        """`Module.type(dtype)` casts buffers of integers too, but the index follows to a new device only."""
-        index = self.block_index
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        """Index and probe follow to a new device, never to a new dtype: `Module.type` would cast integers too."""
+        index, probe = self.block_index, self.probe
+
+        def move(tensor: Tensor) -> Tensor:
+            return _probe_on(fn(tensor.detach()).device, tensor) if tensor is probe else fn(tensor)
+
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
         if self.block_index.dtype != index.dtype:
             self.block_index = index.to(self.block_index.device)
         return self
@@ -137,6 +144,36 @@ class PackedLinear(PackedLayer, nn.Linear):  # type: ignore[misc]  # the same
     """A packed `nn.Linear`."""
 
     plain_class = nn.Linear
+
+
+def attach_probe_(layer: MaskedLayer) -> Tensor:
+    """Gives a masked layer a probe of zeros, and returns it; one that is there stays.
+
+    A probe is a buffer, float32 `[R, C]`, no part of the state dict. Where it holds ones, a backward pass adds to its
+    `grad` the Frobenius norms of the blocks of the dense weight gradient, of each micro-batch by itself; where it holds
+    zeros, nothing is computed. Fill it between a backward pass and the next forward: compiled graphs see it at their
+    next call. Under DDP, whose forward copies the buffers of rank 0 to all, fill it on all ranks alike; each has the
+    norms of its own tokens.
+    """
+    if layer.probe is None:
+        R, C = layout.grid(layer.shape, layer.block)
+        layer.probe = torch.zeros(R, C, device=layer.block_index.device, requires_grad=True)
+    return layer.probe
+
+
+def detach_probe_(layer: MaskedLayer) -> None:
+    """Takes the probe of a masked layer away, with its gradient."""
+    layer.probe = None
+
+
+def _probe_on(device: torch.device, probe: Tensor) -> Tensor:
+    """A probe on a device, itself where it is there already, with what it has gathered; zeros instead of no memory."""
+    if probe.device == device:
+        return probe
+    with torch.no_grad():
+        moved = torch.zeros_like(probe, device=device) if probe.is_meta else probe.to(device)
+        moved.grad = None if probe.grad is None or probe.is_meta else probe.grad.to(device)
+    return moved.requires_grad_()
 
 
 def masked_twin(kind: type[nn.Module]) -> type[MaskedLayer] | None:

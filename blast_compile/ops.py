@@ -6,8 +6,12 @@ Weights have the dtype of `x`, or float32 beside a 16-bit `x`.
 
 Each op has two overloads. `default` carries the autograd formula of `gradients.py`; `nograd` carries none and
 costs a few microseconds less a call, for graphs compiled without gradients. Beside them `launch.cpp` finds `_plain_*`,
-the op in Python, and `_plan_*`, the plan of a call. Every schema ends in `int abi`: fake and autograd formulas are
+the op in Python, and `_plan_*`, the plan of a call. Every schema has an `int abi`: fake and autograd formulas are
 baked into torch's compile caches, so a change of formula must come with a new `ABI`.
+
+Behind `abi` stands a probe for each layer, float32 `[R, C]`, that no result depends on. Its gradient is `block_norms`:
+where the probe is not zero, the norms of the blocks of the dense weight gradient, dropped blocks too. The values are
+read in the backward pass, so whoever wants the norms of one step only fills and clears a probe, and nothing recompiles.
 """
 
 from __future__ import annotations
@@ -32,20 +36,27 @@ _UP = "Tensor up_weight, Tensor up_index, Tensor? up_bias"
 _PAIR = f"Tensor gate_weight, Tensor gate_index, Tensor? gate_bias, {_UP}"
 _DOWN = "Tensor down_weight, Tensor down_index, Tensor? down_bias, Tensor? residual"
 _TAIL = "SymInt out_features, int[2] block, str activation, int abi"
-SCHEMAS: dict[Op, str] = {
-    "linear": f"({_LINEAR}, {_TAIL}) -> Tensor",
-    "gated_linear": f"(Tensor x, {_PAIR}, {_TAIL}) -> Tensor",
-    "mlp": f"(Tensor x, {_UP}, {_DOWN}, SymInt hidden_features, {_TAIL}) -> Tensor",
-    "gated_mlp": f"(Tensor x, {_PAIR}, {_DOWN}, SymInt hidden_features, {_TAIL}) -> Tensor",
-    "input_grad": "(Tensor grad, Tensor weight, Tensor index, SymInt in_features, int[2] block, int abi) -> Tensor",
-    "weight_grad": "(Tensor grad, Tensor x, Tensor weight, Tensor index, int[2] block, int abi) -> Tensor",
+_ARGUMENTS: dict[Op, str] = {
+    "linear": f"{_LINEAR}, {_TAIL}",
+    "gated_linear": f"Tensor x, {_PAIR}, {_TAIL}",
+    "mlp": f"Tensor x, {_UP}, {_DOWN}, SymInt hidden_features, {_TAIL}",
+    "gated_mlp": f"Tensor x, {_PAIR}, {_DOWN}, SymInt hidden_features, {_TAIL}",
+    "input_grad": "Tensor grad, Tensor weight, Tensor index, SymInt in_features, int[2] block, int abi",
+    "weight_grad": "Tensor grad, Tensor x, Tensor weight, Tensor index, int[2] block, int abi",
 }
+_PROBES: dict[Op, tuple[str, ...]] = {
+    "linear": ("probe",),
+    "gated_linear": ("gate_probe", "up_probe"),
+    "mlp": ("up_probe", "down_probe"),
+    "gated_mlp": ("gate_probe", "up_probe", "down_probe"),
+}
+_BLOCK_NORMS = "(Tensor grad, Tensor x, Tensor probe, int[2] block, int abi) -> Tensor"
 _lib = Library("blast", "DEF")  # type: ignore[no-untyped-call]
 
 
 def _fake(name: Op) -> Callable[..., Tensor]:
     """The shape of a result: the op on tensors without values. Raises `LayerError` where only some are on meta."""
-    num_after_features = {"input_grad": 3}.get(name, 4)  # features, block, [activation,] abi
+    last_size = _ARGUMENTS[name].count(",", 0, _ARGUMENTS[name].rfind("_features")) - 1  # of the arguments behind x
 
     def call(x: Tensor, *args: Any) -> Tensor:
         devices = {str(arg.device) for arg in (x, *args) if isinstance(arg, Tensor)}
@@ -53,7 +64,7 @@ def _fake(name: Op) -> Callable[..., Tensor]:
             raise LayerError(f"expected tensors of {name} on one device, got {', '.join(sorted(devices))}; move them")
         if name == "weight_grad":
             return torch.empty_like(args[1])
-        return x.new_empty((*x.shape[:-1], args[-num_after_features]))
+        return x.new_empty((*x.shape[:-1], args[last_size]))
 
     return call
 
@@ -77,10 +88,11 @@ def _define(name: str, schema: str, implementation: Callable[..., Any], *, has_g
         _lib.impl(name, torch.library.fallthrough_kernel, "Autograd")  # type: ignore[no-untyped-call]
 
 
-def _register(name: Op, schema: str) -> None:
+def _register(name: Op, arguments: str) -> None:
+    schema = f"({', '.join((arguments, *(f'Tensor? {probe}=None' for probe in _PROBES.get(name, ()))))}) -> Tensor"
     if name != "weight_grad":
         _define(f"_plain_{name}", schema, launch.OPS[name])
-        _define(f"_plan_{name}", schema.replace("-> Tensor", "-> int[]"), partial(launch.plan_numbers, name))
+        _define(f"_plan_{name}", f"({arguments}) -> int[]", partial(launch.plan_numbers, name))
     for overload in ("default", "nograd"):
         full_name = name if overload == "default" else f"{name}.{overload}"
         _define(full_name, schema, launch.OPS[name], has_gradient=overload == "default")
@@ -94,5 +106,13 @@ def _register(name: Op, schema: str) -> None:
     _lib.impl(name, kernel, "Autograd", with_keyset=True)  # type: ignore[no-untyped-call]
 
 
-for _name, _schema in SCHEMAS.items():
-    _register(_name, _schema)
+def _register_block_norms() -> None:
+    """It has no gradient: the norms are numbers to look at."""
+    _define("block_norms", _BLOCK_NORMS, launch.block_norms)
+    torch.library.register_fake("blast::block_norms", lambda _grad, _x, probe, *_: torch.empty_like(probe), lib=_lib)
+    torch.library.register_vmap("blast::block_norms", transforms.batched(torch.ops.blast.block_norms.default), lib=_lib)
+
+
+for _name, _arguments in _ARGUMENTS.items():
+    _register(_name, _arguments)
+_register_block_norms()

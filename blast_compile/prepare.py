@@ -24,5 +24,4 @@ def preparing(gm: GraphModule) -> Iterator[None]:
 
 
 def _build(op: FoundOp) -> None:
-    x, *rest, _abi = op.arguments
-    launch.describe(op.kind, x, *rest)
+    launch.describe(op.kind, *op.arguments)

@@ -16,6 +16,8 @@ from torch import Tensor
 from blast_compile import layout
 from blast_compile.layout import Block
 
+_CHUNK = 2**20  # elements of a dense gradient that are in memory at a time
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda x: x,
     "relu": F.relu,
@@ -91,3 +93,23 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: B
         num_behind = weight.shape[0] - first - blocks.shape[0]
         return F.pad(blocks, (0, 0, 0, 0, first, num_behind))  # spare blocks have no gradient
     return torch.empty_like(weight).copy_(dense * layout.spread(kept, shape, block))
+
+
+def block_norms(grad: Tensor, x: Tensor, probe: Tensor, block: Block) -> Tensor:
+    """Frobenius norms of the blocks of `grad.T @ x` where `probe` `[R, C]` is not zero, zeros elsewhere; as `probe`.
+
+    Computes nothing for a probe of zeros, and else holds a few block rows of the dense product at a time.
+    """
+    norms = torch.zeros_like(probe)
+    if not probe.any():
+        return norms
+    grad_MN, x_MK = grad.reshape(-1, grad.shape[-1]), x.reshape(-1, x.shape[-1])
+    (R, C), (bn, bk), K = probe.shape, block, x.shape[-1]
+    step = max(1, _CHUNK // (bn * K))
+    for first in range(0, R, step):
+        last = min(first + step, R)
+        rows = grad_MN[:, first * bn : last * bn].t() @ x_MK
+        blocks = F.pad(rows, (0, C * bk - K, 0, (last - first) * bn - rows.shape[0])).view(last - first, bn, C, bk)
+        precision = torch.promote_types(rows.dtype, torch.float32)
+        norms[first:last] = torch.linalg.vector_norm(blocks, dim=(1, 3), dtype=precision)
+    return norms.masked_fill_(probe == 0, 0)

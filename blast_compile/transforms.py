@@ -34,6 +34,7 @@ def differentiable(op: OpOverload, formula: Formula) -> Callable[..., Tensor]:
         return *formula.backward(ctx, grad), None
 
     function = compat.one_level_function(f"{op}.gradient", forward, backward)
+    num_arguments = len(op._schema.arguments)
 
     def call(keyset: torch._C.DispatchKeySet, *args: Any) -> Tensor:
         if compat.any_has_tangent(args):
@@ -42,7 +43,8 @@ def differentiable(op: OpOverload, formula: Formula) -> Callable[..., Tensor]:
                 "dual tensors); use torch.func.grad, vjp or jacrev, or torch.autograd.grad"
             )
         if torch.is_grad_enabled() and compat.any_requires_grad(args):
-            return function(*args, keyset)
+            left_out = [None] * (num_arguments - len(args))  # the dispatcher cuts off defaults
+            return function(*args, *left_out, keyset)
         return compat.redispatch_below_autograd(op, keyset, args)
 
     return call

@@ -85,6 +85,7 @@ def _fused_arguments(match: Match) -> tuple[Any, ...]:
     parameters = [layer[name] for layer in layers for name in ("weight", "index", "bias")]
     residual = [] if match.pattern.kind == "gated_linear" else [match.residual]
     hidden = [layers[0]["out_features"]] if "down" in match.nodes else []
+    probes = [layer.get("probe") for layer in layers]
     return (
         layers[0]["x"],
         *parameters,
@@ -94,4 +95,5 @@ def _fused_arguments(match: Match) -> tuple[Any, ...]:
         layers[0]["block"],
         activation,
         ABI,
+        *(probes if any(probes) else ()),
     )

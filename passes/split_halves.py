@@ -140,7 +140,7 @@ def _split(graph: Graph, linear: Node, halves: tuple[Node, Node]) -> None:
 
 
 def _rows_of(graph: Graph, linear: Node, start: int, stop: int) -> dict[str, Node | None]:
-    """Weight, index and bias of the layer that computes outputs `start` to `stop` of `linear`."""
+    """Weight, index, bias and probe of the layer that computes outputs `start` to `stop` of `linear`."""
     given = arguments(linear)
     weight, index, bias, edge = given["weight"], given["index"], given["bias"], given["block"][0]
     bias = None if bias is None else dialect.rows(graph, bias, start, stop, like=linear)
@@ -151,4 +151,6 @@ def _rows_of(graph: Graph, linear: Node, start: int, stop: int) -> dict[str, Nod
         columns = dialect.rows(graph, index, num_rows + 1, fake(index).shape[0], like=linear)
         return {"weight": weight, "index": dialect.concatenate(graph, offsets, columns, like=linear), "bias": bias}
     rows = dialect.rows(graph, weight, start, stop, like=linear)
-    return {"weight": rows, "index": dialect.rows(graph, index, first, last, like=linear), "bias": bias}
+    probe = given.get("probe")
+    own = {"probe": dialect.rows(graph, probe, first, last, like=linear)} if probe is not None else {}
+    return {"weight": rows, "index": dialect.rows(graph, index, first, last, like=linear), "bias": bias, **own}

@@ -17,8 +17,9 @@ class FoundOp:
     """One sparse op of a graph.
 
     indices: for each layer in it, by role ("linear", "gate", "up", "down"), at which argument of the graph its mask
-    index comes in, of which it may be a part; None where it is no input. arguments: those of the op, tensors as fake
-    ones. result: a fake one. reason: why its layers are not in a whole MLP; empty where they are.
+    index comes in, of which it may be a part; None where it is no input. arguments: those that a plan depends on, as in
+    `reference.py`, tensors as fake ones. result: a fake one. reason: why its layers are not in a whole MLP; empty where
+    they are.
     """
 
     kind: Kind
@@ -52,13 +53,14 @@ def _found(node: Node, positions: dict[Node, int]) -> FoundOp:
     kind = sparse_kind(node)
     assert kind in KINDS
     given = arguments(node)
+    planned = [fake(argument) for name, argument in given.items() if name != "abi" and not name.endswith("probe")]
     indices = {name.removesuffix("index").rstrip("_"): value for name, value in given.items() if name.endswith("index")}
     return FoundOp(
         kind=kind,
         indices={role or "linear": positions.get(_origin(index)) for role, index in indices.items()},
         block=(given["block"][0], given["block"][1]),
         activation=given["activation"],
-        arguments=tuple(fake(argument) for argument in given.values()),
+        arguments=tuple(planned),
         result=fake(node),
         reason=node.meta.get(REASON, ""),
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from blast_compile import launch
 from blast_compile.errors import LayerError
@@ -68,8 +68,8 @@ def _row(name: str, layer: SparseLayer, op: FoundOp | None) -> LayerRow:
 
 def _kernel(op: FoundOp) -> str:
     """The kernel that serves an op, and why, where it is the reference."""
-    x: Tensor = op.arguments[0]
-    kernel = launch.describe(op.kind, x.to(op.result.dtype), *op.arguments[1:-1])  # autocast casts x alone
+    x, *rest = op.arguments
+    kernel = launch.describe(op.kind, x.to(op.result.dtype), *rest)  # autocast casts x alone
     return f"{kernel.name} ({kernel.reason})" if kernel.reason else kernel.name
 
 
