@@ -55,6 +55,9 @@ def test_same_bits_and_no_python(op: Any, form: Any, python_calls: list[str]) ->
         check(y, call)
         assert torch.equal(y, plain(call))
         python_calls.clear()
+        packet, probes = getattr(torch.ops.blast, op), [torch.ones(layer.kept.shape) for layer in call.layers]
+        assert torch.equal(packet.nograd(*call.args, *probes), y)
+        assert not python_calls
 
 
 def test_gradients_start_no_python_product(python_calls: list[str]) -> None:

@@ -15,7 +15,7 @@ from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from blast_compile import compat
-from blast_compile.layers import MaskedLayer
+from blast_compile.layers import MaskedLayer, attach_probe_
 from blast_compile.mask import BlockMask
 from blast_compile.passes.vocabulary import sparse_kind
 from tests.nets import sparse_net, x_of
@@ -82,7 +82,33 @@ def train_with_ddp(rank: int, meeting: str) -> None:
     assert len(graphs) > 1, "the graph was cut at buckets"
     assert sum(len(ours) for ours, _ in graphs) < 6, "what lies within one piece is fused"
     assert all("FakeTensor" in types for _, types in graphs)
+    check_probes(rank)
     dist.destroy_process_group()
+
+
+def check_probes(rank: int) -> None:
+    """Each rank has the norms of its own tokens; the flags are those of rank 0, as all buffers are."""
+    model, alone, x = sparse_net(), sparse_net(), x_of(6, 8).chunk(NUM_RANKS)[rank]
+    probes, expected = (
+        [attach_probe_(m) for m in net.modules() if isinstance(m, MaskedLayer)] for net in (model, alone)
+    )
+    parallel = DistributedDataParallel(model)
+    compiled = torch.compile(DistributedDataParallel(model), backend="blast", options=OPTIONS)
+    for run, flag in ((parallel, 1.0), (parallel, 0.0), (compiled, 0.0), (compiled, 1.0), (compiled, 0.0)):
+        with torch.no_grad():
+            for probe, same in zip(probes, expected, strict=True):
+                probe.grad = same.grad = None
+                same.fill_(flag)
+                if rank == 0:
+                    probe.fill_(flag)
+        step(run, model, x)
+        step(alone, alone, x)
+        for probe, same in zip(probes, expected, strict=True):
+            assert (probe.is_leaf, probe.requires_grad) == (True, True)
+            assert torch.equal(probe, same)
+            assert same.grad is not None
+            assert (same.grad.max() > 0) == (flag > 0)
+            torch.testing.assert_close(probe.grad, same.grad)
 
 
 def test_ddp_with_layers_across_buckets_trains_as_one_process_does(tmp_path: Path) -> None:

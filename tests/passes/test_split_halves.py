@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import blast_compile as blast
+from blast_compile.layers import MaskedLayer, attach_probe_
 from blast_compile.passes import PIPELINE
 from blast_compile.passes.split_halves import SplitHalves
 from blast_compile.passes.survey import survey
@@ -76,13 +77,18 @@ def test_names_an_activation_of_a_half_first() -> None:
 def test_gives_gradients_of_the_whole_layer() -> None:
     model = Toy(HALVES["chunk"])
     x = torch.randn(2, 3, 8)
+    probes = [attach_probe_(layer) for layer in model.modules() if isinstance(layer, MaskedLayer)]
     gradients = []
     for run in (model, torch.compile(model, backend="blast", options={"delegate": "aot_eager", "fallback": "error"})):
         model.zero_grad()
+        for probe in probes:
+            probe.detach().fill_(1.0)
+            probe.grad = None
         run(x).square().sum().backward()
-        gradients.append([parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None])
+        tensors = [*model.parameters(), *probes]
+        gradients.append([tensor.grad.clone() for tensor in tensors if tensor.grad is not None])
     torch._dynamo.reset()
-    assert len(gradients[0]) == 4
+    assert len(gradients[0]) == 6
     torch.testing.assert_close(gradients[1], gradients[0])
 
 
