@@ -91,7 +91,7 @@ def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def llama(size: Size, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+def llama(size: Size, dtype: torch.dtype = torch.bfloat16, *, seed: int = 0) -> nn.Module:
     """A dense Llama with random weights, for inference. Raises `BlastError` without transformers."""
     try:
         from transformers import LlamaConfig, LlamaForCausalLM
@@ -112,7 +112,7 @@ def llama(size: Size, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
         eos_token_id=None,
     )
     with torch.random.fork_rng([]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model: Any = LlamaForCausalLM(config)
     made: nn.Module = model.to(dtype).eval().requires_grad_(False)
     return made
