@@ -9,19 +9,32 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from blast_compile.checkpoint import load_model, save_model
     from blast_compile.mask import BlockMask
     from blast_compile.packing import pack_, unpack_
     from blast_compile.report import explain
     from blast_compile.surgery import BlockSparse, sparsify_
 
 __version__ = "0.1.0"
-__all__ = ["BlockMask", "BlockSparse", "__version__", "explain", "pack_", "sparsify_", "unpack_"]
+__all__ = [
+    "BlockMask",
+    "BlockSparse",
+    "__version__",
+    "explain",
+    "load_model",
+    "pack_",
+    "save_model",
+    "sparsify_",
+    "unpack_",
+]
 
 _HOMES = {
     "BlockMask": "blast_compile.mask",
     "BlockSparse": "blast_compile.surgery",
     "explain": "blast_compile.report",
+    "load_model": "blast_compile.checkpoint",
     "pack_": "blast_compile.packing",
+    "save_model": "blast_compile.checkpoint",
     "sparsify_": "blast_compile.surgery",
     "unpack_": "blast_compile.packing",
 }

@@ -43,6 +43,10 @@ class StoreError(BlastError, OSError):
     """A store folder that cannot be trusted or used."""
 
 
+class CheckpointError(BlastError, ValueError):
+    """A saved model that is damaged, foreign, newer than this version, or of another architecture."""
+
+
 class BuildError(BlastError, RuntimeError):
     """Generated source that did not compile or load."""
 

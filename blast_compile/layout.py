@@ -86,6 +86,19 @@ def pack(dense_NK: Tensor, kept: Tensor, block: Block, num_stored: int | None = 
     return F.pad(blocks, (0, 0, 0, 0, 0, _num_spare(blocks, num_stored))).contiguous()
 
 
+def strip(values: Tensor, index: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Values and index of a packed layer of `num_rows` block rows without its spare blocks; the values are a view."""
+    first, last = int(index[0]), int(index[num_rows])
+    offsets, columns = index[: num_rows + 1], index[num_rows + 1 :]
+    return values[first:last], torch.cat([offsets - first, columns[first:last]])
+
+
+def refill(values: Tensor, index: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Stripped values and index with the spare blocks of their size class, among at most `most` blocks."""
+    num_spare = size_class(values.shape[0], most) - values.shape[0]
+    return F.pad(values, (0, 0, 0, 0, 0, num_spare)), F.pad(index, (0, num_spare))
+
+
 def unpack(values: Tensor, index: Tensor, shape: tuple[int, int], block: Block) -> Tensor:
     """The dense weight `[N, K]` of packed values, zeros where no block is kept; differentiable in `values`."""
     (N, K), (bn, bk) = shape, block

@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
-from blast_compile import forms, layers, select
+from blast_compile import forms, integrations, layers, select
 from blast_compile.adopt import Carried, carried_mask
 from blast_compile.errors import LayerError, MaskError
 from blast_compile.layers import SparseLayer
@@ -78,7 +78,7 @@ def sparsify_(model: Model, config: BlockSparse | None = None, *, masks: Masks |
             raise MaskError(f"expected a mask for {name!r}, got None; leave the name out for a mask by magnitude")
         if name not in found:
             raise LayerError(f"expected masks named after linear layers, got {name!r}; the layers are {_listed(found)}")
-    chosen = {name: layer for name, layer in found.items() if name in given or _is_target(config, name, layer)}
+    chosen = {name: layer for name, layer in found.items() if name in given or is_target(config, name, layer)}
     if not chosen:
         raise LayerError(
             f"expected targets that match a linear layer, got {config.targets!r} less {config.dense!r}; "
@@ -88,6 +88,7 @@ def sparsify_(model: Model, config: BlockSparse | None = None, *, masks: Masks |
         if plan.carried is not None:
             plan.carried.release_()
         forms.to_masked_(chosen[name], plan.mask)
+    integrations.announce_(model)
     return model
 
 
@@ -99,7 +100,8 @@ class _Plan:
     carried: Carried | None = None
 
 
-def _is_target(config: BlockSparse, name: str, layer: nn.Module) -> bool:
+def is_target(config: BlockSparse, name: str, layer: nn.Module) -> bool:
+    """Whether `config` means the layer called `name`."""
     return select.matches(config.targets, name, layer) and not select.matches(config.dense, name, layer)
 
 

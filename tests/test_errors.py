@@ -15,6 +15,7 @@ BUILTINS = {
     "GradientError": NotImplementedError,
     "ScratchError": MemoryError,
     "StoreError": OSError,
+    "CheckpointError": ValueError,
     "BuildError": RuntimeError,
     "RewriteError": RuntimeError,
 }

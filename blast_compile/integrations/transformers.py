@@ -1,0 +1,179 @@
+"""`save_pretrained` and `from_pretrained` of models with sparse layers, as a quantizer of transformers 5.
+
+The config of a saved model says which layers are sparse (`"quantization_config": {"quant_method": "blast", ...}`).
+`from_pretrained` makes them sparse while the model is on the meta device, before any weight is read, so that the dense
+weights of packed layers never exist. It must know of this module: import it (or `sparsify_` a model) before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from blast_compile import forms, layout
+from blast_compile.errors import CheckpointError, MaskError
+from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight, masked_twin, packed_twin
+from blast_compile.mask import BlockMask
+
+METHOD = "blast"
+VERSION = 1
+
+
+@register_quantization_config(METHOD)
+class BlastConfig(QuantizationConfigMixin):  # type: ignore[misc, unused-ignore]
+    """Which layers of a saved model are sparse.
+
+    layers: by name, `form` ("masked" or "packed"), `block` `[bn, bk]`, and for packed layers `num_blocks`, the kept
+    ones, and `num_dead_blocks`. Their tensors are those of the state dict, without spare blocks.
+    """
+
+    def __init__(self, layers: Mapping[str, Mapping[str, Any]] | None = None, version: int = VERSION, **_: Any) -> None:
+        """Raises `CheckpointError` for the config of a newer version."""
+        if version > VERSION:
+            raise CheckpointError(
+                f"expected sparse layers described in version {VERSION}, got version {version}; upgrade blast_compile"
+            )
+        self.quant_method = cast(Any, METHOD)
+        self.version = version
+        self.layers = {name: dict(entry) for name, entry in (layers or {}).items()}
+
+
+@register_quantizer(METHOD)
+class BlastQuantizer(HfQuantizer):  # type: ignore[misc, unused-ignore]
+    """Describes the sparse layers of a model when it is saved, and makes them when it is loaded."""
+
+    quantization_config: BlastConfig
+
+    def get_state_dict_and_metadata(self, model: PreTrainedModel) -> tuple[dict[str, Tensor] | None, dict[str, str]]:
+        """The state dict without spare blocks; called by `save_pretrained`, first of all."""
+        layers = dict(_sparse_layers(model))
+        if not layers:  # they are dense again
+            vars(model.config).pop("quantization_config", None)
+            return None, {}
+        state_dict: dict[str, Tensor] = model.state_dict()
+        described = {}
+        for name, layer in layers.items():
+            described[name] = _describe(layer)
+            if isinstance(layer, PackedLayer):
+                weight, index = f"{name}.weight", f"{name}.block_index"
+                num_rows = layout.grid(layer.shape, layer.block)[0]
+                stripped = layout.strip(state_dict[weight], state_dict[index], num_rows)
+                state_dict[weight], state_dict[index] = stripped
+        self.quantization_config = model.config.quantization_config = BlastConfig(described)
+        return state_dict, {}
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        for name, layer, entry in _layers_to_make(model, self.quantization_config.layers):
+            _make_skeleton_(name, layer, entry)
+        return model
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        vars(model)["is_quantized"] = False  # values are what they were: casts and training are allowed
+        for name, layer in _sparse_layers(model):
+            _check_loaded(name, layer)
+            if isinstance(layer, PackedLayer):
+                most = layer.mask.kept.numel()
+                values, layer.block_index = layout.refill(layer.weight.detach(), layer.block_index, most)
+                layer.weight = nn.Parameter(values, requires_grad=layer.weight.requires_grad)
+        return model
+
+    def is_serializable(self) -> bool:
+        """Whether `save_pretrained` can save the model."""
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        """Whether adapters on the model can be trained."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """Whether the model itself can be trained."""
+        return True
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether `torch.compile` takes the model."""
+        return True
+
+
+def announce_(model: nn.Module) -> None:
+    """Gives every model of transformers in `model` that holds sparse layers a quantizer, which `save_pretrained` asks.
+
+    Raises nothing; a quantizer of another kind stays.
+    """
+    for module in model.modules():
+        is_known = not isinstance(module, PreTrainedModel) or getattr(module, "hf_quantizer", None) is not None
+        if not is_known and any(True for _ in _sparse_layers(module)):
+            vars(module)["hf_quantizer"] = BlastQuantizer(BlastConfig())
+
+
+def _sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
+    return ((name, module) for name, module in model.named_modules() if isinstance(module, SparseLayer))
+
+
+def _describe(layer: SparseLayer) -> dict[str, object]:
+    described: dict[str, object] = {"form": layer.form, "block": list(layer.block)}
+    if isinstance(layer, PackedLayer):
+        described |= {"num_blocks": layer.mask.nnz, "num_dead_blocks": layer.num_dead_blocks}
+    return described
+
+
+def _layers_to_make(
+    model: PreTrainedModel, entries: Mapping[str, Mapping[str, Any]]
+) -> Iterator[tuple[str, nn.Module, Mapping[str, Any]]]:
+    """Layers by their names here: a base model and one with a head differ in a prefix.
+
+    Those of a part that is not built, such as a head, are left out.
+    """
+    modules, prefix = dict(model.named_modules()), model.base_model_prefix + "."
+    found = 0
+    for name, entry in entries.items():
+        for candidate in (name, name.removeprefix(prefix), prefix + name):
+            if candidate in modules:
+                found += 1
+                yield candidate, modules[candidate], entry
+                break
+    if entries and not found:
+        raise CheckpointError(
+            f"expected a model with layers such as {next(iter(entries))!r}, as in its quantization_config, got a "
+            f"{type(model).__name__} that has none of them; load it as the class that it was saved from"
+        )
+
+
+def _make_skeleton_(name: str, layer: nn.Module, entry: Mapping[str, Any]) -> None:
+    """Makes a dense layer on the meta device sparse, with the shapes of the tensors that will be read."""
+    twin: type[SparseLayer] | None = masked_twin(type(layer))
+    if twin is None:
+        raise CheckpointError(f"expected a linear layer called {name!r}, got {layer}; its class has changed")
+    try:
+        block = cast(tuple[int, int], tuple(entry["block"]))
+        weight = dense_weight(layer)
+        (R, C), (bn, bk) = layout.grid((weight.shape[0], weight.shape[1]), block), block
+        shape: tuple[int, ...] = (R, 1 + C)
+        if entry["form"] == "packed":
+            twin = packed_twin(cast(type[MaskedLayer], twin))
+            values = weight.new_empty((entry["num_blocks"], bk, bn))
+            layer.weight = nn.Parameter(values, requires_grad=cast(Tensor, layer.weight).requires_grad)
+            shape = (R + 1 + entry["num_blocks"],)
+        index = torch.empty(shape, dtype=torch.int32, device=weight.device)
+        forms.take_form_(layer, twin, index, block, entry.get("num_dead_blocks", 0))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"expected a description of the sparse layer {name!r}, got {entry}: {error}") from error
+
+
+def _check_loaded(name: str, layer: SparseLayer) -> None:
+    """Raises `CheckpointError` unless index and weight go together: transformers itself goes on without a tensor."""
+    try:
+        mask: BlockMask = layer.mask
+    except MaskError as error:
+        raise CheckpointError(f"expected the mask index of {name!r}, got one that cannot be used: {error}") from error
+    if isinstance(layer, PackedLayer) and mask.nnz != layer.weight.shape[0]:
+        raise CheckpointError(f"expected {layer.weight.shape[0]} blocks in the index of {name!r}, got {mask.nnz}")
