@@ -38,12 +38,21 @@ def _silu_grad(grad: Tensor, z: Tensor) -> Tensor:
     return grad * sigmoid * (1 + z * (1 - sigmoid))
 
 
+def _quick_gelu_grad(grad: Tensor, z: Tensor) -> Tensor:
+    """Rounds where autograd does on `z * sigmoid(1.702 * z)`."""
+    sigmoid = torch.sigmoid(1.702 * z)
+    dz: Tensor = grad * sigmoid + 1.702 * aten.sigmoid_backward(grad * z, sigmoid)
+    return dz
+
+
 _ACTIVATION_GRADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "identity": lambda grad, _z: grad,
     "relu": lambda grad, z: aten.threshold_backward(grad, z, 0),
     "gelu": lambda grad, z: aten.gelu_backward(grad, z),
     "gelu_tanh": lambda grad, z: aten.gelu_backward(grad, z, approximate="tanh"),
     "silu": _silu_grad,
+    "quick_gelu": _quick_gelu_grad,
+    "relu_squared": lambda grad, z: aten.threshold_backward(grad * (2 * torch.relu(z)), z, 0),
 }
 
 

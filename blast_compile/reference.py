@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blast_compile import layout
+from blast_compile import activations, layout
 from blast_compile.layout import Block
 
 _CHUNK = 2**20  # elements of a dense gradient that are in memory at a time
@@ -24,6 +24,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "silu": F.silu,
+    "quick_gelu": activations.quick_gelu,
+    "relu_squared": activations.relu_squared,
 }
 
 

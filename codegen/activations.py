@@ -12,6 +12,7 @@ from blast_compile.codegen.spec import Activation
 
 X = sympy.Symbol("x", real=True)
 """The argument of a definition."""
+_QUICK = sympy.Rational("1.702")
 
 
 class Sigmoid(sympy.Function):  # type: ignore[misc]
@@ -93,7 +94,47 @@ class Silu(sympy.Function):  # type: ignore[misc]
         return Sigmoid(x) * (1 + x * (1 - Sigmoid(x)))
 
 
-ACTIVATIONS: dict[Activation, type[sympy.Function]] = {"relu": Relu, "gelu": Gelu, "gelu_tanh": GeluTanh, "silu": Silu}
+class QuickGelu(sympy.Function):  # type: ignore[misc]
+    """`x * sigmoid(1.702 * x)`."""
+
+    spelling = "quick_gelu"
+
+    @classmethod
+    def definition(cls, x: sympy.Expr) -> sympy.Expr:
+        """`x * sigmoid(1.702 * x)`."""
+        return x * Sigmoid(_QUICK * x)
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        """`s * (1 + 1.702 * x * (1 - s))`."""
+        _check_only_argument(self, argindex)
+        x = self.args[0]
+        return Sigmoid(_QUICK * x) * (1 + _QUICK * x * (1 - Sigmoid(_QUICK * x)))
+
+
+class ReluSquared(sympy.Function):  # type: ignore[misc]
+    """`relu(x)**2`; NaN stays NaN."""
+
+    spelling = "relu_squared"
+
+    @classmethod
+    def definition(cls, x: sympy.Expr) -> sympy.Expr:
+        """A comparison with zero first, as in `Relu`."""
+        return sympy.Piecewise((0, x < 0), (x**2, True))
+
+    def fdiff(self, argindex: int = 1) -> sympy.Expr:
+        """`2 * x` above 0."""
+        _check_only_argument(self, argindex)
+        return sympy.Piecewise((0, self.args[0] <= 0), (2 * self.args[0], True))
+
+
+ACTIVATIONS: dict[Activation, type[sympy.Function]] = {
+    "relu": Relu,
+    "gelu": Gelu,
+    "gelu_tanh": GeluTanh,
+    "silu": Silu,
+    "quick_gelu": QuickGelu,
+    "relu_squared": ReluSquared,
+}
 """Every activation but the identity, which leaves nothing to compute."""
 
 

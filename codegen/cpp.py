@@ -2,7 +2,7 @@
 
 Map of a generated file, each part a template in `templates/cpp/`:
   head         the spec and config that made it
-  vector       vectors of floats and their arithmetic       activations  relu, gelu, gelu_tanh, silu
+  vector       vectors of floats and their arithmetic       activations  those of the epilogues
   partial_*    parts of vectors, transposes                 fp16         float16 in memory, where a spec has it
   words        operands of a multiply-add, `gather`
   threads      memory of a thread, when to use several      product      the register tile
@@ -122,6 +122,7 @@ def generate(spec: Spec, config: CpuConfig | None = None) -> str:
             output_edge=output_edge,
             layers=_LAYERS.get(spec.op, ()),
             stages=stages,
+            activations={e.activation for e in epilogues} - {"identity"},
             packed=spec.layout == "packed",
             transposed=transposed,
             direct=_is_direct(spec),

@@ -8,7 +8,7 @@ from typing import Literal
 from blast_compile.layout import Block
 
 Op = Literal["linear", "gated_linear", "mlp", "gated_mlp", "input_grad", "weight_grad"]
-Activation = Literal["identity", "relu", "gelu", "gelu_tanh", "silu"]
+Activation = Literal["identity", "relu", "gelu", "gelu_tanh", "silu", "quick_gelu", "relu_squared"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Layout = Literal["masked", "packed"]
 

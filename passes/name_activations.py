@@ -167,6 +167,8 @@ DEFINITIONS: dict[str, Callable[[float], float]] = {
     "silu": _silu,
     "gelu": _gelu,
     "gelu_tanh": lambda x: _gelu(x, "tanh"),
+    "quick_gelu": lambda x: x * _sigmoid(1.702 * x),
+    "relu_squared": lambda x: _relu(x) ** 2,
 }
 _SCALAR: dict[str, Callable[..., float]] = {
     "add": operator.add,

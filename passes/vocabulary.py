@@ -65,10 +65,12 @@ NORMAL_FORMS: dict[str, tuple[Callable[..., Tensor], dict[str, Any]]] = {
     "silu": (F.silu, {}),
     "gelu": (F.gelu, {}),
     "gelu_tanh": (F.gelu, {"approximate": "tanh"}),
+    "quick_gelu": (torch.ops.blast.quick_gelu, {}),
+    "relu_squared": (torch.ops.blast.relu_squared, {}),
 }
 """How an activation, by the name our ops give it, is written once it has been recognised: function and keywords."""
-ATEN_FORMS = {F.relu: aten.relu, F.silu: aten.silu, F.gelu: aten.gelu}
-"""The same functions as `torch.export` writes them."""
+ATEN_FORMS: dict[object, Any] = {F.relu: aten.relu, F.silu: aten.silu, F.gelu: aten.gelu}
+"""The same functions as `torch.export` writes them, where they are no operators already."""
 
 
 def activation_of(node: Node) -> str | None:
@@ -80,7 +82,7 @@ def activation_of(node: Node) -> str | None:
         (
             name
             for name, (function, wanted) in NORMAL_FORMS.items()
-            if called in (function, ATEN_FORMS[function]) and keywords == wanted
+            if called in (function, ATEN_FORMS.get(function)) and keywords == wanted
         ),
         None,
     )

@@ -159,6 +159,17 @@ OTHER_FAMILIES = {
         },
         "mlp",
     ),
+    "nemotron": _decoder("Nemotron", "mlp"),
+    "clip text": Family(
+        "CLIPTextModel", "CLIPTextConfig", {**_COMMON, **_ENDS, "intermediate_size": 96, "projection_dim": 64}, "mlp"
+    ),
+    "clip vision": Family(
+        "CLIPVisionModel",
+        "CLIPVisionConfig",
+        {**_COMMON, "intermediate_size": 96, "image_size": 16, "patch_size": 4},
+        "mlp",
+        _pixels,
+    ),
     "distilbert": Family(
         "DistilBertForMaskedLM",
         "DistilBertConfig",

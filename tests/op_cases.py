@@ -25,7 +25,7 @@ OpName = Literal["linear", "gated_linear", "mlp", "gated_mlp"]
 Form = Literal["masked", "transposed", "packed"]
 OPS: tuple[OpName, ...] = ("linear", "gated_linear", "mlp", "gated_mlp")
 FORMS: tuple[Form, ...] = ("masked", "transposed", "packed")
-ACTIVATIONS: tuple[Activation, ...] = ("identity", "relu", "gelu", "gelu_tanh", "silu")
+ACTIVATIONS: tuple[Activation, ...] = ("identity", "relu", "gelu", "gelu_tanh", "silu", "quick_gelu", "relu_squared")
 KERNEL_BLOCKS: tuple[Block, ...] = ((32, 32), (16, 16), (8, 8), (64, 32), (13, 17), (128, 64), (256, 256))
 SMALL_BLOCKS: tuple[Block, ...] = ((4, 4), (1, 1))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -124,6 +124,10 @@ def dense_forward(case: Case, x: Tensor, layers: Sequence[Layer], residual: Tens
 def _activate(z: Tensor, activation: Activation) -> Tensor:
     if activation == "gelu_tanh":
         return F.gelu(z, approximate="tanh")
+    if activation == "quick_gelu":
+        return z * torch.sigmoid(1.702 * z)
+    if activation == "relu_squared":
+        return F.relu(z) ** 2
     return z if activation == "identity" else cast(Tensor, getattr(F, activation)(z))
 
 

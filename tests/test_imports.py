@@ -18,7 +18,7 @@ ORDER = (
     ("reference",),
     ("codegen",),
     ("tuning",),
-    ("store", "manifest", "folders"),
+    ("store", "manifest", "folders", "state_file"),
     ("kernels", "native", "plans", "launch"),
     ("ops", "gradients", "transforms"),
     ("layers", "forms", "integrations"),

@@ -187,7 +187,7 @@ def test_no_values_are_made_up_where_some_tensors_are_on_meta(op: OpName, spoil:
 @pytest.mark.parametrize(
     ("number", "value", "error", "message"),
     [
-        (-1, "tanh", OptionsError, "among identity, relu, gelu, gelu_tanh, silu, got 'tanh'"),
+        (-1, "tanh", OptionsError, "among identity, relu, gelu, gelu_tanh, silu, quick_gelu, relu_squared, got 'tanh'"),
         (-2, [0, 32], MaskError, r"two ints from 1 to 256, got \[0, 32\]"),
         (-2, [32], MaskError, r"two ints from 1 to 256, got \[32\]"),
         (-3, 3, LayerError, r"expected the weight of \[3, "),

@@ -64,4 +64,6 @@ def test_definitions_in_triton() -> None:
         "gelu": "0.5 * x * (1.0 + tl.erf(0.7071067811865476 * x))",
         "gelu_tanh": "x * tl.sigmoid(1.5957691216057308 * (x + 0.044715 * x * x * x))",
         "silu": "x * tl.sigmoid(x)",
+        "quick_gelu": "x * tl.sigmoid(1.702 * x)",
+        "relu_squared": "tl.where(x < 0.0, 0.0, x * x)",
     }

@@ -31,6 +31,8 @@ BODIES: dict[str, tuple[Body, str]] = {
     "gelu": (lambda m, x: x + m.down(F.gelu(m.up(x))), "mlp"),
     "gelu_tanh": (lambda m, x: m.down(F.gelu(m.gate(x), approximate="tanh") * m.up(x)), "gated_mlp"),
     "formula": (_decomposed_gelu, "mlp"),
+    "quick_gelu": (lambda m, x: (lambda y: m.down(y * torch.sigmoid(1.702 * y)))(m.up(x)), "mlp"),
+    "relu_squared": (lambda m, x: m.down(torch.square(F.relu(m.gate(x))) * m.up(x)), "gated_mlp"),
     "in place": (lambda m, x: m.down(F.relu(m.up(x), inplace=True)), "mlp"),
     "dropout": (lambda m, x: m.down(F.dropout(F.relu(m.up(x)), 0.1, False)) + x, "mlp"),
     "views": (_viewed, "mlp"),
@@ -103,6 +105,19 @@ def test_what_no_layer_takes_in_is_an_operator_too(body: Body, operations: list[
     assert passes.rewrite(program.graph_module)
     program.validate()  # type: ignore[no-untyped-call]
     assert [describe(node) for node in program.graph.nodes if node.op == "call_function"] == operations
+
+
+def test_an_activation_of_ours_that_no_layer_takes_in_is_made_of_operators_of_torch() -> None:
+    def body(m: Toy, x: Tensor) -> Any:
+        y = m.up(x)
+        return m.down(y * torch.sigmoid(1.702 * y)), y
+
+    program = export(toy(body), (x_of(2, 3, 8),))
+    before = program.module()(x_of(2, 3, 8))
+    assert passes.rewrite(program.graph_module)
+    program = program.run_decompositions()
+    assert not [node for node in program.graph.nodes if describe(node) == "quick_gelu"]
+    torch.testing.assert_close(program.module()(x_of(2, 3, 8)), before)
 
 
 def test_a_fused_program_has_gradients() -> None:

@@ -20,6 +20,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
     "gelu": F.gelu,
     "gelu_tanh": lambda y: F.gelu(y, approximate="tanh"),
+    "quick_gelu": lambda y: torch.ops.blast.quick_gelu(y),
+    "relu_squared": lambda y: torch.ops.blast.relu_squared(y),
 }
 WHOLE: dict[str, tuple[str, bool, Body]] = {
     "gated_mlp": ("gated_mlp", False, lambda m, x: m.down(F.silu(m.gate(x)) * m.up(x))),
@@ -117,7 +119,7 @@ KEPT: dict[str, tuple[Body, str]] = {
     "autocast": (_autocast, "_enter_autocast changes autocast or gradient mode between its nodes"),
     "unsupported activation": (
         lambda m, x: m.down(torch.tanh(m.up(x))),
-        "the activation between it and the other layer is none of relu, silu, gelu, gelu_tanh",
+        "the activation between it and the other layer is none of " + ", ".join(ACTIVATIONS),
     ),
     "chunk": (lambda m, x: m.up(x).chunk(2, -1)[0] * 2, "no pattern holds a linear between an input and chunk"),
 }
@@ -134,7 +136,7 @@ def test_says_why_not(body: Body, reason: str) -> None:
 def test_says_of_both_layers_that_no_op_has_their_activation() -> None:
     def body(m: Toy, x: Tensor) -> Any:
         y = m.up(x)
-        return m.down(y * torch.sigmoid(1.702 * y))
+        return m.down(y * torch.sigmoid(2.5 * y))
 
     captured = apply(capture(Toy(body)), *PIPELINE)
     assert set(reasons(captured)) == {

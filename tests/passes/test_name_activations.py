@@ -30,9 +30,17 @@ SPELLINGS: dict[str, tuple[str, Function]] = {
     "gelu_fast": ("gelu_tanh", ACT2FN["gelu_fast"]),
     "gelu_pytorch_tanh * 1": ("gelu_tanh", lambda y: 1 * F.gelu(y, approximate="tanh")),
     "gelu_python": ("gelu", ACT2FN["gelu_python"]),
+    "quick_gelu": ("quick_gelu", ACT2FN["quick_gelu"]),
+    "quick gelu over 1 + exp": ("quick_gelu", lambda y: y / (torch.exp(y * -1.702) + 1)),
+    "quick gelu by silu": ("quick_gelu", lambda y: F.silu(1.702 * y) / 1.702),
+    "relu2": ("relu_squared", ACT2FN["relu2"]),
+    "relu ** 2": ("relu_squared", lambda y: F.relu(y) ** 2),
+    "relu.pow(2)": ("relu_squared", lambda y: y.relu().pow(2)),
+    "relu times itself": ("relu_squared", lambda y: (lambda r: r * r)(torch.relu(y))),
 }
 UNKNOWN: dict[str, Body] = {
-    "quick_gelu": lambda m, x: ACT2FN["quick_gelu"](m.up(x)),
+    "a gelu of another speed": lambda m, x: (lambda y: y * torch.sigmoid(1.7 * y))(m.up(x)),
+    "relu cubed": lambda m, x: F.relu(m.up(x)) ** 3,
     "tanh": lambda m, x: m.up(x).tanh(),
     "twice relu": lambda m, x: m.up(x).tanh().relu(),
     "a tensor constant": lambda m, x: torch.where(m.up(x) > 0, m.up(x), torch.zeros(())),
