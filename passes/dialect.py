@@ -24,7 +24,8 @@ def meta_with(like: Node, value: object) -> dict[str, Any]:
 def activation(graph: Graph, name: str, x: Node, *, like: Node) -> Node:
     """A call of an activation in normal form."""
     function, keywords = NORMAL_FORMS[name]
-    named = graph.call_function(ATEN_FORMS.get(function, function).default if _is_aten(like) else function, (x,), keywords)
+    called = ATEN_FORMS.get(function, function).default if _is_aten(like) else function
+    named = graph.call_function(called, (x,), keywords)
     named.meta = dict(like.meta)
     return named
 
