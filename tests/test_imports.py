@@ -23,12 +23,12 @@ ORDER = (
     ("ops", "gradients", "transforms"),
     ("layers", "forms", "integrations"),
     ("surgery", "select", "adopt", "dead_blocks"),
-    ("checkpoint",),
     ("passes",),
     ("prepare",),
     ("backend", "exported"),
     ("report",),
     ("packing", "mlps"),
+    ("checkpoint",),
     ("demo", "doctor", "cli"),
 )
 RANKS = {part: rank for rank, parts in enumerate(ORDER) for part in parts}

@@ -58,8 +58,7 @@ def _layers_of(model: nn.Module, records: Mapping[str, Record]) -> dict[str, nn.
     layers: dict[str, nn.Module] = {name: m for name, m in model.named_modules() if isinstance(m, SparseLayer)}
     for name, record in records.items():
         layer = modules.get(name)
-        plain = None if layer is None else layer.plain_class if isinstance(layer, SparseLayer) else type(layer)
-        if layer is None or plain is None or record.twin(plain) is None or _shape(layer) != record.shape:
+        if layer is None or record.twin(plain_class(layer)) is None or _shape(layer) != record.shape:
             found = "no such layer" if layer is None else repr(layer).partition("\n")[0]
             raise CheckpointError(
                 f"expected a {record.kind} of shape {record.shape} called {name!r}, as in the file, got {found}; "
@@ -67,6 +66,11 @@ def _layers_of(model: nn.Module, records: Mapping[str, Record]) -> dict[str, nn.
             )
         layers[name] = layer
     return layers
+
+
+def plain_class(layer: nn.Module) -> type[nn.Module]:
+    """The dense class of a layer in any form."""
+    return layer.plain_class if isinstance(layer, SparseLayer) else type(layer)
 
 
 def _shape(layer: nn.Module) -> tuple[int, ...]:
@@ -137,8 +141,7 @@ def _take_form_(layer: nn.Module, record: Record | None, index: Tensor | None) -
     if record is None or index is None:
         forms.leave_form_(layer)
         return
-    plain = layer.plain_class if isinstance(layer, SparseLayer) else type(layer)
-    twin = record.twin(plain)
+    twin = record.twin(plain_class(layer))
     assert twin is not None
     forms.take_form_(layer, twin, index, record.block, record.num_dead_blocks)
 

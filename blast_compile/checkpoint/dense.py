@@ -1,0 +1,102 @@
+"""Imports dense checkpoints whose weights hold zero blocks, one tensor after another."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from blast_compile import layout, select
+from blast_compile.checkpoint.assign import Loaded, assign_, plain_class
+from blast_compile.checkpoint.record import Form, Record
+from blast_compile.errors import CheckpointError
+from blast_compile.layers import masked_twin
+from blast_compile.log import logger
+from blast_compile.mask import BlockMask, check_sparsity
+from blast_compile.packing import BREAK_EVEN_SPARSITY
+from blast_compile.surgery import BlockSparse, is_target
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def import_dense(
+    model: Model,
+    path: str | os.PathLike[str],
+    config: BlockSparse | None = None,
+    *,
+    form: Form = "packed",
+    dense_below: float = BREAK_EVEN_SPARSITY,
+) -> Model:
+    """Loads a dense safetensors checkpoint into `model`, in place: blocks of zeros become dropped blocks.
+
+    path: a safetensors file, an index of shards (`*.safetensors.index.json`), or a folder with one of them. config:
+    which layers become sparse and in which blocks; its `sparsity` says nothing here. form: packed or masked layers.
+    dense_below: layers with a smaller fraction of zero blocks stay dense, and the log names them.
+
+    At most one dense weight of a layer that will be packed is held at a time, if those of `model` are on the meta
+    device. Raises `CheckpointError` where the file is damaged or of another architecture, or holds no such layer; the
+    model is then as it was.
+    """
+    config = config or BlockSparse()
+    check_sparsity(dense_below)
+    layers = {
+        f"{name}.weight": (name, layer)
+        for name, layer in select.linear_layers(model)
+        if is_target(config, name, layer) and masked_twin(plain_class(layer)) is not None
+    }
+    tensors: dict[str, Tensor] = {}
+    records: dict[str, Record] = {}
+    for key, tensor in _tensors(Path(path)):
+        tensors[key] = tensor
+        if key not in layers or tensor.dim() != 2 or tensor.dtype not in select.DTYPES:
+            continue
+        name, layer = layers[key]
+        kind = plain_class(layer)
+        weight_NK = tensor if issubclass(kind, nn.Linear) else tensor.t()
+        mask = BlockMask.from_nonzero(weight_NK, config.block_shape)
+        if mask.sparsity == 0 or mask.sparsity < dense_below:
+            logger.info("%s stays dense: %.1f %% of its blocks are zero", name, 100 * mask.sparsity)
+            continue
+        records[name] = Record(form, kind.__name__, mask.shape, mask.block)
+        tensors[key] = layout.pack(weight_NK, mask.kept, mask.block)
+        tensors[f"{name}.block_index"] = layout.packed_index(mask.kept)
+    if not records:
+        raise CheckpointError(
+            f"expected layers among {config.targets!r} with zero blocks of {config.block_shape} in {path}, got none; "
+            "use the block that it was pruned with, or a smaller dense_below"
+        )
+    assign_(model, Loaded(tensors, records, ties={}))
+    return model
+
+
+def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and tensor of everything in the files, read one by one."""
+    for file in _files(path):
+        try:
+            with safe_open(file, framework="pt") as opened:
+                for key in opened.keys():  # noqa: SIM118 - it is no mapping
+                    yield key, opened.get_tensor(key)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"expected a safetensors file, got {file}: {error}") from error
+
+
+def _files(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(path.glob("*.safetensors.index.json")) or sorted(path.glob("*.safetensors"))
+        if len(found) != 1:
+            raise CheckpointError(
+                f"expected one safetensors file or one index of shards in {path}, got {len(found)}; name the file"
+            )
+        path = found[0]
+    if not path.name.endswith(".index.json"):
+        return [path]
+    try:
+        shards = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+        return [path.parent / Path(shard).name for shard in shards]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"expected an index of shards, got {path}: {type(error).__name__}: {error}") from error
