@@ -11,7 +11,19 @@ from typing import Annotated
 import torch
 import typer
 
-from benchmarks import break_even, compare, compile_time, dispatch, model, rows, settings, table, threads, train
+from benchmarks import (
+    break_even,
+    compare,
+    compile_time,
+    dispatch,
+    model,
+    rows,
+    settings,
+    table,
+    threads,
+    train,
+    train_step,
+)
 from benchmarks.findings import Findings, Report
 from benchmarks.limits import Limits
 from benchmarks.machine import ROOT, keep_freed_memory
@@ -33,6 +45,7 @@ _OF_LAYERS: dict[str, tuple[Benchmark, str]] = {
     ),
     "cpu-mlp": (partial(compare.compare, "gated_mlp", "cpu-mlp"), "A gated MLP, over MLPs that no cache holds."),
     "train": (train.compare, "Forward and backward of a masked linear layer and gated MLP, with peak memory."),
+    "train-step": (train_step.compare, "A step of training a Llama-shaped model, AdamW included."),
     "break-even": (break_even.compare, "Where a sparse layer loses to dense, from 0 % to 100 % of zero blocks."),
     "threads": (threads.compare, "What more threads gain, and what a busy neighbour costs."),
 }

@@ -45,7 +45,7 @@ def compare(size: Size, settings: Settings, limits: Limits, report: Report) -> F
     findings = Findings()
     for dtype in settings.dtypes:
         dense = llama(size, dtype)
-        prompt, tail = text.windows(1, size.context)[0].tensor_split([size.prompt])
+        prompt, tail = text.bytes_of_python(size.context).tensor_split([size.prompt])
         with candidates.fair_settings():
             contenders = _verified(dense, size, settings, prompt, tail, report, findings.refused)
             phases: dict[str, dict[str, partial[Tensor]]] = {
@@ -67,7 +67,7 @@ def _verified(
 ) -> list[Contender]:
     wanted: list[tuple[str, float, nn.Module, nn.Module | None]] = [
         *((name, 0.0, dense, dense) for name in settings.baselines),
-        (REST, 0.0, _without_mlps(dense), None),
+        (REST, 0.0, without_mlps(dense), None),
     ]
     for sparsity in settings.sparsities:
         config = BlockSparse(block=settings.block, sparsity=sparsity)
@@ -108,7 +108,7 @@ def _logits(session: Session, prompt: Tensor, tail: Tensor) -> Tensor:
     return torch.cat([session.prefill(prompt), session.decode(tail, start=len(prompt))])
 
 
-def _without_mlps(dense: nn.Module) -> nn.Module:
+def without_mlps(dense: nn.Module) -> nn.Module:
     """The rest of the model, which no sparsity of the MLPs makes faster."""
     rest = copy.deepcopy(dense)
     for name in [name for name, _ in rest.named_modules() if name.endswith(".mlp")]:

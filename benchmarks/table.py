@@ -12,7 +12,12 @@ from benchmarks.rows import Row
 
 _BEGIN, _END = "<!-- python benchmarks/run.py table --write -->", "<!-- end of table -->"
 _NAMES = {"linear": "linear", "gated_mlp": "gated MLP", "prefill": "model, prefill", "decode": "model, decode"}
-_TERMINAL_NAMES = _NAMES | {"compile": "model, first call"}
+_TERMINAL_NAMES = _NAMES | {
+    "compile": "model, first call",
+    "step": "model, step of training",
+    "passes": "model, forward and backward",
+    "run": "model, run of training",
+}
 
 
 def rich_table(rows: Sequence[Row]) -> Table:
