@@ -133,6 +133,15 @@ class PackedLayer(SparseLayer):
         removed = f", {self.num_dead_blocks} dead blocks removed" if self.num_dead_blocks else ""
         return super().extra_repr() + removed
 
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        """Kept blocks alone, as files hold them, load too: they get the spare ones of their size class."""
+        weight, index = (state_dict.get(prefix + name) for name in ("weight", "block_index"))
+        if weight is not None and index is not None and weight.dim() == self.weight.dim():
+            R, C = layout.grid(self.shape, self.block)
+            weight, index = layout.refill(weight, index, R * C)
+            state_dict = {**state_dict, prefix + "weight": weight, prefix + "block_index": index}
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
 
 class SparseLinear(MaskedLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear never says that its bias may be None
     """A masked `nn.Linear`."""

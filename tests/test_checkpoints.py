@@ -10,6 +10,7 @@ from torch import nn
 from transformers import T5Config, T5EncoderModel
 
 import blast_compile as blast
+from blast_compile import layout
 from tests.families import FAMILIES, sparse
 from tests.models import Mlp, sparse_layer
 
@@ -40,6 +41,16 @@ def test_a_checkpoint_of_the_other_form_is_named(packed: bool) -> None:
 def test_a_dense_checkpoint_loads_before_packing_only() -> None:
     with pytest.raises(RuntimeError, match=r"got one of shape \(72, 40\); load it before pack_\n"):
         sparse_mlp(packed=True).load_state_dict(Mlp().state_dict())
+
+
+def test_kept_blocks_alone_load_into_a_packed_model() -> None:
+    config = blast.BlockSparse(block=4, sparsity=0.3)
+    model, other = (blast.pack_(blast.sparsify_(Mlp(), config)) for _ in range(2))
+    layer, state = sparse_layer(model, "fc1"), dict(model.state_dict())
+    state["fc1.weight"], state["fc1.block_index"] = layout.strip(layer.weight, layer.block_index, 18)
+    other.load_state_dict(state)
+    assert state["fc1.weight"].shape[0] < sparse_layer(other, "fc1").weight.shape[0]
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
 
 
 @pytest.mark.parametrize("packed", [True, False])
