@@ -28,6 +28,7 @@ ORDER = (
     ("backend", "exported"),
     ("report",),
     ("packing", "mlps"),
+    ("sparsify",),
     ("checkpoint",),
     ("demo", "doctor", "cli"),
 )

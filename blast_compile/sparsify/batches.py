@@ -1,0 +1,39 @@
+"""Calibration data in the forms that users have them in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor
+
+from blast_compile.errors import OptionsError
+
+Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
+"""One batch: an only argument, a tuple or list of arguments, or keyword arguments."""
+
+
+def held(data: Iterable[Inputs]) -> list[Inputs]:
+    """All batches, of a generator too. Raises `OptionsError` where there is none, or where one is of another form."""
+    if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
+        raise OptionsError(
+            f"expected calibration data as an iterable of batches, got a single {type(data).__name__}; "
+            "put it into a list, or pass a DataLoader"
+        )
+    batches = list(data)
+    if not batches:
+        raise OptionsError("expected calibration data, got no batch; a generator that was used before is empty")
+    for batch in batches:
+        if not isinstance(batch, Tensor | tuple | list | Mapping):
+            raise OptionsError(
+                "expected batches that are a tensor, a tuple or list of arguments, or a mapping of keyword arguments, "
+                f"got a {type(batch).__name__}"
+            )
+    return batches
+
+
+def arguments(batch: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What to call the model with."""
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    return ((), dict(batch)) if isinstance(batch, Mapping) else (tuple(batch), {})
