@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from blast_compile.mask import BlockMask
     from blast_compile.packing import pack_, unpack_
     from blast_compile.report import explain
+    from blast_compile.sparsify import Sparsifier
     from blast_compile.sparsify.prune import prune_
     from blast_compile.surgery import BlockSparse, sparsify_
 
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BlockMask",
     "BlockSparse",
+    "Sparsifier",
     "__version__",
     "explain",
     "load_model",
@@ -33,6 +35,7 @@ __all__ = [
 _HOMES = {
     "BlockMask": "blast_compile.mask",
     "BlockSparse": "blast_compile.surgery",
+    "Sparsifier": "blast_compile.sparsify",
     "explain": "blast_compile.report",
     "load_model": "blast_compile.checkpoint",
     "pack_": "blast_compile.packing",

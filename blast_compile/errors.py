@@ -47,6 +47,10 @@ class CheckpointError(BlastError, ValueError):
     """A saved model that is damaged, foreign, newer than this version, or of another architecture."""
 
 
+class TrainingError(BlastError, RuntimeError):
+    """Calls of a training loop in an order that a mask update cannot follow."""
+
+
 class BuildError(BlastError, RuntimeError):
     """Generated source that did not compile or load."""
 

@@ -16,6 +16,7 @@ BUILTINS = {
     "ScratchError": MemoryError,
     "StoreError": OSError,
     "CheckpointError": ValueError,
+    "TrainingError": RuntimeError,
     "BuildError": RuntimeError,
     "RewriteError": RuntimeError,
 }

@@ -1,0 +1,57 @@
+"""What prune-and-grow needs of an optimizer: whether a step really happened, and its state of single blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class StepWatch:
+    """Counts the steps that an optimizer really took since it was last asked, by hooks on it.
+
+    before: called before each step, while gradients and weights are those of the step. `GradScaler` skips steps in two
+    ways: it does not call the optimizer, or hands it `found_inf` (fused ones), which makes the step do nothing.
+    """
+
+    def __init__(self, optimizer: Optimizer, before: Callable[[Optimizer], None]) -> None:
+        self.optimizer = optimizer
+        self._found_inf: list[Tensor | None] = []
+        self._handles = [
+            optimizer.register_step_pre_hook(lambda optimizer, _args, _kwargs: before(optimizer)),
+            optimizer.register_step_post_hook(lambda optimizer, _args, _kwargs: self._see(optimizer)),
+        ]
+
+    def _see(self, optimizer: Any) -> None:
+        self._found_inf.append(getattr(optimizer, "found_inf", None))
+
+    @property
+    def num_steps(self) -> int:
+        """The steps since `forget`, those that did nothing left out."""
+        return sum(found_inf is None or not found_inf.any() for found_inf in self._found_inf)
+
+    def forget(self) -> None:
+        """Starts counting anew."""
+        self._found_inf.clear()
+
+    def remove(self) -> None:
+        """Takes the hooks away."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def parameters_of(optimizer: Optimizer) -> Iterable[Tensor]:
+    """All parameters that an optimizer updates."""
+    return (parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def states_like(optimizer: Optimizer, weight: Tensor) -> list[Tensor]:
+    """The optimizer's state tensors of the weight's own shape: moments, momenta, master copies.
+
+    Factored state (Adafactor's `row_var` and `col_var`) has other shapes, and is left alone: it holds means over rows
+    and columns, out of which a pruned block's share fades as that of any old gradient.
+    """
+    state = optimizer.state.get(weight, {})
+    return [value for value in state.values() if isinstance(value, Tensor) and value.shape == weight.shape]

@@ -1,0 +1,64 @@
+"""The state of a `Sparsifier` as plain values, and the check that it belongs to the same layers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from torch import Tensor
+
+from blast_compile.errors import LayerError
+from blast_compile.layers import MaskedLayer
+from blast_compile.log import logger
+from blast_compile.sparsify.config import PruneAndGrow
+from blast_compile.sparsify.observation import Observation
+from blast_compile.sparsify.update import LayerChange, UpdateRecord
+
+VERSION = 1
+
+
+def state_of(layers: Mapping[str, MaskedLayer], config: PruneAndGrow, seen: Observation) -> dict[str, Any]:
+    """What is checked when it comes back, and the movement of blocks."""
+    return {
+        "version": VERSION,
+        "layers": _shapes(layers),
+        "config": _described(config),
+        "movement": {name: sums.clone() for name, sums in seen.sums.items()},
+    }
+
+
+def checked_sums(
+    state: Mapping[str, Any], layers: Mapping[str, MaskedLayer], config: PruneAndGrow
+) -> dict[str, Tensor]:
+    """The movement of blocks. Raises `LayerError` where the state is of other layers or another version.
+
+    Another configuration is the user's right, and logged: the run goes on under the present one.
+    """
+    if state.get("version") != VERSION:
+        raise LayerError(f"expected the state of a Sparsifier of version {VERSION}, got {state.get('version')!r}")
+    given, own = state["layers"], _shapes(layers)
+    for name in [*own, *given]:
+        if given.get(name) != own.get(name):
+            raise LayerError(
+                f"expected the state of a Sparsifier over the same layers, got {name!r} as {given.get(name)}, which is "
+                f"{own.get(name)} here (outputs, inputs, block); build the model and configuration that were saved"
+            )
+    if state["config"] != _described(config):
+        logger.warning("the sparsifier goes on under another configuration: %s, saved %s", config, state["config"])
+    return {name: sums.to(layers[name].weight.device, copy=True) for name, sums in state["movement"].items()}
+
+
+def record_of(state: Mapping[str, Any]) -> UpdateRecord:
+    """A record of the history from its fields."""
+    layers = {name: LayerChange(**change) for name, change in state["layers"].items()}
+    return UpdateRecord(**{**state, "layers": layers})
+
+
+def _shapes(layers: Mapping[str, MaskedLayer]) -> dict[str, list[int]]:
+    return {name: [*layer.shape, *layer.block] for name, layer in layers.items()}
+
+
+def _described(config: PruneAndGrow) -> dict[str, str]:
+    """Without the layers, which are compared themselves, and whose targets may be a function."""
+    return {field.name: repr(getattr(config, field.name)) for field in fields(config) if field.name != "layers"}
