@@ -10,6 +10,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -25,6 +26,8 @@ from blast_compile.checkpoint.header import Header
 from blast_compile.checkpoint.record import Record
 from blast_compile.errors import CheckpointError
 
+_TEMPORARY = ".saving-"
+
 
 def write(
     folder: Path,
@@ -37,9 +40,10 @@ def write(
 ) -> None:
     """Writes shards and header; files of the model that was there before go once the new one is complete."""
     old = _shards_named_in(folder)
+    _sweep(folder)
     weight_map: dict[str, str] = {}
     shards: dict[str, tuple[int, str]] = {}
-    temporary = Path(tempfile.mkdtemp(prefix=".saving-", dir=folder))
+    temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=folder))
     try:
         groups = _groups(tensors, max_shard_bytes)
         for number, names in enumerate(groups, 1):
@@ -97,6 +101,13 @@ def _tensors_in(path: Path, stack: ExitStack) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
     except SafetensorError as error:
         raise CheckpointError(f"expected a safetensors file, got {path}: {error}") from error
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what killed saves left behind a day ago or earlier; younger ones may be of a save that runs."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        if time.time() - path.lstat().st_mtime > 86400:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _shards_named_in(folder: Path) -> set[str]:

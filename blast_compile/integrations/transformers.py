@@ -18,7 +18,7 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from blast_compile import forms, layout
-from blast_compile.errors import CheckpointError, MaskError
+from blast_compile.errors import CheckpointError, MaskError, OptionsError
 from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight, masked_twin, packed_twin
 from blast_compile.mask import BlockMask
 
@@ -68,6 +68,14 @@ class BlastQuantizer(HfQuantizer):  # type: ignore[misc, unused-ignore]
                 state_dict[weight], state_dict[index] = stripped
         self.quantization_config = model.config.quantization_config = BlastConfig(described)
         return state_dict, {}
+
+    def validate_environment(self, *_: Any, **__: Any) -> None:
+        """Raises `OptionsError` where `from_pretrained` is asked to make a dense model sparse."""
+        if not self.pre_quantized:
+            raise OptionsError(
+                "expected a model that was saved with sparse layers, got a quantization_config for a dense one; "
+                "leave it out, and call sparsify_ on the model that from_pretrained returns"
+            )
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         for name, layer, entry in _layers_to_make(model, self.quantization_config.layers):

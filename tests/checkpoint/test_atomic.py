@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,15 @@ def test_a_death_at_any_step_leaves_the_old_model(tmp_path: Path, monkeypatch: p
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
         assert_same_state(blast.load_model(on_meta(), folder), OLD)
+
+
+def test_what_a_killed_save_left_is_swept_after_a_day(tmp_path: Path) -> None:
+    for name, age_s in (("old", 90000), ("new", 80000)):
+        (tmp_path / f".saving-{name}").mkdir()
+        (tmp_path / f".saving-{name}" / "shard").write_text("half")
+        os.utime(tmp_path / f".saving-{name}", (time.time() - age_s,) * 2)
+    save_new(tmp_path)
+    assert [path.name for path in tmp_path.glob(".*")] == [".saving-new"]
 
 
 def test_a_save_replaces_the_one_before(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 import blast_compile as blast
-from blast_compile.errors import CheckpointError
+from blast_compile.errors import CheckpointError, OptionsError
+from blast_compile.integrations.transformers import BlastConfig
 from tests.checkpoint.saved import assert_same_state, largest_tensor
 from tests.families import FAMILIES, MORE_FAMILIES, OTHER_FAMILIES, output, sparse
 from tests.models import classes
@@ -173,6 +174,21 @@ def test_damaged_models_are_refused(damage: Callable[[Path], None], message: str
     damage(tmp_path)
     with pytest.raises(CheckpointError, match=message):
         load(tmp_path)
+
+
+def test_dense_models_are_made_sparse_elsewhere(tmp_path: Path) -> None:
+    FAMILIES["llama"].build().save_pretrained(tmp_path)  # type: ignore[operator]
+    with pytest.raises(
+        OptionsError, match="got a quantization_config for a dense one; leave it out, and call sparsify_"
+    ):
+        load(tmp_path, quantization_config=BlastConfig())
+
+
+def test_device_maps(tmp_path: Path) -> None:
+    model = sparse_model("llama", "packed")
+    model.save_pretrained(tmp_path)
+    assert_same_state(load(tmp_path, device_map="cpu"), model)
+    assert_same_state(load(tmp_path, device_map="auto", max_memory={"cpu": "1GB"}), model)
 
 
 def test_a_missing_index_is_refused(tmp_path: Path) -> None:
