@@ -37,15 +37,18 @@ def _options(
 
 @app.command()
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="A small model: seconds, not minutes.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Less training, small models alone: about a minute.")] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads to use; default: those of torch.")] = None,
     json: Annotated[Path | None, typer.Option(dir_okay=False, help="Also write the results to this file.")] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Also draw the masks and the training, into this folder.")
+    ] = None,
 ) -> None:
-    """Make a Llama-shaped model block-sparse, compile it, and compare it with dense."""
+    """Train a Llama-shaped model while it learns block masks, compile it, and compare it with dense."""
     from blast_compile import demo as demonstration  # imports torch and transformers
 
     with _errors_as_messages():
-        demonstration.run(quick=quick, threads=threads, json_path=json)
+        demonstration.run(quick=quick, threads=threads, json_path=json, pictures=pictures)
 
 
 @app.command()

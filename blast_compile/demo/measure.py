@@ -14,9 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from blast_compile import compat
-from blast_compile.demo import text
 from blast_compile.demo.agreement import Agreement
-from blast_compile.demo.model import SPARSITY, Memory, Models, Size, make, num_parameters
+from blast_compile.demo.model import Memory, Models, Size, num_parameters
 from blast_compile.demo.session import Session
 from blast_compile.report import Explanation, explain
 from blast_compile.tuning.timing import Timing, interleaved
@@ -26,6 +25,7 @@ EAGER = "dense, eager"
 INDUCTOR = "dense, Inductor"
 BACKENDS: dict[str, dict[str, Any]] = {INDUCTOR: {"backend": "inductor"}, OURS: {"backend": "blast"}}
 Step = Callable[[str], AbstractContextManager[object]]
+"""`step(name)` surrounds a step that deserves a line."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,16 @@ class Speed:
 
 @dataclass(frozen=True)
 class Figures:
-    """What the demonstration found.
+    """What was found for one shape of models.
 
     prefill_agreement, decode_agreement: the packed, compiled model against masked-dense eager, both in bfloat16.
     rounding: masked-dense eager in bfloat16 against itself in float32, over the same prompts: how much of a difference
-    is rounding. prefill, decode: by candidate. compile_seconds: of both graphs of a candidate.
+    is rounding. prefill, decode: by candidate. compile_seconds: of both graphs of a candidate. written: tokens that the
+    compiled sparse model put behind the first prompt, int64 `[T]`; none where nobody asked.
     """
 
     size: Size
     num_parameters: int
-    threads: int
-    sparsity: float
-    block: int
     prefill_agreement: Agreement
     decode_agreement: Agreement
     rounding: Agreement
@@ -66,13 +64,11 @@ class Figures:
     packed_memory: Memory
     compile_seconds: dict[str, float]
     explanation: Explanation
+    written: Tensor | None = None
 
 
-def measure(size: Size, step: Step) -> Figures:
-    """Runs the whole demonstration; `step(name)` surrounds each of its `NUM_STEPS` steps."""
-    with step("making the models"):
-        models = make(size)
-        prompts, tail = text.windows(size.windows, size.prompt), text.windows(1, size.context)[0, size.prompt :]
+def measure(models: Models, size: Size, prompts: Tensor, tail: Tensor, step: Step, *, write: bool = False) -> Figures:
+    """Compiles, compares and times. prompts: int64 `[windows, prompt]`. tail: what follows the first, `[decoded]`."""
     with step("explaining what the backend does"), torch.no_grad():
         probe = Session(models.packed, context=size.context)
         explanation = explain(models.packed, **probe.inputs(prompts[0]))
@@ -94,12 +90,10 @@ def measure(size: Size, step: Step) -> Figures:
         with step("timing decode"):
             runs = {name: partial(session.decode, tail, start=size.prompt) for name, session in sessions.items()}
             decode = _speeds(runs, size.decoded, size)
+        written = sessions[OURS].write(prompts[0], size.decoded) if write else None
     return Figures(
         size,
         num_parameters(models.dense),
-        torch.get_num_threads(),
-        SPARSITY.sparsity,
-        SPARSITY.block_shape[0],
         *agreements,
         prefill,
         decode,
@@ -107,10 +101,8 @@ def measure(size: Size, step: Step) -> Figures:
         Memory.of(models.packed),
         compile_seconds,
         explanation,
+        written,
     )
-
-
-NUM_STEPS = 7
 
 
 def _agreements(models: Models, ours: Session, prompts: Tensor, tail: Tensor) -> tuple[Agreement, Agreement, Agreement]:

@@ -42,8 +42,18 @@ class Size:
         return self.prompt + self.decoded
 
 
-FULL = Size()
-QUICK = Size(hidden=512, intermediate=2048, layers=2, heads=4, kv_heads=1, prompt=256, windows=2, rounds=5)
+LARGE = Size()
+SMALL = Size(
+    hidden=256,
+    intermediate=1024,
+    layers=4,
+    heads=4,
+    kv_heads=4,
+    prompt=128,
+    decoded=48,
+    vocabulary=4096,
+    tied=True,
+)
 SPARSITY = BlockSparse(block=32, sparsity=0.9, targets="mlp")
 
 
@@ -63,11 +73,22 @@ class Memory:
 
 @dataclass(frozen=True)
 class Models:
-    """dense: as initialised. masked_dense: the same with dropped blocks set to zero. packed: the kept blocks alone."""
+    """All in bfloat16. packed: the kept blocks alone. masked_dense: its dense twin, dropped blocks set to zero."""
 
     dense: nn.Module
     masked_dense: nn.Module
     packed: nn.Module
+
+    @classmethod
+    def of_trained(cls, dense: nn.Module, masked: nn.Module) -> Models:
+        """From two trained models, which stay as they are: `masked` has masked layers where `dense` has plain ones."""
+        plain = copy.deepcopy(dense)
+        plain.load_state_dict(
+            {name: tensor for name, tensor in masked.state_dict().items() if "block_index" not in name}
+        )
+        _drop_blocks_(plain, masked)
+        packed = pack_(copy.deepcopy(masked))
+        return cls(*(model.to(torch.bfloat16) for model in (copy.deepcopy(dense), plain, packed)))
 
 
 def make(size: Size) -> Models:
@@ -80,10 +101,14 @@ def make(size: Size) -> Models:
 def packed_and_masked_dense(dense: nn.Module, config: BlockSparse) -> tuple[nn.Module, nn.Module]:
     """A packed copy of `dense`, and a dense copy with dropped blocks set to zero."""
     masked, plain = sparsify_(copy.deepcopy(dense), config), copy.deepcopy(dense)
+    _drop_blocks_(plain, masked)
+    return pack_(masked), plain
+
+
+def _drop_blocks_(plain: nn.Module, masked: nn.Module) -> None:
     for name, layer in masked.named_modules():
         if isinstance(layer, SparseLayer):
             plain.get_parameter(f"{name}.weight").data.mul_(layer.mask.elements())
-    return pack_(masked), plain
 
 
 def num_parameters(model: nn.Module) -> int:

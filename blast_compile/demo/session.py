@@ -36,6 +36,17 @@ class Session:
             layer.cumulative_length.fill_(start)
         return torch.cat([self._run(token[None]) for token in tokens])
 
+    def write(self, prompt: Tensor, count: int, *, temperature: float = 0.7) -> Tensor:
+        """Draws `count` tokens behind `prompt` `[T]`, the same ones each time; int64 `[count]`."""
+        generator = torch.Generator().manual_seed(0)
+        logits, written = self.prefill(prompt)[-1], []
+        for place in range(count):
+            chances = (logits.float() / temperature).softmax(-1)
+            written.append(torch.multinomial(chances, 1, generator=generator))
+            if place < count - 1:
+                logits = self.decode(written[-1], start=len(prompt) + place)[0]
+        return torch.cat(written)
+
     def _run(self, tokens: Tensor) -> Tensor:
         logits: Tensor = self._call(**self.inputs(tokens)).logits
         return logits[0]
