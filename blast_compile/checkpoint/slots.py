@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from blast_compile.layers import SparseLayer
 
@@ -49,6 +50,6 @@ def slots_of(model: nn.Module, *, but: set[int]) -> list[Slot]:
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside what torch.compile returned."""
-    inner = model._modules.get("_orig_mod")
+    """The model inside the wrappers of `torch.compile` and DDP."""
+    inner = model.module if isinstance(model, DistributedDataParallel) else model._modules.get("_orig_mod")
     return model if inner is None else unwrapped(inner)

@@ -35,7 +35,7 @@ class BlastConfig(QuantizationConfigMixin):  # type: ignore[misc, unused-ignore]
     """
 
     def __init__(self, layers: Mapping[str, Mapping[str, Any]] | None = None, version: int = VERSION, **_: Any) -> None:
-        """Raises `CheckpointError` for the config of a newer version."""
+        """Raises `CheckpointError` for the config of a newer version, which may have other fields."""
         if version > VERSION:
             raise CheckpointError(
                 f"expected sparse layers described in version {VERSION}, got version {version}; upgrade blast_compile"

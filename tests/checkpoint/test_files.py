@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 import blast_compile as blast
 from blast_compile import layout
@@ -39,6 +43,44 @@ def test_a_model_becomes_what_was_saved(saved: str, now: str, tmp_path: Path) ->
     assert torch.equal(loaded(x), model(x))
     if saved != "dense":
         assert sparse_layer(loaded, "mlp.fc1").mask.nnz == sparse_layer(model, "mlp.fc1").mask.nnz
+
+
+@hypothesis.settings(max_examples=40)
+@hypothesis.given(
+    sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)),
+    block=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    sparsity=st.floats(0, 1),
+    form=st.sampled_from(["masked", "packed"]),
+    is_transposed=st.booleans(),
+    is_pruned=st.booleans(),
+)
+def test_any_layer_comes_back(
+    sizes: tuple[int, int],
+    block: tuple[int, int],
+    sparsity: float,
+    form: str,
+    is_transposed: bool,
+    is_pruned: bool,
+) -> None:
+    """Ragged edges, layers that keep nothing or all, weights that are zero or not outside the mask."""
+    N, K = sizes
+
+    def build() -> nn.Module:
+        return nn.Sequential(Conv1D(N, K) if is_transposed else nn.Linear(K, N))  # type: ignore[no-untyped-call]
+
+    model = blast.sparsify_(build(), blast.BlockSparse(block=block, sparsity=sparsity, targets="all"))
+    layer = sparse_layer(model, "0")
+    if is_pruned:
+        kept = layer.mask.elements()
+        layer.weight.data.mul_(kept.t() if is_transposed else kept)
+    if form == "packed":
+        blast.pack_(model, dense_below=0)
+    with tempfile.TemporaryDirectory() as folder, torch.device("meta"):
+        blast.save_model(model, folder)
+        loaded = blast.load_model(build(), folder)
+    assert_same_state(loaded, model)
+    x = torch.randn(3, K)
+    assert torch.equal(loaded(x), model(x))
 
 
 @pytest.mark.parametrize("form", ["masked", "packed"])
@@ -148,15 +190,18 @@ def test_a_tie_in_the_file_fills_a_model_without_it(tmp_path: Path) -> None:
 
 def test_parts_of_one_tensor_are_saved_whole(tmp_path: Path) -> None:
     model, both = nn.Module(), torch.randn(4, 3)
-    model.register_buffer("first", both[:2])
-    model.register_buffer("turned", both[2:].t())
+    model.register_buffer("first", both[:3])
+    model.register_buffer("last", both[1:])
+    model.register_buffer("turned", both[1:].t())
     blast.save_model(model, tmp_path)
     other = nn.Module()
-    other.register_buffer("first", torch.zeros(2, 3))
-    other.register_buffer("turned", torch.zeros(3, 2))
+    other.register_buffer("first", torch.zeros(3, 3))
+    other.register_buffer("last", torch.zeros(3, 3))
+    other.register_buffer("turned", torch.zeros(3, 3))
     blast.load_model(other, tmp_path)
-    assert torch.equal(other.first, both[:2])  # type: ignore[arg-type]
-    assert torch.equal(other.turned, both[2:].t())  # type: ignore[arg-type]
+    assert torch.equal(other.first, both[:3])  # type: ignore[arg-type]
+    assert torch.equal(other.last, both[1:])  # type: ignore[arg-type]
+    assert torch.equal(other.turned, both[1:].t())  # type: ignore[arg-type]
 
 
 def test_the_model_inside_a_compiled_one_is_saved(tmp_path: Path) -> None:
