@@ -22,12 +22,14 @@ from benchmarks import (
     table,
     threads,
     train,
+    train_run,
     train_step,
 )
 from benchmarks.findings import Findings, Report
 from benchmarks.limits import Limits
 from benchmarks.machine import ROOT, keep_freed_memory
 from benchmarks.options import Baselines, Block, Dtype, Json, Quick, Shape, Sparsity, Threads, Tokens
+from benchmarks.quality.command import quality, quality_vit
 from benchmarks.ranges import RANGES
 from benchmarks.rows import RESULTS
 from benchmarks.settings import Settings
@@ -93,6 +95,28 @@ def cpu_model(
         finish(model.compare(size, chosen, best, report), chosen.path)
 
 
+@app.command("train-run")
+def train_run_(
+    steps: Annotated[
+        int | None, typer.Option(min=2, help="Optimizer steps; sparsity grows during the first half.")
+    ] = None,
+    interval: Annotated[int | None, typer.Option(min=1, help="Steps from one mask update to the next.")] = None,
+    tokens: Tokens = None,
+    sparsity: Sparsity = None,
+    dtype: Dtype = None,
+    block: Block = 32,
+    shape: Shape = None,
+    threads: Threads = 2,
+    quick: Quick = False,
+    json: Json = None,
+) -> None:
+    """A run of training from dense start to sparse MLPs, mask updates included."""
+    chosen = _settings("train-run", tokens, sparsity, dtype, block, shape, threads, None, quick, json)
+    length = train_run.Length(steps or (60 if quick else 1000), interval or (10 if quick else 100))
+    with machine(chosen.threads) as best:
+        finish(train_run.compare(length, chosen, best, report), chosen.path)
+
+
 @app.command("compile-time")
 def compile_time_(
     layers: Annotated[int, typer.Option(min=1, help="Decoder layers of a tiny Llama.")] = 16,
@@ -104,6 +128,10 @@ def compile_time_(
     torch.set_num_threads(threads)
     findings = compile_time.compare(compile_time.size(layers), 1 if quick else 3, report)
     finish(findings, json or RESULTS / "compile-time.jsonl")
+
+
+app.command("quality")(quality)
+app.command("quality-vit")(quality_vit)
 
 
 @app.command("dispatch")

@@ -30,6 +30,10 @@ RANGES: dict[str, tuple[Ranges, Ranges]] = {
         replace(_FULL, tokens="512", sparsity="0.7,0.9,0.95", baselines="eager", rounds=7),
         replace(_QUICK, tokens="128", baselines="eager", rounds=3),
     ),
+    "train-run": (
+        Ranges("1024", "0.9", "bf16,fp32", "2560x640", "inductor"),
+        Ranges("256", "0.9", "bf16", "2560x640", "inductor"),
+    ),
     "train-step": (
         Ranges("1024", "0.9", "fp32,bf16", "2560x640", "inductor", rounds=7, seconds=30.0),
         Ranges("256", "0.9", "bf16", "2560x640", "inductor", rounds=2, seconds=0.0),
