@@ -52,10 +52,11 @@ def test_demo_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.setitem(sys.modules, "blast_compile.demo", module)
     monkeypatch.setattr("blast_compile.demo", module, raising=False)
     call("demo")
-    call("demo", "--quick", "--threads", "2", "--json", str(tmp_path / "rows.json"))
+    path = tmp_path / "rows.json"
+    call("demo", "--quick", "--threads", "2", "--json", str(path), "--pictures", str(tmp_path))
     assert calls == [
-        {"quick": False, "threads": None, "json_path": None},
-        {"quick": True, "threads": 2, "json_path": tmp_path / "rows.json"},
+        {"quick": False, "threads": None, "json_path": None, "pictures": None},
+        {"quick": True, "threads": 2, "json_path": path, "pictures": tmp_path},
     ]
     call("demo", "--threads", "0", exit_code=2)
     call("demo", "--json", str(tmp_path), exit_code=2)
