@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from blast_compile.sparsify.config import Mixed, PruneAndGrow
+from blast_compile.sparsify.ends import ends
 from blast_compile.sparsify.fractions import Fraction, PiecewiseCosine
 from blast_compile.sparsify.prune import prune_
 from blast_compile.sparsify.prune_report import PrunedLayer, PruneReport
@@ -27,5 +28,6 @@ __all__ = [
     "Sparsifier",
     "ThreePhases",
     "UpdateRecord",
+    "ends",
     "prune_",
 ]

@@ -59,6 +59,10 @@ class PruneAndGrow:
             number = getattr(self, name)
             if type(number) is not int or number < least:
                 raise OptionsError(f"expected {name} to be an int from {least} on, got {number!r}")
+        if not isinstance(self.layers, BlockSparse):
+            raise OptionsError(f"expected layers to be a BlockSparse, got {self.layers!r}")
+        if not hasattr(self.schedule, "target"):
+            raise OptionsError(f"expected a schedule of blast_compile.sparsify, got {self.schedule!r}")
         if not hasattr(self.grow_frac, "at"):
             check_fraction("grow_frac", self.grow_frac)
 
