@@ -28,7 +28,7 @@ _MLP = re.compile(
     r"|(?<!attention\.)\boutput\.dense$"
 )
 # Routers of experts stand among the MLP layers, and a router that drops blocks chooses blindly.
-_ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)$")
+_ROUTER = re.compile(r"(^|\.)(gate|shared_expert_gate)$|(^|\.)router(\.|$)")
 # These read the weights of their linears themselves, past any forward of ours.
 _BYPASSING_PARENTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 

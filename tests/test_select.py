@@ -47,7 +47,7 @@ def test_bert_means_the_pair_across_two_modules_and_no_attention_output() -> Non
     assert {"encoder.layer.0.attention.output.dense", "encoder.layer.0.crossattention.output.dense"} < set(names)
 
 
-@pytest.mark.parametrize("router", ["gate", "router", "shared_expert_gate"])
+@pytest.mark.parametrize("router", ["gate", "router", "router.classifier", "shared_expert_gate"])
 def test_routers_of_experts_stay_dense(router: str) -> None:
     assert not select.matches("mlp", f"model.layers.0.mlp.{router}", nn.Linear(8, 8))
     assert select.matches("mlp", "model.layers.0.mlp.shared_expert.gate_proj", nn.Linear(8, 8))
