@@ -86,6 +86,7 @@ def _plan(
 ) -> list[tuple[Slot, Tensor]]:
     """The new tensor of each slot, on its device and in memory of its own."""
     plan, known, missing = [], set(), []
+    read = {_memory(tensor) for tensor in loaded.tensors.values()}  # of files, which may change on disk
     for slot in slots:
         known |= set(slot.names)
         found = [name for name in slot.names if name in tensors]
@@ -102,7 +103,7 @@ def _plan(
             continue
         tensor = tensors[found[0]]
         _check_fit(slot, [tensors[name] for name in found], sparse_weights)
-        plan.append((slot, tensor.to(_device(slot.tensor), copy=True)))
+        plan.append((slot, tensor.to(_device(slot.tensor), copy=_memory(tensor) in read)))
     unexpected = [name for name in tensors if name not in known and name not in loaded.transient]
     if missing or unexpected:
         raise CheckpointError(
@@ -144,6 +145,10 @@ def _take_form_(layer: nn.Module, record: Record | None, index: Tensor | None) -
     twin = record.twin(plain_class(layer))
     assert twin is not None
     forms.take_form_(layer, twin, index, record.block, record.num_dead_blocks)
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def _device(tensor: object) -> torch.device:

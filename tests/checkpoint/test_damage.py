@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 import blast_compile as blast
 from blast_compile.checkpoint.header import NAME, _digest
@@ -107,6 +107,7 @@ FC1 = ("metadata", "layers", "mlp.fc1")
         (set_in(*FC1, "kind", to="Conv1D"), r"expected a Conv1D of shape \(72, 40\) called 'mlp.fc1'"),
         (set_in("metadata", "layers", to={}), r"expected 'mlp.fc1.weight' of shape \(72, 40\), got \("),
         (set_in("metadata", "shards", "../model.safetensors", to={"size": 1, "sha256": ""}), "plain names"),
+        (lambda content: content["weight_map"].pop("proj.bias"), "expected in the shards what .* got other tensors"),
         (set_in("weight_map", "ghost", to="model-x.safetensors"), "name different files"),
         (set_in("metadata", "ties", "a", to="ghost"), "name different files or tensors"),
         (set_in("weight_map", to=[]), "damaged or of another program"),
@@ -117,15 +118,31 @@ def test_headers_that_lie(folder: Path, edit: Callable[[Any], object], message: 
     refused(block_model("dense", seed=1), folder, message)
 
 
-def test_a_shard_that_is_replaced_with_its_hash(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("key", "edit", "message"),
+    [
+        (
+            "block_index",
+            lambda t: t.index_fill(0, torch.tensor([-1]), 99),
+            "an index of .* from 0 to 9, got .* damaged",
+        ),
+        ("block_index", lambda t: t.long(), r"in int32 for Record.* in torch.int64"),
+        ("block_index", lambda t: t.repeat(2), r"an index of 72 blocks in int32 .* and 163 in"),
+        ("weight", lambda t: t[1:].clone(), r"expected a weight of shape \(72, 4, 4\) .*got \(71, 4, 4\)"),
+    ],
+)
+def test_a_shard_that_is_replaced_with_its_hash(
+    key: str, edit: Callable[[Tensor], Tensor], message: str, folder: Path
+) -> None:
     """A right hash is not enough: the index of every sparse layer is checked, and every shape."""
-    path = next(path for path in shards_in(folder) if "mlp.fc1.block_index" in load_file(path))
+    key = f"mlp.fc1.{key}"
+    path = next(path for path in shards_in(folder) if key in load_file(path))
     tensors = load_file(path)
-    tensors["mlp.fc1.block_index"][-1] = 99
+    tensors[key] = edit(tensors[key])
     save_file(tensors, path, metadata={"format": "pt"})
     entry = {"size": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     signed(folder, set_in("metadata", "shards", path.name, to=entry))
-    refused(block_model("dense", seed=1), folder, "expected an index of .* block columns from 0 to 9, got .* damaged")
+    refused(block_model("dense", seed=1), folder, message)
 
 
 def test_other_architectures(folder: Path) -> None:

@@ -26,7 +26,7 @@ from tests.checkpoint.saved import (
     shards_in,
 )
 from tests.families import FAMILIES, sparse
-from tests.models import classes, sparse_layer
+from tests.models import Block, classes, sparse_layer
 
 
 @pytest.mark.parametrize("now", [*FORMS, "meta"])
@@ -182,10 +182,28 @@ def test_shared_tensors_are_stored_once(form: str, tmp_path: Path) -> None:
 def test_a_tie_in_the_file_fills_a_model_without_it(tmp_path: Path) -> None:
     model, untied = Tied(), Tied()
     untied.head.weight = nn.Parameter(torch.zeros(12, 8))
+    untied.again = nn.Linear(8, 8)
     blast.save_model(model, tmp_path)
     blast.load_model(untied, tmp_path)
     assert torch.equal(untied.head.weight, model.head.weight)
     assert untied.head.weight is not untied.embedding.weight
+    assert torch.equal(untied.again.weight, model.mlp.weight)
+
+
+def test_a_masked_weight_that_a_dense_layer_shares(tmp_path: Path) -> None:
+    def build() -> Block:
+        model = block_model("masked")
+        fc2 = sparse_layer(model, "mlp.fc2")
+        fc2.weight.data.mul_(fc2.mask.elements())
+        model.other = nn.Linear(72, 40, bias=False)
+        model.other.weight = fc2.weight  # type: ignore[assignment]
+        return model
+
+    model, loaded = build(), build()
+    torch.nn.init.zeros_(loaded.mlp.fc2.weight)
+    blast.save_model(model, tmp_path)
+    assert_same_state(blast.load_model(loaded, tmp_path), model)
+    assert loaded.other.weight is loaded.mlp.fc2.weight
 
 
 def test_parts_of_one_tensor_are_saved_whole(tmp_path: Path) -> None:
