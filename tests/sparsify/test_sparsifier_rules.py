@@ -1,0 +1,187 @@
+"""The rules of the training loop: accumulation, skipped steps, clipping, autocast, compiled steps, odd numbers."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from blast_compile.sparsify import Constant, Cubic, Linear, Sparsifier
+from blast_compile.sparsify.blocks import kept_blocks
+from tests.nets import Counted
+from tests.sparsify.learning import backward, batch, config, learner, masks, mlp, train
+
+
+def same_masks(one: Sparsifier, other: Sparsifier) -> bool:
+    return all(torch.equal(left, masks(other)[name]) for name, left in masks(one).items())
+
+
+def test_accumulated_backward_passes_are_one_step() -> None:
+    model, optimizer, sparsifier = learner()
+    for step in range(6):
+        optimizer.zero_grad()
+        for micro in batch(step).chunk(3):
+            backward(model, micro, scale=1 / 3)
+        probe = sparsifier.layers["fc1"].probe
+        assert probe is not None
+        assert probe.grad is not None
+        assert bool(probe.grad.any()) == (step % 3 == 2), "norms are measured for the step of the update alone"
+        optimizer.step()
+        assert (sparsifier.step() is not None) == (step % 3 == 2)
+    assert sparsifier.num_steps == 6
+    assert [record.step for record in sparsifier.history] == [3, 6]
+
+
+@pytest.mark.parametrize("is_fused", [False, True])
+@pytest.mark.parametrize("score", ["l2", "saliency", "movement"])
+def test_steps_that_grad_scaler_skips_do_not_count(is_fused: bool, score: str) -> None:
+    """A run with a skipped step at the first step and one at an update equals the run without them."""
+    runs = []
+    for skipped in ((), (0, 3)):
+        model, optimizer, sparsifier = learner(lambda p, lr: torch.optim.Adam(p, lr, fused=is_fused), score=score)
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)  # a power of two loses nothing
+        steps = iter(range(7))
+        for number in range(7 + len(skipped)):
+            optimizer.zero_grad()
+            is_skipped = number in skipped
+            x = batch(99 if is_skipped else next(steps))
+            backward(model, x * torch.inf if is_skipped else x, scale=float(scaler.scale(torch.ones(()))))
+            scaler.step(optimizer)
+            scaler.update(2.0**16)
+            assert sparsifier.step() is None or not is_skipped
+        assert sparsifier.num_steps == 7
+        runs.append((model, sparsifier))
+    assert runs[0][1].history == runs[1][1].history
+    assert len(runs[0][1].history) == 2
+    assert same_masks(runs[0][1], runs[1][1])
+    for one, other in zip(runs[0][0].parameters(), runs[1][0].parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_clipping_sees_masked_gradients_alone_and_changes_no_choice() -> None:
+    runs = []
+    for limit in (None, 1e-3):
+        model, optimizer, sparsifier = learner(schedule=Constant(0.6, 12), interval=2, grow_frac=0.3)
+        for step in range(2):
+            optimizer.zero_grad()
+            backward(model, batch(step))
+            for layer in sparsifier.layers.values():
+                assert layer.weight.grad is not None
+                assert (layer.weight.grad[~layer.mask.elements()] == 0).all()
+            if limit is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), limit)
+            before = masks(sparsifier)
+            optimizer.step()
+            sparsifier.step()
+        runs.append({name: kept & ~before[name] for name, kept in masks(sparsifier).items()})
+    assert any(grown.any() for grown in runs[0].values())
+    # Adam's first steps hardly depend on the gradient's length; growth not at all.
+    assert all(torch.equal(grown, runs[1][name]) for name, grown in runs[0].items())
+
+
+def test_autocast_learns_masks_too() -> None:
+    model, optimizer, sparsifier = learner()
+    for step in range(13):
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(batch(step)).square().mean()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        sparsifier.step()
+    assert all(change.grown > 0 for record in sparsifier.history[1:] for change in record.layers.values())
+    assert sparsifier.sparsity() == pytest.approx(0.75, abs=0.02)
+
+
+def test_compiled_steps_never_recompile_and_choose_the_same_blocks() -> None:
+    eager_model, eager_optimizer, eager = learner(interval=2)
+    model, optimizer, sparsifier = learner(interval=2)
+    graphs = Counted()
+    compiled = torch.compile(model, backend=graphs, fullgraph=True)
+    for step in range(13):
+        train(compiled, optimizer, sparsifier, range(step, step + 1))
+        train(eager_model, eager_optimizer, eager, range(step, step + 1))
+        assert same_masks(sparsifier, eager)
+    assert len(sparsifier.history) == 6
+    assert graphs.num_calls == 1
+
+
+def test_a_compiled_optimizer_is_watched_too() -> None:
+    runs = []
+    for is_compiled in (False, True):
+        model, optimizer, sparsifier = learner()
+        step_of = torch.compile(optimizer.step, backend="eager") if is_compiled else optimizer.step
+        for step in range(7):
+            optimizer.zero_grad()
+            backward(model, batch(step))
+            step_of()
+            sparsifier.step()
+        assert sparsifier.num_steps == 7
+        runs.append(sparsifier)
+    assert same_masks(*runs)
+
+
+def test_an_update_waits_where_a_norm_is_not_finite(caplog: pytest.LogCaptureFixture) -> None:
+    model, optimizer, sparsifier = learner(schedule=Linear(0.8, 12))
+    train(model, optimizer, sparsifier, range(2))
+    optimizer.zero_grad()
+    backward(model, batch(2))
+    probe = sparsifier.layers["fc2"].probe
+    assert probe is not None
+    assert probe.grad is not None
+    probe.grad[0, 0] = torch.inf
+    before = masks(sparsifier)
+    optimizer.step()
+    with caplog.at_level(logging.WARNING, "blast_compile"):
+        assert sparsifier.step() is None
+    assert caplog.messages == ["step 3: masks wait for the next step, a score or gradient norm is not finite"]
+    assert all(torch.equal(kept, masks(sparsifier)[name]) for name, kept in before.items())
+    train(model, optimizer, sparsifier, range(3, 7))
+    assert [(record.step, record.target) for record in sparsifier.history] == [
+        (4, pytest.approx(0.8 * 4 / 12)),
+        (6, pytest.approx(0.4)),
+    ]
+
+
+@pytest.mark.parametrize("score", ["l2", "l1", "max", "saliency", "movement"])
+def test_the_blocks_of_highest_score_stay(score: str) -> None:
+    model, optimizer, sparsifier = learner(
+        score=score, schedule=Cubic(0.5, 3, initial=0.0), interval=3, grow_frac=0.0, growth="random"
+    )
+    layer, sums = sparsifier.layers["fc1"], []
+    for step in range(3):
+        optimizer.zero_grad()
+        backward(model, batch(step))
+        assert layer.weight.grad is not None
+        product = (layer.weight * layer.weight.grad).detach()
+        optimizer.step()
+        weight = layer.weight.detach().clone()
+        sums.append(product)
+        sparsifier.step()
+    of_elements = {
+        "l2": weight.square(),
+        "l1": weight.abs(),
+        "max": weight.abs(),
+        "saliency": product.abs(),
+        "movement": -torch.stack(sums).sum(0),
+    }[score]
+    full = torch.ones(7, 6, dtype=torch.bool)
+    blocks = kept_blocks(of_elements, full, layer.block).flatten(1)
+    scores = blocks.amax(1) if score == "max" else blocks.sum(1)
+    assert set(scores.topk(21).indices.tolist()) == set(layer.mask.kept.flatten().nonzero()[:, 0].tolist())
+
+
+def test_a_layer_without_a_gradient_takes_part_with_zeros() -> None:
+    class Half(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used, self.unused = mlp(), mlp()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.used(x)
+            return y
+
+    model, optimizer, sparsifier = learner(model=Half(), score="saliency")
+    train(model, optimizer, sparsifier, range(13))
+    assert sparsifier.sparsity() == pytest.approx(config().schedule.target(12), abs=0.02)
