@@ -196,14 +196,14 @@ def test_a_masked_weight_that_a_dense_layer_shares(tmp_path: Path) -> None:
         fc2 = sparse_layer(model, "mlp.fc2")
         fc2.weight.data.mul_(fc2.mask.elements())
         model.other = nn.Linear(72, 40, bias=False)
-        model.other.weight = fc2.weight  # type: ignore[assignment]
+        model.other.weight = fc2.weight
         return model
 
     model, loaded = build(), build()
     torch.nn.init.zeros_(loaded.mlp.fc2.weight)
     blast.save_model(model, tmp_path)
     assert_same_state(blast.load_model(loaded, tmp_path), model)
-    assert loaded.other.weight is loaded.mlp.fc2.weight
+    assert loaded.other.weight is loaded.mlp.fc2.weight  # type: ignore[union-attr]
 
 
 def test_parts_of_one_tensor_are_saved_whole(tmp_path: Path) -> None:
