@@ -21,6 +21,7 @@ from blast_compile.mask import BlockMask
 from blast_compile.sparsify import sensitivity
 from blast_compile.sparsify.batches import Inputs
 from blast_compile.sparsify.calibration import Calibration, Gram, evaluating
+from blast_compile.sparsify.learners import bare
 from blast_compile.sparsify.oneshot import Method, Recipe, output_error
 from blast_compile.sparsify.prune_report import PrunedLayer, PruneReport
 from blast_compile.sparsify.rounding import Grid
@@ -59,7 +60,7 @@ def prune_(
     Whatever it raises, the model is as it was: `OptionsError` on bad options and on data that are missing or empty,
     `LayerError` where no layer matches, where one is sparse already, where data never reach one, and on NaN.
     """
-    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    model = bare(model)
     config = config or BlockSparse()
     how = Recipe(method, damping, round_to)
     if budget not in BUDGETS:

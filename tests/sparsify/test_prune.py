@@ -169,6 +169,13 @@ def test_bfloat16_weights_stay_bfloat16() -> None:
     assert all(row.error < row.masked_error for row in report.layers if row.error and row.masked_error)
 
 
+def test_a_compiled_model_prunes_under_its_own_names() -> None:
+    model = Block()
+    report = blast.prune_(torch.compile(model), blast.BlockSparse(block=8), "wanda", [X])  # type: ignore[arg-type]
+    assert [row.name for row in report.layers] == ["mlp.fc1", "mlp.fc2"]
+    assert classes(model)["mlp.fc1"] == "SparseLinear"
+
+
 def test_report_is_a_table() -> None:
     model = llama()
     text = str(blast.prune_(model, HALF, "sparsegpt", batches()))
