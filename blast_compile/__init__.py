@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from blast_compile.mask import BlockMask
     from blast_compile.packing import pack_, unpack_
     from blast_compile.report import explain
-    from blast_compile.sparsify import Sparsifier
-    from blast_compile.sparsify.prune import prune_
+    from blast_compile.sparsify import Sparsifier, prune_
     from blast_compile.surgery import BlockSparse, sparsify_
 
 __version__ = "0.1.0"
@@ -39,7 +38,7 @@ _HOMES = {
     "explain": "blast_compile.report",
     "load_model": "blast_compile.checkpoint",
     "pack_": "blast_compile.packing",
-    "prune_": "blast_compile.sparsify.prune",
+    "prune_": "blast_compile.sparsify",
     "save_model": "blast_compile.checkpoint",
     "sparsify_": "blast_compile.surgery",
     "unpack_": "blast_compile.packing",

@@ -27,8 +27,8 @@ def test_public_surface_is_small_and_whole() -> None:
 
 
 def test_unknown_name_lists_the_public_ones() -> None:
-    name = "sparsify"
-    with pytest.raises(AttributeError, match="no attribute 'sparsify'; it has BlockMask, BlockSparse"):
+    name = "prune"
+    with pytest.raises(AttributeError, match="no attribute 'prune'; it has BlockMask, BlockSparse"):
         getattr(blast_compile, name)
 
 
