@@ -182,6 +182,14 @@ def static_size(size: int | torch.SymInt) -> int | None:
     return int(size) if is_concrete_int(size) else None
 
 
+def size_hint(size: Any) -> Any:
+    """The number that a symbolic size had when it was captured, or None; anything else as it is. Adds no guard.
+
+    `torch.SymInt.node.hint`: run 2.13.
+    """
+    return size.node.hint if isinstance(size, torch.SymInt) else size
+
+
 def compile_with(
     delegate: str, gm: GraphModule, example_inputs: Sequence[object], mode: str | None = None
 ) -> Callable[..., object]:

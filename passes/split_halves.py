@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
 from blast_compile import compat
 from blast_compile.passes import dialect
@@ -46,7 +47,7 @@ class SplitHalves:
         changed = False
         for linear in [node for node in graph.nodes if is_bare_linear(node)]:
             halves = _halves(linear)
-            if halves is None or not _meet(*halves):
+            if halves is None or not _meet(halves[0].part, halves[1].part):
                 continue
             if reason := _reason_against(linear, halves):
                 linear.meta[REASON] = reason
@@ -56,51 +57,67 @@ class SplitHalves:
         return changed
 
 
-def _halves(linear: Node) -> tuple[Node, Node] | None:
-    """The nodes that stand for the first and the second half of the outputs of `linear`, if nothing else reads it."""
+@dataclass(frozen=True)
+class _Half:
+    """path: the calls from a linear to this part of its outputs. columns: which outputs they are."""
+
+    path: tuple[Node, ...]
+    columns: list[int]
+
+    @property
+    def part(self) -> Node:
+        return self.path[-1]
+
+
+def _halves(linear: Node) -> tuple[_Half, _Half] | None:
+    """The two equal shares of the outputs of `linear`, that with the first output first, if nothing else reads it."""
     width = compat.static_size(fake(linear).shape[-1])
-    parts = list(_parts(linear))
-    if width is None or width % 2 or len(parts) != 2:
+    paths = list(_paths(linear, linear, ()))
+    if width is None or width % 2 or len(paths) != 2:
         return None
-    columns = [_columns(part, linear, width) for part in parts]
-    half = [list(range(width // 2)), list(range(width // 2, width))]
-    if columns == half:
-        return parts[0], parts[1]
-    return (parts[1], parts[0]) if columns == half[::-1] else None
+    halves = [_Half(path, _columns(path, linear, width)) for path in paths]
+    halves.sort(key=lambda half: half.columns)
+    together = sorted([*halves[0].columns, *halves[1].columns])
+    is_even = len(halves[0].columns) == width // 2
+    return (halves[0], halves[1]) if is_even and together == list(range(width)) else None
 
 
-def _parts(linear: Node) -> Iterator[Node]:
-    """The nodes behind `linear`, or behind a call there that returns several parts."""
-    for user in linear.users:
-        if is_selection(user) and not is_tensor(user):
-            yield from user.users
+def _paths(linear: Node, node: Node, before: tuple[Node, ...]) -> Iterator[tuple[Node, ...]]:
+    """The calls from a linear to each of its parts: through what splits it, or gives it another dimension to split."""
+    for user in node.users:
+        path = (*before, user)
+        if is_selection(user) and (not is_tensor(user) or fake(user).dim() != fake(linear).dim()):
+            yield from _paths(linear, user, path)
         else:
-            yield user
+            yield path
 
 
-def _columns(part: Node, linear: Node, width: int) -> list[int] | None:
-    """Which outputs of `linear` a node selects, or None where it is no such selection; rows must all be there.
+def _columns(path: tuple[Node, ...], linear: Node, width: int) -> list[int]:
+    """Which outputs of `linear` the last call of a path selects, of all rows; empty where it is no such selection.
 
     Torch itself says which: the calls are run on the numbers of the columns.
     """
-    shape = fake(linear).shape
-    calls = [part] if linear in part.all_input_nodes else [part.all_input_nodes[0], part]
-    if not is_tensor(part) or not all(map(is_selection, calls)):
-        return None
-    if fake(part).dim() != len(shape) or not all(map(compat.known_equal, fake(part).shape[:-1], shape[:-1])):
-        return None
-    value: Any = torch.arange(width).view(*[1] * (len(shape) - 1), width)
-    for call in calls:
+    shape, part = fake(linear).shape, path[-1]
+    if not all(map(is_selection, path)) or not is_tensor(part) or fake(part).dim() != len(shape):
+        return []
+    if not all(map(compat.known_equal, fake(part).shape[:-1], shape[:-1])):
+        return []
+    rows = [compat.size_hint(size) for size in shape[:-1]]
+    if None in rows or 0 in rows:
+        return []
+    value: Any = torch.arange(width).expand(*rows, width)  # no memory but that of one row
+    for call in path:
         value = _call(call, value)
-    selected: list[int] = value.flatten().tolist()
+    selected: list[int] = value[(0,) * len(rows)].tolist()
     return selected
 
 
 def _call(node: Node, value: Any) -> Any:
+    args = map_arg(node.args[1:], lambda size: compat.size_hint(fake(size)))
     if node.op == "call_method":
-        return getattr(value, str(node.target))(*node.args[1:], **node.kwargs)
+        return getattr(value, str(node.target))(*args, **node.kwargs)
     function: Any = node.target
-    return function(value, *node.args[1:], **node.kwargs)
+    return function(value, *args, **node.kwargs)
 
 
 def _meet(first: Node, second: Node) -> bool:
@@ -115,18 +132,21 @@ def _meet(first: Node, second: Node) -> bool:
     return False
 
 
-def _reason_against(linear: Node, halves: tuple[Node, Node]) -> str | None:
-    half, rows = fake(halves[0]).shape[-1], arguments(linear)["block"][0]
+def _reason_against(linear: Node, halves: tuple[_Half, _Half]) -> str | None:
+    half, rows = len(halves[0].columns), arguments(linear)["block"][0]
+    if halves[0].columns[-1] != half - 1:
+        return "gate and up take turns in the features of one layer, so that its blocks hold both"
     if half % rows:
         return f"gate and up are halves of one layer, and {half} features are no whole number of blocks of {rows}"
-    return hazard_between([linear, *_parts(linear), *(user for part in halves for user in part.users)])
+    return hazard_between([linear, *(node for half in halves for node in (*half.path, *half.part.users))])
 
 
-def _split(graph: Graph, linear: Node, halves: tuple[Node, Node]) -> None:
+def _split(graph: Graph, linear: Node, halves: tuple[_Half, _Half]) -> None:
     given = arguments(linear)
-    width, half = fake(linear).shape[-1], fake(halves[0]).shape[-1]
-    between = [user for user in linear.users if user not in halves]
-    for part, start, stop in zip(halves, (0, half), (half, width), strict=True):
+    width, half = fake(linear).shape[-1], len(halves[0].columns)
+    parts = [each.part for each in halves]
+    between = {node for each in halves for node in each.path[:-1]}
+    for part, start, stop in zip(parts, (0, half), (half, width), strict=True):
         with graph.inserting_before(linear):
             own = _rows_of(graph, linear, start, stop)
             new = graph.create_node(
@@ -135,7 +155,7 @@ def _split(graph: Graph, linear: Node, halves: tuple[Node, Node]) -> None:
         new.meta = {**part.meta, "nn_module_stack": linear.meta.get("nn_module_stack", {})}
         part.replace_all_uses_with(new)
         graph.erase_node(part)
-    for node in (*between, linear):
+    for node in (*sorted(between, reverse=True), linear):
         graph.erase_node(node)
 
 

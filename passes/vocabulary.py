@@ -22,7 +22,8 @@ aten = torch.ops.aten
 _PACKETS = {getattr(torch.ops.blast, kind): kind for kind in KINDS}
 _PRODUCTS = (operator.mul, torch.mul, torch.multiply, "mul", "multiply", aten.mul, aten.multiply)
 _SUMS = (operator.add, torch.add, "add", aten.add)
-_SELECTIONS = {"chunk", "narrow", "slice", "split", "split_with_sizes", "tensor_split", "unsafe_chunk", "unsafe_split"}
+_SPLITS = {"chunk", "split", "split_with_sizes", "tensor_split", "unbind", "unsafe_chunk", "unsafe_split"}
+_SELECTIONS = _SPLITS | {"narrow", "reshape", "select", "slice", "squeeze", "unflatten", "view"}
 REASON = "blast_reason"
 """Where a node keeps the reason for which its layers are not in a whole MLP."""
 
@@ -117,10 +118,15 @@ def inputs(node: Node) -> tuple[Node, ...]:
 
 
 def is_selection(node: Node) -> bool:
-    """Whether a node takes part of one tensor, or splits it, or is one part of what was split."""
+    """Whether a node views or takes part of one tensor, or splits it, or is one part of what was split."""
     called = callee(node)
     name = called if isinstance(called, str) else getattr(called, "__name__", "")
-    return (called is operator.getitem or name in _SELECTIONS) and len(node.all_input_nodes) == 1
+    if not node.all_input_nodes or any(is_tensor(other) for other in node.all_input_nodes[1:]):
+        return False
+    if called is operator.getitem:
+        index: Any = node.args[1]
+        return all(at is ... or isinstance(at, int | slice) for at in (index if isinstance(index, tuple) else (index,)))
+    return name in _SELECTIONS
 
 
 def describe(node: Node) -> str:

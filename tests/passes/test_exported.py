@@ -38,6 +38,7 @@ BODIES: dict[str, tuple[Body, str]] = {
     "views": (_viewed, "mlp"),
     "halves": (lambda m, x: (lambda a, b: m.down(F.silu(a) * b))(*m.both(x).chunk(2, -1)), "gated_mlp"),
     "slices": (lambda m, x: (lambda y: m.down(F.silu(y[..., 12:]) * y[..., :12]))(m.both(x)), "gated_mlp"),
+    "view": (lambda m, x: (lambda a, b: m.down(F.silu(a) * b))(*m.both(x).view(2, 3, 2, 12).unbind(-2)), "gated_mlp"),
     "part": (lambda m, x: F.relu(m.up(x)).sin(), "linear"),
 }
 LEVELS: dict[str, Callable[[ExportedProgram], ExportedProgram]] = {

@@ -44,6 +44,12 @@ HALVES: dict[str, Body] = {
     "tensor_split": lambda m, x: _gated(m, *m.both(x).tensor_split(2, -1)),
     "slices": _sliced,
     "narrow": _narrowed,
+    "unbind": lambda m, x: _gated(m, *m.both(x).view(2, 3, 2, 12).unbind(-2)),
+    "unflatten": lambda m, x: _gated(m, *m.both(x).unflatten(-1, (2, 12)).unbind(2)),
+    "rows of a view": lambda m, x: (lambda y: _gated(m, y[..., 0, :], y[..., 1, :]))(m.both(x).view(2, 3, 2, -1)),
+    "select": lambda m, x: (lambda y: _gated(m, y.select(2, 0), y.select(2, 1)))(
+        m.both(x).reshape(*x.shape[:2], 2, -1)
+    ),
     "up first": _up_first,
 }
 
@@ -63,7 +69,8 @@ def test_splits(body: Body, bias: bool) -> None:
 
 
 def test_splits_dynamic_sizes() -> None:
-    assert apply(capture(Toy(_sliced), dynamic=True), *PIPELINE).kinds() == ["gated_mlp"]
+    for body in (_sliced, HALVES["select"]):
+        assert apply(capture(Toy(body), dynamic=True), *PIPELINE).kinds() == ["gated_mlp"]
 
 
 def test_names_an_activation_of_a_half_first() -> None:
@@ -118,7 +125,10 @@ KEPT: dict[str, Body] = {
     "tokens": lambda m, x: (lambda a, b: F.silu(a) * b)(*m.both(x).chunk(2, 0)),
     "one half": lambda m, x: F.silu(m.both(x)[..., :12]) * 2,
     "the same half twice": lambda m, x: (lambda y: F.silu(y[..., :12]) * y[..., :12])(m.both(x)),
-    "every other output": lambda m, x: (lambda y: F.silu(y[..., ::2]) * y[..., 1::2])(m.both(x)),
+    "every other output without a product": lambda m, x: (lambda y: F.silu(y[..., ::2]) + y[..., 1::2])(m.both(x)),
+    "rows in another order": lambda m, x: (lambda y: F.silu(y[..., :12][[1, 0]]) * y[..., 12:][[1, 0]])(m.both(x)),
+    "three parts of a view": lambda m, x: (lambda a, *b: F.silu(a) * b[0])(*m.both(x).view(2, 3, 3, 8).unbind(-2)),
+    "glu": lambda m, x: m.down(F.glu(m.both(x))),
     "seen": _seen,
 }
 
@@ -136,8 +146,16 @@ def test_leaves_other_splits(body: Body) -> None:
             "gate and up are halves of one layer, and 6 features are no whole number of blocks of 4",
         ),
         (_mutated_input, "add_ may change a tensor in place between its nodes"),
+        (
+            lambda m, x: (lambda y: F.silu(y[..., ::2]) * y[..., 1::2])(m.both(x)),
+            "gate and up take turns in the features of one layer, so that its blocks hold both",
+        ),
+        (
+            lambda m, x: (lambda a, b: F.silu(a) * b)(*m.both(x).view(2, 3, 12, 2).unbind(-1)),
+            "gate and up take turns in the features of one layer, so that its blocks hold both",
+        ),
     ],
-    ids=["inside a block", "mutated"],
+    ids=["inside a block", "mutated", "every other output", "every other output of a view"],
 )
 def test_says_why_not(body: Body, reason: str) -> None:
     captured = apply(capture(Toy(body)), SplitHalves(), changes=False)
