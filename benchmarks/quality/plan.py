@@ -97,8 +97,9 @@ class Run:
 
 
 def sweep(scale: Scale) -> Iterator[Run]:
-    """Dense at each learning rate."""
+    """Dense at each learning rate, then the harder sparsity at the best: what the open settings are judged by."""
     yield from (Run("dense", TUNING_SEED, lr=rate) for rate in scale.rates)
+    yield Run("prune-and-grow", TUNING_SEED, max(SPARSITIES), 32)
 
 
 def runs() -> Iterator[Run]:

@@ -40,7 +40,7 @@ def made(folder: Path, deadline: float = FOREVER) -> Bench:
 def test_every_method_has_its_row_once(tmp_path: Path) -> None:
     trained: tuple[Trained, ...] = ("prune-and-grow", "gradual", "static random")
     methods = (*trained, *ONE_SHOT)
-    runs = [*plan.sweep(TINY), Run("dense", 0), *(Run(method, 0, 0.5, 32) for method in methods)]
+    runs = [*list(plan.sweep(TINY))[:2], Run("dense", 0), *(Run(method, 0, 0.5, 32) for method in methods)]
     assert made(tmp_path).run_all(runs)
     assert made(tmp_path).run_all(runs)
     found = rows.read(tmp_path / "rows.jsonl")
@@ -77,6 +77,7 @@ def test_a_cut_run_goes_on_to_the_same_end(tmp_path: Path, monkeypatch: pytest.M
 
 def test_plan_has_the_reported_seeds_first_and_not_the_one_of_tuning() -> None:
     runs = list(plan.runs())
+    assert {run.seed for run in plan.sweep(plan.FULL)} == {TUNING_SEED}
     assert len(set(runs)) == len(runs)
     assert TUNING_SEED not in {run.seed for run in runs}
     assert [run.seed for run in runs if run.method == "dense"] == list(SEEDS)
