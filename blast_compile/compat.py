@@ -18,7 +18,7 @@ from torch._functorch.utils import enable_single_level_autograd_function
 from torch._ops import OpOverload
 from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Node, Proxy
 
 from blast_compile.env import ISAS, Isa
 
@@ -188,6 +188,31 @@ def size_hint(size: Any) -> Any:
     `torch.SymInt.node.hint`: run 2.13.
     """
     return size.node.hint if isinstance(size, torch.SymInt) else size
+
+
+def is_traced_by_fx(x: object) -> bool:
+    """Whether `x` is a proxy of `torch.fx.symbolic_trace`, of which nothing can be asked."""
+    return isinstance(x, Proxy)
+
+
+def has_rows_in_values(x: Tensor) -> bool:
+    """Whether `x` is a jagged nested tensor whose last dimension is not the ragged one.
+
+    `torch.nested._internal.nested_tensor.NestedTensor._ragged_idx`: run 2.13.
+    """
+    return x.is_nested and x.layout is torch.jagged and bool(cast(Any, x)._ragged_idx < x.dim() - 1)
+
+
+def map_values(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A function of single rows, of the values of a jagged nested tensor; the result shares its offsets.
+
+    `torch.nested._internal.nested_tensor.NestedTensor._ragged_idx`, `_maybe_min_seqlen`, `_maybe_max_seqlen`: run 2.13.
+    """
+    nested = cast(Any, x)
+    lengths = {"min_seqlen": nested._maybe_min_seqlen, "max_seqlen": nested._maybe_max_seqlen}
+    return torch.nested.nested_tensor_from_jagged(
+        function(x.values()), nested.offsets(), nested.lengths(), nested._ragged_idx, **lengths
+    )
 
 
 def compile_with(

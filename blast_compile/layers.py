@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from blast_compile import layout, ops
+from blast_compile import compat, layout, ops
 from blast_compile.errors import DtypeError, LayerError, MaskError
 from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
@@ -48,15 +48,27 @@ class SparseLayer(nn.Module):
         return self.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Raises `LayerError` on the wrong number of features and `DtypeError` on integers."""
-        if x.dim() == 0 or x.shape[-1] != self.in_features:
-            raise LayerError(f"expected an input of {self.in_features} features for {self}, got shape {tuple(x.shape)}")
-        if not x.is_floating_point():
-            raise DtypeError(f"expected a floating-point input for {self}, got {x.dtype}; convert it first")
+        """`x` may be a jagged nested tensor. Raises `LayerError` on a wrong shape and `DtypeError` on integers."""
+        if not compat.is_traced_by_fx(x):
+            if compat.has_rows_in_values(x):
+                return compat.map_values(self.forward, x)
+            self._check_input(x)
         weight, index, bias = self.weight_operand(), self.block_index, self.bias
         args = (x, weight, index, bias, None, self.out_features, self.block, "identity", ops.ABI, self.probe)
         y: Tensor = torch.ops.blast.linear(*args)
         return y
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.is_nested:
+            raise LayerError(
+                f"expected a dense input, or a nested one of layout torch.jagged with {self.in_features} features in "
+                f"each row, for {self}, got one of layout {x.layout} and {x.dim()} dimensions, or of ragged features; "
+                "make it so, or pass x.values()"
+            )
+        if x.dim() == 0 or x.shape[-1] != self.in_features:
+            raise LayerError(f"expected an input of {self.in_features} features for {self}, got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise DtypeError(f"expected a floating-point input for {self}, got {x.dtype}; convert it first")
 
     def extra_repr(self) -> str:
         """What stands between the brackets of `repr()`."""
