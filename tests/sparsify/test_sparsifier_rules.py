@@ -138,10 +138,8 @@ def test_an_update_waits_where_a_norm_is_not_finite(caplog: pytest.LogCaptureFix
     assert caplog.messages == ["step 3: masks wait for the next step, a score or gradient norm is not finite"]
     assert all(torch.equal(kept, masks(sparsifier)[name]) for name, kept in before.items())
     train(model, optimizer, sparsifier, range(3, 7))
-    assert [(record.step, record.target) for record in sparsifier.history] == [
-        (4, pytest.approx(0.8 * 4 / 12)),
-        (6, pytest.approx(0.4)),
-    ]
+    assert [record.step for record in sparsifier.history] == [4, 6]
+    assert [record.target for record in sparsifier.history] == pytest.approx([0.8 * 4 / 12, 0.4])
 
 
 @pytest.mark.parametrize("score", ["l2", "l1", "max", "saliency", "movement"])
