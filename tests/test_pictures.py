@@ -74,7 +74,7 @@ def test_training_is_drawn_over_steps(tmp_path: Path, figures: list[Figure]) -> 
     left, right = figures[0].axes
     assert left.lines[0].get_ydata() == pytest.approx([4.0, 3.0, 3.0])
     assert np.asarray(left.lines[0].get_xdata()).tolist() == [1, 2, 3]
-    assert np.asarray(right.lines[0].get_ydata()).tolist() == [0.0, 0.9]
+    assert np.asarray(right.lines[0].get_ydata()).tolist() == [0.0, 0.9, 0.9]
 
 
 def test_drawing_leaves_the_backend_alone(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 from blast_compile.demo.learn import GROW_FRAC, LEARN_UNTIL, prune_and_grow
-from blast_compile.demo.model import Size
+from blast_compile.demo.model import SMALL, Size
 from blast_compile.demo.training import Recipe
 from blast_compile.sparsify import PruneAndGrow
 from blast_compile.surgery import BlockSparse
@@ -49,11 +49,7 @@ class Scale:
         return f"llama {size.layers} x {size.hidden}-{size.intermediate}, vocabulary {size.vocabulary}"
 
 
-FULL = Scale(
-    Size(hidden=256, intermediate=1024, layers=3, heads=4, kv_heads=4, vocabulary=2048, tied=True, prompt=128),
-    steps=4500,
-    rates=(1.5e-3, 3e-3, 6e-3),
-)
+FULL = Scale(SMALL, steps=4500, rates=(1.5e-3, 3e-3, 7.5e-4, 6e-3))
 QUICK = replace(
     FULL,
     size=Size(hidden=64, intermediate=256, layers=2, heads=2, kv_heads=2, vocabulary=512, tied=True, prompt=32),

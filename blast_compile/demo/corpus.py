@@ -58,7 +58,7 @@ class Corpus:
         return cls(_tokenizers().Tokenizer.from_file(str(folder / "tokenizer.json")), **tokens)
 
 
-def of_python(vocabulary: int = 4096, *, folder: Path | None = None) -> Corpus:
+def of_python(vocabulary: int = 2048, *, folder: Path | None = None) -> Corpus:
     """The library of the Python that runs: a second to train the tokenizer, some seconds to encode four million tokens.
 
     folder: keeps the result in a subfolder and reads it from there the next time. Raises `BlastError` without

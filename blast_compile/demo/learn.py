@@ -91,5 +91,5 @@ def _finished(training: Training, corpus: Corpus, sparsity: list[tuple[int, floa
     return Trained(training.model.eval().requires_grad_(False), found, training.losses, sparsity)
 
 
-_HELD_OUT = 64_000  # tokens: a few seconds
+_HELD_OUT = 32_000  # tokens: a second or two
 _FRAMES = 6

@@ -43,17 +43,19 @@ class Size:
 
 
 LARGE = Size()
+"""Large enough for speed to show; never trained."""
 SMALL = Size(
     hidden=256,
     intermediate=1024,
-    layers=4,
+    layers=3,
     heads=4,
     kv_heads=4,
     prompt=128,
     decoded=48,
-    vocabulary=4096,
+    vocabulary=2048,
     tied=True,
 )
+"""What the demonstration and the benchmark of quality train."""
 SPARSITY = BlockSparse(block=32, sparsity=0.9, targets="mlp")
 
 

@@ -34,7 +34,7 @@ class Plan:
 
 
 FULL = Plan()
-QUICK = replace(FULL, recipe=replace(FULL.recipe, steps=120, warmup=20), interval=10, large=None)
+QUICK = replace(FULL, recipe=replace(FULL.recipe, steps=100, warmup=20), interval=10, large=None)
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,9 @@ def draw_training(
     left.set_ylabel("loss, smoothed")
     left.legend(loc="center right", frameon=False)
     right = left.twinx()
-    right.step([step for step, _ in sparsity], [value for _, value in sparsity], "k--", where="post", linewidth=1)
+    num_steps = max(map(len, losses.values()), default=0)
+    shown = [*sparsity, *((num_steps, value) for step, value in sparsity[-1:] if step < num_steps)]
+    right.step([step for step, _ in shown], [value for _, value in shown], "k--", where="post", linewidth=1)
     right.set_ylim(0, 1)
     right.set_ylabel("fraction of zero blocks (dashed)")
     _save(figure, path)
