@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blast_compile.layers import MaskedLayer, dense_weight
+from blast_compile.layers import MaskedLayer, is_transposed
 from blast_compile.sparsify import Cubic, PruneAndGrow, Sparsifier
 from blast_compile.surgery import BlockSparse
 from tests.models import Mlp
@@ -60,5 +60,4 @@ def masks(sparsifier: Sparsifier) -> dict[str, Tensor]:
 
 def dropped_values(layer: MaskedLayer, tensor: Tensor) -> Tensor:
     """What a tensor of the weight's shape holds outside the kept blocks."""
-    is_transposed = tensor.shape != dense_weight(layer).shape
-    return (tensor.t() if is_transposed else tensor)[~layer.mask.elements()]
+    return (tensor.t() if is_transposed(layer) else tensor)[~layer.mask.elements()]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
+from typing import cast
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.pytorch_utils import Conv1D
 
 from blast_compile.sparsify import Constant, Cubic, Linear, Sparsifier
 from blast_compile.sparsify.blocks import kept_blocks
 from tests.nets import Counted
-from tests.sparsify.learning import backward, batch, config, learner, masks, mlp, train
+from tests.sparsify.learning import backward, batch, config, dropped_values, learner, masks, mlp, train
 
 
 def same_masks(one: Sparsifier, other: Sparsifier) -> bool:
@@ -183,3 +186,27 @@ def test_a_layer_without_a_gradient_takes_part_with_zeros() -> None:
     model, optimizer, sparsifier = learner(model=Half(), score="saliency")
     train(model, optimizer, sparsifier, range(13))
     assert sparsifier.sparsity() == pytest.approx(config().schedule.target(12), abs=0.02)
+
+
+def test_activation_checkpointing_chooses_the_same_blocks() -> None:
+    runs = []
+    for is_recomputed in (False, True):
+        model, optimizer, sparsifier = learner()
+        run = (lambda x, model=model: checkpoint(model, x, use_reentrant=False)) if is_recomputed else model
+        train(run, optimizer, sparsifier, range(7))
+        runs.append(sparsifier)
+    assert runs[0].history == runs[1].history
+    assert same_masks(*runs)
+
+
+def test_layers_that_store_their_weight_transposed_learn_too() -> None:
+    layers = [Conv1D(33, 22), nn.ReLU(), Conv1D(22, 33)]  # type: ignore[no-untyped-call]
+    model, optimizer, sparsifier = learner(model=nn.Sequential(*layers), score="movement")
+    train(model, optimizer, sparsifier, range(13))
+    assert sparsifier.sparsity() == pytest.approx(0.75, abs=0.02)
+    for layer in sparsifier.layers.values():
+        state = optimizer.state[cast(nn.Parameter, layer.weight)]
+        assert layer.weight.shape == layer.shape[::-1]
+        for tensor in (layer.weight, state["exp_avg"], state["exp_avg_sq"]):
+            assert (dropped_values(layer, tensor) == 0).all()
+            assert tensor.any()
