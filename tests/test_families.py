@@ -154,7 +154,7 @@ def test_projections_of_attention_are_linears_that_take_the_residual_in(name: st
     assert Counter(op.kind for op in ops) == {family.kind: NUM_LAYERS, "linear": num_projections * NUM_LAYERS}
     num_residuals = {"falcon": 0}.get(name, NUM_LAYERS)
     assert sum(op.arguments[4] is not None for op in ops if op.kind == "linear") == num_residuals
-    assert all(op.arguments[-6] is not None for op in ops if op.kind == family.kind)
+    assert all(op.arguments[-5] is not None for op in ops if op.kind == family.kind)
 
 
 def test_dropout_inside_an_mlp_keeps_its_layers_apart_in_training() -> None:
