@@ -53,6 +53,10 @@ def test_the_state_is_a_copy() -> None:
     assert state["movement"].keys() == {"fc1", "fc2"}
     for name, sums in state["movement"].items():
         assert torch.equal(sums, before["movement"][name])
+    for name, sums in sparsifier.state_dict()["movement"].items():
+        dropped = ~sparsifier.layers[name].mask.kept
+        assert (sums[dropped] == 0).all(), "a block that comes back starts anew"
+        assert sums[~dropped].any()
 
 
 def test_another_configuration_is_logged(caplog: pytest.LogCaptureFixture) -> None:

@@ -44,7 +44,7 @@ def test_steps_that_grad_scaler_skips_do_not_count(is_fused: bool, score: str) -
     runs = []
     for skipped in ((), (0, 3)):
         model, optimizer, sparsifier = learner(lambda p, lr: torch.optim.Adam(p, lr, fused=is_fused), score=score)
-        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)  # a power of two loses nothing
+        scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)  # powers of two lose nothing
         steps = iter(range(7))
         for number in range(7 + len(skipped)):
             optimizer.zero_grad()
@@ -52,7 +52,7 @@ def test_steps_that_grad_scaler_skips_do_not_count(is_fused: bool, score: str) -
             x = batch(99 if is_skipped else next(steps))
             backward(model, x * torch.inf if is_skipped else x, scale=float(scaler.scale(torch.ones(()))))
             scaler.step(optimizer)
-            scaler.update(2.0**16)
+            scaler.update(2.0 ** (10 + number % 5))
             assert sparsifier.step() is None or not is_skipped
         assert sparsifier.num_steps == 7
         runs.append((model, sparsifier))
