@@ -9,8 +9,7 @@ Map of a generated file, each part a template in `templates/cpp/`:
   index        whether an index may be followed
 then, of the forward products and the input gradient:
   rows         which blocks meet in a block row, and their words: where they lie, or gathered
-  in_place     very few tokens on a dense weight            panel        activations, cut into tiles of tokens
-  stages       a product and its epilogue, by tiles and rows
+  panel        activations, cut into tiles of tokens        stages       a product and its epilogue, by tiles and rows
   forward      the epilogues, how threads share the work, the entry point
 or `weight_grad`: a product over tokens for each kept block.
 
@@ -47,6 +46,7 @@ class CpuConfig:
     activations that a task goes over, to stay in a core's L2. row_group: block rows that go over a tile of tokens
     together. span: tokens between two barriers. stream_bytes: results from this size on go past the caches.
     prefetch_bytes: how far ahead of their use weights are fetched. gather_bytes: blocks that may be gathered at once.
+    fetch_ahead: blocks from one that is gathered to one that is fetched.
     """
 
     token_tile: int
@@ -57,6 +57,7 @@ class CpuConfig:
     stream_bytes: int = 1024 * 1024
     prefetch_bytes: int = 4096
     gather_bytes: int = 64 * 1024 * 1024
+    fetch_ahead: int = 4
 
     @property
     def tiles(self) -> tuple[int, ...]:
@@ -126,7 +127,6 @@ def generate(spec: Spec, config: CpuConfig | None = None) -> str:
             packed=spec.layout == "packed",
             transposed=transposed,
             direct=_is_direct(spec),
-            in_place=isa.startswith("avx512") and spec.layout == "masked" and not transposed,
         )
     )
 

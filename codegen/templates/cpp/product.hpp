@@ -30,13 +30,6 @@ struct Tiles {
     if (odd) rest[num_rest++] = 1;
     count = whole + num_rest;
   }
-  // At most 8 tokens, each by itself.
-  static Tiles singles(int64_t tokens) {
-    Tiles tiles(0);
-    std::fill(tiles.rest, tiles.rest + tokens, 1);
-    tiles.count = tokens;
-    return tiles;
-  }
   int size(int64_t tile) const { return tile < whole ? MAX_TILE : rest[tile - whole]; }
   int64_t start(int64_t tile) const {
     int64_t start = std::min(tile, whole) * MAX_TILE;

@@ -12,7 +12,7 @@ constexpr int64_t STORED_BLOCK = STEPS * STORED_STRIDE;
 struct Row {
   int64_t count;  // below 0 where there was no memory to gather
   const int32_t* columns;
-  const Stored* blocks;{{ "  // null where a single token reads them in place" if in_place }}
+  const Stored* blocks;
 };
 
 // One linear layer, seen from its product: outputs and contractions are N and K, or K and N for the input gradient.
@@ -32,6 +32,13 @@ struct Layer {
 {%- endif %}
 };
 
+{%- if not direct %}
+{%- if packed %}
+{%- set contraction_stride, output_stride = ("1", "CONTRACTION_EDGE") if transposed else ("OUTPUT_EDGE", "1") %}
+{%- else %}
+{%- set contraction_stride, output_stride = ("layer.row_stride", "layer.column_stride") if transposed else ("layer.column_stride", "layer.row_stride") %}
+{%- endif %}
+{%- endif %}
 struct Rows {
   const Layer& layer;
 {%- if transposed %}
@@ -88,9 +95,6 @@ struct Rows {
 {%- endif %}
 {%- if not direct %}
   const Word* gathered = nullptr;  // all kept blocks, where they serve many tokens
-{%- if in_place %}
-  bool in_place = false;  // whether tokens read blocks where they lie
-{%- endif %}
 
   // Of the kept blocks of the rows before r: how many.
   int64_t start(int64_t r) const { return {{ "layer.index[r] - layer.index[0]" if packed and not transposed else "offsets[r]" }}; }
@@ -126,9 +130,6 @@ struct Rows {
   // With its blocks.
   Row row(int64_t r, [[maybe_unused]] Buffer& scratch) const {
     Row row = this->row(r);
-{%- if in_place %}
-    if (in_place) return row;
-{%- endif %}
 {%- if not direct %}
     if (gathered) {
       row.blocks = gathered + start(r) * STORED_BLOCK;
@@ -143,27 +144,41 @@ struct Rows {
   }
 {%- if not direct %}
 
+  int64_t contraction_stride() const { return {{ contraction_stride }}; }
+  int64_t output_stride() const { return {{ output_stride }}; }
+
+  const Weight* block(int64_t r, [[maybe_unused]] const Row& row, int64_t i) const {
+{%- if packed %}
+    return layer.weight + {{ "positions[offsets[r] + i]" if transposed else "(layer.index[r] + i)" }} * int64_t(CONTRACTION_EDGE * OUTPUT_EDGE);
+{%- else %}
+    return layer.weight + row.columns[i] * CONTRACTION_EDGE * contraction_stride() + r * OUTPUT_EDGE * output_stride();
+{%- endif %}
+  }
+
+  // Asks for block i of a row, or of those behind it: its lines are far apart, so no processor guesses them. Inline, for g++
+  // drops calls of functions that only fetch.
+  [[gnu::always_inline]] void fetch(int64_t r, int64_t i) const {
+    Row row = this->row(r);
+    for (; i >= row.count; row = this->row(r)) {
+      i -= row.count;
+      if (++r >= layer.output_blocks()) return;
+    }
+    const bool by_output = contraction_stride() == 1;
+    const int64_t contractions = std::min<int64_t>(CONTRACTION_EDGE, layer.contractions - row.columns[i] * CONTRACTION_EDGE);
+    const int64_t outputs = std::min<int64_t>(OUTPUT_EDGE, layer.outputs - r * OUTPUT_EDGE);
+    const int64_t lines = by_output ? outputs : contractions, width = by_output ? contractions : outputs;
+    const Weight* line = block(r, row, i);
+    for (int64_t l = 0; l < lines; ++l, line += by_output ? output_stride() : contraction_stride())
+      for (int64_t e = 0; e < width; e += LINE / int64_t(sizeof(Weight))) __builtin_prefetch(line + e, 0, 2);
+  }
+
   void gather_row(int64_t r, Word* words) const {
     const Row row = this->row(r);
-    const int64_t count = row.count;
-    const int32_t* mine = row.columns;
     const int64_t outputs = std::min<int64_t>(OUTPUT_EDGE, layer.outputs - r * OUTPUT_EDGE);
-{%- if packed %}
-    const int64_t contraction_stride = {{ 1 if transposed else "OUTPUT_EDGE" }}, output_stride = {{ "CONTRACTION_EDGE" if transposed else 1 }};
-{%- elif transposed %}
-    const int64_t contraction_stride = layer.row_stride, output_stride = layer.column_stride;
-{%- else %}
-    const int64_t contraction_stride = layer.column_stride, output_stride = layer.row_stride;
-{%- endif %}
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t contractions = std::min<int64_t>(CONTRACTION_EDGE, layer.contractions - mine[i] * CONTRACTION_EDGE);
-{%- if packed %}
-      const int64_t place = {{ "positions[offsets[r] + i]" if transposed else "layer.index[r] + i" }};
-      const Weight* block = layer.weight + place * CONTRACTION_EDGE * OUTPUT_EDGE;
-{%- else %}
-      const Weight* block = layer.weight + mine[i] * CONTRACTION_EDGE * contraction_stride + r * OUTPUT_EDGE * output_stride;
-{%- endif %}
-      gather(block, contraction_stride, output_stride, contractions, outputs, words + i * STORED_BLOCK, STEPS, STORED_STRIDE);
+    for (int64_t i = 0; i < row.count; ++i) {
+      fetch(r, i + FETCH_AHEAD);
+      const int64_t contractions = std::min<int64_t>(CONTRACTION_EDGE, layer.contractions - row.columns[i] * CONTRACTION_EDGE);
+      gather(block(r, row, i), contraction_stride(), output_stride(), contractions, outputs, words + i * STORED_BLOCK, STEPS, STORED_STRIDE);
     }
   }
 {%- endif %}

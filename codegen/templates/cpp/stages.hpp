@@ -10,18 +10,7 @@ struct Result {
 
 // W outputs of a block row from `offset` on, for the MT tokens of a tile.
 template <int MT, int W>
-inline void product({{ "const Layer& layer" if in_place else "const Layer&" }}, const Row& row, const Word* tile, {{ "int64_t row_start" if in_place else "int64_t" }}, int64_t offset, Sums<MT, W>& total) {
-{%- if in_place %}
-  if (MT == 1 && !row.blocks) {
-    for (int v = 0; v < vectors<W>(); ++v) {
-      const int64_t first_output = row_start + offset + v * VL;
-      const int outputs = int(std::min<int64_t>({VL, W - v * VL, layer.outputs - first_output}));
-      const Weight* rows = layer.weight + first_output * layer.row_stride;
-      total[0][v] = outputs > 0 ? sums_in_place(row, rows, layer.row_stride, outputs, tile) : Vec{};
-    }
-    return;
-  }
-{%- endif %}
+inline void product(const Row& row, const Word* tile, int64_t offset, Sums<MT, W>& total) {
   Vec sums[chains<MT>()][MT][vectors<W>()] = {};
   for (int64_t i = 0; i < row.count; ++i) {
     const Stored* block = row.blocks + i * STORED_BLOCK;
@@ -47,8 +36,8 @@ inline void strip(const Layer& gate, const Layer& up, const Row& gate_row, const
       for (int o = 0; o < W; o += int(LINE / sizeof(X)))
         __builtin_prefetch(result.y + (first_token + m) * up.outputs + first_output + o, 1);
   Sums<MT, W> acc, gates;
-  if constexpr (Stage::GATED) product<MT, W>(gate, gate_row, tile, row_start, offset, gates);
-  product<MT, W>(up, up_row, tile, row_start, offset, acc);
+  if constexpr (Stage::GATED) product<MT, W>(gate_row, tile, offset, gates);
+  product<MT, W>(up_row, tile, offset, acc);
 #pragma GCC unroll 8
   for (int v = 0; v < vectors<W>(); ++v) {
     const int n = outputs - v * VL;
