@@ -30,10 +30,10 @@ class Vit:
 
     hidden: int = 128
     intermediate: int = 512
-    layers: int = 4
-    epochs: int = 80
-    batch: int = 128
-    lr: float = 1.5e-3
+    layers: int = 2
+    epochs: int = 60
+    batch: int = 64
+    lr: float = 1e-3
     sparsity: float = 0.9
     block: int = 32
     seeds: tuple[int, ...] = (0, 1, 2)

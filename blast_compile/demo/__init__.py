@@ -1,4 +1,4 @@
-"""The demonstration: a Llama-shaped model becomes block-sparse, is compiled, and is compared with dense."""
+"""The demonstration: a Llama-shaped model learns block masks, is compiled, and is compared with dense."""
 
 from blast_compile.demo.run import run
 

@@ -25,7 +25,7 @@ class Size:
 
     hidden: int = 1792
     intermediate: int = 7168
-    layers: int = 3
+    layers: int = 2
     heads: int = 14
     kv_heads: int = 2
     prompt: int = 512

@@ -28,7 +28,7 @@ class Plan:
     """What the demonstration does. small: the model that is trained. large: the shape that is only timed, or None."""
 
     small: Size = SMALL
-    recipe: Recipe = Recipe(steps=500, lr=3e-3, warmup=50)  # noqa: RUF009 - frozen
+    recipe: Recipe = Recipe(steps=400, lr=2e-3, warmup=40)  # noqa: RUF009 - frozen
     interval: int = 25
     large: Size | None = LARGE
 
