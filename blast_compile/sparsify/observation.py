@@ -56,6 +56,7 @@ class Observation:
         return list((empty | known).values())
 
     def restart(self, name: str, blocks: Tensor) -> None:
-        """Blocks, bool `[R, C]`, that were pruned or grown start at zero."""
+        """Blocks, bool `[R * C]`, that were pruned or grown start at zero."""
         if name in self.sums:
-            self.sums[name] = self.sums[name].masked_fill(blocks.to(self.sums[name].device), 0.0)
+            sums = self.sums[name]
+            self.sums[name] = sums.masked_fill(blocks.to(sums.device).view_as(sums), 0.0)

@@ -166,7 +166,7 @@ class Sparsifier:
         decided = decide(evidence, self.config, step, self.config.fraction.at(step))
         changes = carry_out_(evidence, decided, optimizer)
         for name, found in evidence.items():
-            self._seen.restart(name, (found.kept != decided[name]).view_as(self.layers[name].mask.kept))
+            self._seen.restart(name, found.kept != decided[name])
         self.history.append(UpdateRecord(step, self.config.schedule.target(step), changes))
         return self.history[-1]
 

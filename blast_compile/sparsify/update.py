@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from blast_compile import layout
 from blast_compile.layers import MaskedLayer, dense_weight, is_transposed
 from blast_compile.mask import BlockMask
 from blast_compile.sparsify.blocks import clear_blocks_
@@ -83,7 +84,7 @@ def carry_out_(
         pruned, grown = found.kept & ~kept, kept & ~found.kept
         changes[name] = LayerChange(int(kept.sum()), int(pruned.sum()), int(grown.sum()))
         if changes[name].pruned or changes[name].grown:
-            grid = layer.mask.kept.shape
+            grid = layout.grid(layer.shape, layer.block)
             layer.set_mask_(BlockMask(kept.view(grid), layer.shape, layer.block))
             clear_(layer, (pruned | grown).view(grid), optimizer)
     return changes
