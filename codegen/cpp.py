@@ -57,7 +57,7 @@ class CpuConfig:
     stream_bytes: int = 1024 * 1024
     prefetch_bytes: int = 4096
     gather_bytes: int = 64 * 1024 * 1024
-    fetch_ahead: int = 4
+    fetch_ahead: int = 3
 
     @property
     def tiles(self) -> tuple[int, ...]:
@@ -93,7 +93,8 @@ def default_config(spec: Spec) -> CpuConfig:
     All by `benchmarks/run.py cpu-linear`.
     """
     token_tile = 12 if _isa(spec).startswith("avx512") else 6
-    return CpuConfig(token_tile, vectors=2, panel_bytes=5 * 256 * 1024)
+    row_group = 4 if _is_direct(spec) else 2  # gathered rows fill the L2 cache sooner
+    return CpuConfig(token_tile, vectors=2, panel_bytes=5 * 256 * 1024, row_group=row_group)
 
 
 def generate(spec: Spec, config: CpuConfig | None = None) -> str:
