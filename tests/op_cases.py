@@ -201,7 +201,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
 
 def mean_error(actual: Tensor, expected: Tensor) -> float:
     """Root of the mean square error over that of the mean square truth; 0 where both are nothing but zeros."""
-    error, scale = (actual.double() - expected.double()).norm().item(), expected.double().norm().item()
+    error, scale = float((actual.double() - expected.double()).norm()), float(expected.double().norm())
     if scale:
         return error / scale
     return math.inf if error else 0.0
@@ -219,8 +219,8 @@ def check(actual: Tensor, call: Call) -> None:
 def check_accuracy(actual: Tensor, expected: Tensor, dense: object) -> None:
     """float64 below 1e-12, float32 below 1e-5; 16 bits against the error of the same dense op in 16 bits.
 
-    The mean square error may be 1.5 times that of dense there, and the worst element, a matter of luck in small results,
-    3 times as far off. Half a last place in the mean, and a whole one at worst, are always allowed.
+    The mean square error may be 1.5 times that of dense there, and the worst element, a matter of luck in small
+    results, 3 times as far off. Half a last place in the mean, and a whole one at worst, are always allowed.
     """
     error = relative_error(actual, expected)
     if actual.dtype.itemsize > 2:
