@@ -12,7 +12,7 @@ from blast_compile import layout
 from blast_compile.errors import OptionsError
 from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
-from blast_compile.sparsify import rounding, surgeon
+from blast_compile.sparsify import removal, rounding, surgeon
 from blast_compile.sparsify.rounding import LARGEST, Grid
 
 Method = Literal["magnitude", "wanda", "sparsegpt"]
@@ -47,7 +47,7 @@ class Recipe:
         """What each block is worth to its layer, `[R, C]`.
 
         magnitude: the Frobenius norm. wanda: the sum of `|w_ij| * ||x_j||` (Sun and others 2023, arXiv 2306.11695).
-        sparsegpt: what dropping it costs the layer's output once other weights have made up for it (`surgeon.py`).
+        sparsegpt: what dropping it costs the layer's output once other weights have made up for it (`removal.py`).
         """
         if self.method == "magnitude":
             norms: Tensor = layout.to_blocks(weight_NK, block).flatten(2).norm(dim=-1)
@@ -55,7 +55,7 @@ class Recipe:
         assert gram is not None
         if self.method == "wanda":
             return layout.to_blocks(weight_NK.abs() * gram.diagonal().sqrt(), block).sum((2, 3))
-        return surgeon.removal_costs(weight_NK, surgeon.damped(gram, self.damping), block)
+        return removal.removal_costs(weight_NK, surgeon.damped(gram, self.damping), block)
 
     def kept_weights(self, weight_NK: Tensor, gram: Tensor | None, mask: BlockMask) -> Tensor:
         """The weight after pruning, zero outside the mask: masked alone, or corrected and rounded (sparsegpt)."""
