@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from blast_compile.errors import OptionsError
+from blast_compile.mask import check_sparsity
 from blast_compile.sparsify.fractions import Always, Fraction, check_fraction
-from blast_compile.sparsify.schedules import Schedule
+from blast_compile.sparsify.schedules import Schedule, check_steps
 from blast_compile.sparsify.scores import SCORES, Score
 from blast_compile.surgery import BlockSparse
 
@@ -61,8 +62,7 @@ class PruneAndGrow:
                 raise OptionsError(f"expected {name} to be an int from {least} on, got {number!r}")
         if not isinstance(self.layers, BlockSparse):
             raise OptionsError(f"expected layers to be a BlockSparse, got {self.layers!r}")
-        if not hasattr(self.schedule, "target"):
-            raise OptionsError(f"expected a schedule of blast_compile.sparsify, got {self.schedule!r}")
+        _check_schedule(self.schedule)
         if not hasattr(self.grow_frac, "at"):
             check_fraction("grow_frac", self.grow_frac)
 
@@ -82,6 +82,22 @@ class PruneAndGrow:
         """Whether masks change after `step` optimizer steps."""
         begin, end = self.schedule.begin, self.schedule.end
         return step > 0 and begin <= step <= end and ((step - begin) % self.interval == 0 or step == end)
+
+
+def _check_schedule(schedule: Schedule) -> None:
+    """Raises `OptionsError` or `MaskError` where a schedule, be it of the user's own making, cannot be followed."""
+    if isinstance(schedule, type) or not all(hasattr(schedule, part) for part in ("begin", "end", "target")):
+        raise OptionsError(
+            "expected a schedule such as Cubic(0.9, end=1000), or an object with begin, end and target(step), "
+            f"got {schedule!r}"
+        )
+    check_steps(schedule.begin, schedule.end)
+    if schedule.end < schedule.begin:
+        raise OptionsError(
+            f"expected a schedule that ends no sooner than it begins, got steps {schedule.begin} to {schedule.end}"
+        )
+    for step in (0, schedule.begin, schedule.end):
+        check_sparsity(schedule.target(step))
 
 
 def _check_choice(what: str, given: object, good: tuple[str, ...], more: str = "") -> None:

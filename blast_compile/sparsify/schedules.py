@@ -107,7 +107,11 @@ class OneShot:
 
 @dataclass(frozen=True)
 class Cyclic:
-    """The cubic curve from `initial` to `final`, `num_cycles` times: what was pruned too early may come back."""
+    """The cubic curve from `initial` to `final`, `num_cycles` times: what was pruned too early may come back.
+
+    The last step of a cycle is the first of the next, where the target is `initial` again, so a cycle needs several
+    updates: where there is one a cycle, masks stay at `initial` until the end.
+    """
 
     final: float
     end: int
@@ -168,10 +172,15 @@ def _cubic(initial: float, final: float, progress: float) -> float:
     return final + (initial - final) * (1 - progress) ** 3
 
 
-def _check(begin: object, end: object, *sparsities: float) -> None:
+def _check(begin: int, end: int, *sparsities: float) -> None:
     for sparsity in sparsities:
         check_sparsity(sparsity)
-    if type(begin) is not int or type(end) is not int or begin < 0:
-        raise OptionsError(f"expected steps that are ints from 0 on, got {begin!r} and {end!r}")
+    check_steps(begin, end)
     if end <= begin:
         raise OptionsError(f"expected a schedule that ends after it begins, got steps {begin} to {end}")
+
+
+def check_steps(begin: int, end: int) -> None:
+    """Raises `OptionsError` unless both are ints from 0 on."""
+    if type(begin) is not int or type(end) is not int or begin < 0:
+        raise OptionsError(f"expected steps that are ints from 0 on, got {begin!r} and {end!r}")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -52,6 +53,11 @@ def test_updates_are_every_interval_and_at_the_end() -> None:
     assert [step for step in range(60) if PruneAndGrow(OneShot(0.9, at=7)).is_update(step)] == [7]
 
 
+def own(begin: int, end: int) -> Schedule:
+    """A schedule of the user's making, whose target is the step itself."""
+    return cast(Schedule, SimpleNamespace(begin=begin, end=end, target=lambda step: step))
+
+
 BAD: dict[str, tuple[Callable[..., object], type[Exception], str]] = {
     "ends before it starts": (lambda: Cubic(0.9, 5, begin=10), OptionsError, "ends after it begins, got steps 10 to 5"),
     "ends where it starts": (lambda: Linear(0.9, 0), OptionsError, "got steps 0 to 0"),
@@ -59,6 +65,10 @@ BAD: dict[str, tuple[Callable[..., object], type[Exception], str]] = {
     "phases out of order": (lambda: ThreePhases(0.9, 10, 5, 20), OptionsError, "got steps 10 to 5"),
     "too many cycles": (lambda: Cyclic(0.9, 5, num_cycles=6), OptionsError, "1 to 5 cycles"),
     "no sparsity": (lambda: Cubic(1.1, 5), MaskError, "sparsity from 0 to 1"),
+    "a class": (lambda: PruneAndGrow(Cubic), OptionsError, "a schedule such as Cubic"),  # type: ignore[arg-type]
+    "own without end": (lambda: PruneAndGrow(cast(Any, SimpleNamespace(target=abs))), OptionsError, "with begin, end"),
+    "own ends first": (lambda: PruneAndGrow(own(5, 4)), OptionsError, "no sooner than it begins, got steps 5 to 4"),
+    "own beyond 1": (lambda: PruneAndGrow(own(0, 2)), MaskError, "sparsity from 0 to 1 .*, got 2"),
     "steps of floats": (lambda: Cubic(0.9, 5.0), OptionsError, "steps that are ints"),  # type: ignore[arg-type]
     "peaks and bounds": (lambda: PiecewiseCosine((0, 5), (0.1, 0.2)), OptionsError, "one peak between"),
     "bounds out of order": (lambda: PiecewiseCosine((5, 5), (0.1,)), OptionsError, "bounds in ascending order"),
