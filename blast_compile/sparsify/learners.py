@@ -66,6 +66,16 @@ def _check_layers(model: nn.Module, targets: Mapping[str, nn.Module]) -> None:
             raise LayerError(f"expected whole weights, got {name!r} whose weight is sharded (FSDP2, tensor parallel)")
 
 
+def check_masked(layers: Mapping[str, nn.Module]) -> None:
+    """Raises `LayerError` unless all learning layers are still masked."""
+    for name, layer in layers.items():
+        if not isinstance(layer, MaskedLayer):
+            raise LayerError(
+                f"expected masked layers, got {name!r} as {type(layer).__name__}; pack a copy of the model while it "
+                "learns (copy.deepcopy), or call detach() first and step() no more"
+            )
+
+
 def check_optimizer(optimizer: Optimizer, layers: Mapping[str, nn.Module]) -> None:
     """Raises `OptionsError` unless the optimizer updates the weights of all these layers."""
     if not isinstance(optimizer, Optimizer):

@@ -16,6 +16,7 @@ from blast_compile.sparsify.observation import Observation
 from blast_compile.sparsify.update import LayerChange, UpdateRecord
 
 VERSION = 1
+_FIELDS = {"version", "layers", "config", "movement", "num_steps", "is_late", "history"}
 
 
 def state_of(layers: Mapping[str, MaskedLayer], config: PruneAndGrow, seen: Observation) -> dict[str, Any]:
@@ -37,6 +38,8 @@ def checked_sums(
     """
     if state.get("version") != VERSION:
         raise LayerError(f"expected the state of a Sparsifier of version {VERSION}, got {state.get('version')!r}")
+    if missing := _FIELDS - state.keys():
+        raise LayerError(f"expected the whole state of a Sparsifier, got one without {', '.join(sorted(missing))}")
     given, own = state["layers"], _shapes(layers)
     for name in [*own, *given]:
         if given.get(name) != own.get(name):

@@ -85,10 +85,12 @@ class Sparsifier:
     def step(self) -> UpdateRecord | None:
         """Counts an optimizer step and, where the schedule says so, updates the masks; the record of it, or None.
 
-        Steps that `GradScaler` skipped are not counted. Raises `TrainingError` where calls come in another order.
+        Steps that `GradScaler` skipped are not counted. Raises `TrainingError` where calls come in another order,
+        `LayerError` where a layer was packed meanwhile.
         """
         if self._watch is None:
             raise TrainingError("expected an optimizer to watch, got none: call attach(optimizer) before step()")
+        learners.check_masked(self.layers)
         num_steps, optimizer = self._watch.num_steps, self._watch.optimizer
         self._watch.forget()
         if not self._seen.look():

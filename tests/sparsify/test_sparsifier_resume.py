@@ -76,6 +76,10 @@ STATES: dict[str, tuple[Callable[[], Any], str]] = {
     ),
     "other version": (lambda: learner()[2].state_dict() | {"version": 99}, "version 1, got 99"),
     "nothing": (dict, "version 1, got None"),
+    "a part": (
+        lambda: dict(list(learner()[2].state_dict().items())[:4]),
+        "got one without history, is_late, num_steps",
+    ),
 }
 
 
@@ -170,6 +174,16 @@ def test_an_update_without_a_backward_pass_is_refused(fields: dict[str, Any]) ->
     assert snapshot(model) == before
     train(model, optimizer, sparsifier, range(2, 3))
     assert [record.step for record in sparsifier.history] == [3]
+
+
+def test_a_model_that_was_packed_meanwhile_is_refused() -> None:
+    model, optimizer, sparsifier = learner()
+    train(model, optimizer, sparsifier, range(2))
+    blast.pack_(model, dense_below=0.0)
+    before = snapshot(model)
+    with pytest.raises(LayerError, match=r"got 'fc1' as PackedLinear; pack a copy .*, or call detach\(\)"):
+        sparsifier.step()
+    assert snapshot(model) == before
 
 
 def test_two_optimizer_steps_for_one_are_refused() -> None:

@@ -11,6 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
+import blast_compile as blast
+from blast_compile.layout import to_blocks
 from blast_compile.sparsify import Constant, Cubic, Linear, Sparsifier
 from blast_compile.sparsify.blocks import kept_blocks
 from tests.nets import Counted
@@ -143,6 +145,25 @@ def test_an_update_waits_where_a_norm_is_not_finite(caplog: pytest.LogCaptureFix
     train(model, optimizer, sparsifier, range(3, 7))
     assert [record.step for record in sparsifier.history] == [4, 6]
     assert [record.target for record in sparsifier.history] == pytest.approx([0.8 * 4 / 12, 0.4])
+
+
+def test_optimizers_that_write_into_dropped_blocks_change_no_output_and_no_new_block() -> None:
+    """Muon makes the update of a whole weight orthogonal, which fills the zeros of its gradient."""
+    model, optimizer, sparsifier = learner(lambda p, lr: torch.optim.Muon([w for w in p if w.dim() == 2], lr))
+    num_grown = num_filled = 0
+    for step in range(13):
+        before = masks(sparsifier)
+        train(model, optimizer, sparsifier, range(step, step + 1))
+        for name, layer in sparsifier.layers.items():
+            grown = (layer.mask.kept & ~before[name]).nonzero().tolist()
+            blocks = to_blocks(layer.weight.detach(), layer.block)
+            assert all((blocks[row, column] == 0).all() for row, column in grown)
+            num_grown += len(grown)
+            num_filled += int((dropped_values(layer, layer.weight) != 0).sum())
+    assert num_grown > 0
+    assert num_filled > 0
+    expected = model(batch(0))
+    torch.testing.assert_close(blast.pack_(model, dense_below=0.0)(batch(0)), expected)
 
 
 @pytest.mark.parametrize("score", ["l2", "l1", "max", "saliency", "movement"])
