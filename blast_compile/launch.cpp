@@ -7,6 +7,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <pthread.h>
+#include <sys/mman.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -121,6 +122,17 @@ bool have_memory(const Args& args, const Layout& layout) {
   });
 }
 
+// Asks the kernel for large pages behind a large result: its memory is fresh, and to touch it on pages of 4 KiB may cost more
+// than its product (33 MB at 95 %: 5 ms in 12). As pages.py does for gradients.
+void ask_for_large_pages(const at::Tensor& y) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t PAGE = 2 * 1024 * 1024;
+  const uintptr_t address = reinterpret_cast<uintptr_t>(y.const_data_ptr());
+  const uintptr_t start = (address + PAGE - 1) / PAGE * PAGE, end = (address + y.nbytes()) / PAGE * PAGE;
+  if (y.nbytes() >= 4 * PAGE && start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+#endif
+}
+
 // The result of a planned call, or an undefined tensor where launch.py has to see it.
 at::Tensor run(const Plan& plan, const Args& args, const Layout& layout) {
   const at::Tensor& x = args[0].toTensor();
@@ -136,6 +148,7 @@ at::Tensor run(const Plan& plan, const Args& args, const Layout& layout) {
   }
   at::Tensor y = at::empty(sizes, x.options());
   if (y.numel() == 0) return {};
+  ask_for_large_pages(y);
   auto address = [](const void* pointer) { return reinterpret_cast<int64_t>(pointer); };
   c10::SmallVector<int64_t, 32> numbers = {
       is_alone ? 1 : at::get_num_threads(), x.numel() / x.size(-1),
