@@ -94,7 +94,7 @@ def _plan(
             if slot.tensor.is_meta and not found:
                 raise CheckpointError(
                     f"expected values of the non-persistent buffer {slot.names[0]!r}, which is on the meta device, got "
-                    "none in the file; build the model on the CPU"
+                    "none in the file; build the module that holds it, or the whole model, on the CPU"
                 )
             if not slot.tensor.is_meta:
                 continue

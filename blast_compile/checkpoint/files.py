@@ -29,14 +29,21 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], *, max_shard_byte
     JSON header. Packed layers take their kept blocks and index; so do masked layers where all else is zero. Tensors
     that modules share are stored once. A model that was saved there before is replaced in one step, at the end.
 
-    Raises `CheckpointError` where a tensor has no values to save (meta device, sparse or quantized classes) or `path`
-    is a file, `MaskError` where a mask index is damaged, and OSError where the folder cannot be written.
+    Raises `CheckpointError` where a tensor has no values to save (meta device, sparse or quantized classes), a module
+    has extra state, or `path` is a file, `MaskError` where a mask index is damaged, and OSError where the folder
+    cannot be written.
     """
     folder, model = Path(path), unwrapped(model)
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"expected a folder to save into, got the file {folder}; name another path")
     if max_shard_bytes < 1:
         raise CheckpointError(f"expected shards of at least 1 byte, got max_shard_bytes={max_shard_bytes}")
+    for name, module in model.named_modules():
+        if type(module).get_extra_state is not nn.Module.get_extra_state:
+            raise CheckpointError(
+                f"expected modules whose state is tensors, got {name!r}, a {type(module).__name__} with extra state; "
+                "keep that state in buffers"
+            )
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
     slots = slots_of(model, but={id(layer.block_index) for layer in layers.values()})
     for slot in slots:

@@ -37,3 +37,9 @@ def arguments(batch: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(batch, Tensor):
         return (batch,), {}
     return ((), dict(batch)) if isinstance(batch, Mapping) else (tuple(batch), {})
+
+
+def real_tokens(batch: Inputs) -> Tensor | None:
+    """Which tokens of a batch are no padding, bool `[B, T]`, where an `attention_mask` of that form says so."""
+    mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
+    return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point() else None

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from blast_compile.errors import LayerError
 from blast_compile.layers import dense_weight
-from blast_compile.sparsify.batches import Inputs, arguments, held
+from blast_compile.sparsify.batches import Inputs, arguments, held, real_tokens
+from blast_compile.sparsify.regions import exactly
 
 
 class _Reached(BaseException):
@@ -28,11 +29,12 @@ class _Reached(BaseException):
 class Seen:
     """What one layer was given in a survey.
 
-    squares: sums of squares by input, float64 `[K]`. num_calls: by batch. leaders: the layers that had the very same
-    input just before, or the layer itself.
+    squares: sums of squares by input, float64 `[K]`. num_rows: of how many rows. num_calls: by batch. leaders: the
+    layers that had the very same input just before, or the layer itself.
     """
 
     squares: Tensor | None = None
+    num_rows: int = 0
     num_calls: list[int] = field(default_factory=list)
     leaders: set[str] = field(default_factory=set)
 
@@ -69,7 +71,7 @@ class Calibration:
         for batch in self._batches:
             self._survey_batch(batch)
             advance()
-        missing = [name for name in self._layers if name not in self._order]
+        missing = [name for name, seen in self._seen.items() if not seen.num_rows]
         if missing:
             raise LayerError(
                 f"expected calibration data that reaches every layer, got none for {missing[0]!r} and "
@@ -92,16 +94,19 @@ class Calibration:
         K = weight_NK.shape[1]
         total = torch.zeros(K, K, dtype=torch.float64, device=weight_NK.device)
         num_tokens = num_left = 0
+        is_real: Tensor | None = None
 
         def collect(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             nonlocal num_tokens, num_left
-            x_MK = _rows(args, kwargs)
-            total.add_(x_MK.T @ x_MK)
+            x_MK = _rows(_input(args, kwargs), is_real)
+            with exactly(total.device):
+                total.add_(x_MK.T @ x_MK)
             num_tokens, num_left = num_tokens + len(x_MK), num_left - 1
             if num_left == 0:
                 raise _Reached
 
         for place, batch in enumerate(self._batches):
+            is_real = real_tokens(batch)
             num_left = self._seen[leader].num_calls[place]
             with _hooked({leader: self._layers[leader]}, lambda _name: collect):
                 self._run(batch)
@@ -114,17 +119,21 @@ class Calibration:
     def _survey_batch(self, batch: Inputs) -> None:
         last: tuple[Tensor, int, str] | None = None
         sequence: list[str] = []
+        is_real = real_tokens(batch)
 
         def hook_of(name: str) -> Callable[..., None]:
             def collect(_layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
                 nonlocal last
                 x, seen = _input(args, kwargs), self._seen[name]
                 # In-place changes count up a tensor's version.
-                is_shared = last is not None and x is last[0] and x._version == last[1]
-                last = (x, x._version, last[2] if is_shared and last is not None else name)
+                version = 0 if x.is_inference() else x._version
+                is_shared = last is not None and x is last[0] and version == last[1]
+                last = (x, version, last[2] if is_shared and last is not None else name)
                 seen.leaders.add(last[2])
-                squares = _rows(args, kwargs).square().sum(0, dtype=torch.float64)
+                x_MK = _rows(x, is_real)
+                squares = x_MK.square().sum(0, dtype=torch.float64)
                 _check_finite(name, squares)
+                seen.num_rows += len(x_MK)
                 seen.squares = squares if seen.squares is None else seen.squares + squares
                 sequence.append(name)
 
@@ -140,18 +149,6 @@ class Calibration:
         args, kwargs = arguments(batch)
         with torch.no_grad(), torch.random.fork_rng(self._cuda_devices), suppress(_Reached):
             self._model(*args, **kwargs)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Puts every module into evaluation mode, and back into its own mode at the end."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 @contextmanager
@@ -173,10 +170,12 @@ def _input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
     return x
 
 
-def _rows(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """The input as `[M, K]`, in float32 at least."""
-    x = _input(args, kwargs).detach()
-    return x.reshape(-1, x.shape[-1]).to(torch.promote_types(x.dtype, torch.float32))
+def _rows(x: Tensor, is_real: Tensor | None) -> Tensor:
+    """The input as `[M, K]`, in float32 at least; padding left out where it has a row for each token of the batch."""
+    x_MK = x.detach().reshape(-1, x.shape[-1])
+    if is_real is not None and x.shape[:-1] in (is_real.shape, (is_real.numel(),)):
+        x_MK = x_MK[is_real.flatten().to(x.device)]
+    return x_MK.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _merge(order: list[str], sequence: list[str]) -> None:

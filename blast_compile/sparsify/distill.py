@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from blast_compile.errors import LayerError, OptionsError
 from blast_compile.layers import MaskedLayer, is_transposed
-from blast_compile.sparsify.calibration import evaluating
+from blast_compile.sparsify.regions import evaluating
 
 
 def run_teacher(teacher: nn.Module, *args: Any, **kwargs: Any) -> Any:

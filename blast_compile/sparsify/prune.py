@@ -20,10 +20,11 @@ from blast_compile.log import logger
 from blast_compile.mask import BlockMask
 from blast_compile.sparsify import sensitivity
 from blast_compile.sparsify.batches import Inputs
-from blast_compile.sparsify.calibration import Calibration, Gram, evaluating
+from blast_compile.sparsify.calibration import Calibration, Gram
 from blast_compile.sparsify.learners import bare
 from blast_compile.sparsify.oneshot import Method, Recipe, output_error
 from blast_compile.sparsify.prune_report import PrunedLayer, PruneReport
+from blast_compile.sparsify.regions import evaluating, exactly
 from blast_compile.sparsify.rounding import Grid
 from blast_compile.sparsify.sensitivity import BUDGETS, Budget
 from blast_compile.surgery import BlockSparse, sparsify_
@@ -71,10 +72,11 @@ def prune_(
     calibration = None if data is None else Calibration(model, data, targets)
     originals = {name: dense_weight(layer).detach().clone() for name, layer in targets.items()}
     try:
-        with _progress(progress) as bar, evaluating(model):
-            run = _Run(config, how, budget, targets)
-            rows = run.without_data() if calibration is None else run.with_data(calibration, bar)
-        sparsify_(model, replace(config, targets=(), dense=()), masks=run.masks)
+        with torch.inference_mode(False):  # the model must be able to train, wherever it was pruned
+            with _progress(progress) as bar, evaluating(model):
+                run = _Run(config, how, budget, targets)
+                rows = run.without_data() if calibration is None else run.with_data(calibration, bar)
+            sparsify_(model, replace(config, targets=(), dense=()), masks=run.masks)
     except BaseException:
         with torch.no_grad():
             for name, layer in targets.items():
@@ -105,7 +107,14 @@ class _Run:
         for group in groups:
             bar.update(task, description=f"{self._how.method}: {group[0]}")
             gram = calibration.gram(group, advance)
-            rows += [self._prune_layer(name, counts[name], gram) for name in group]
+            try:
+                with exactly(gram.values.device):
+                    rows += [self._prune_layer(name, counts[name], gram) for name in group]
+            except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined, unused-ignore]
+                raise OptionsError(
+                    f"expected a damping that lets the inputs of {group[0]!r} be factorised, got {self._how.damping}; "
+                    "raise it (0.01 is usual)"
+                ) from error
         return rows
 
     def _counts(self, squares: Mapping[str, Tensor | None]) -> dict[str, int]:
@@ -121,7 +130,7 @@ class _Run:
     def _prune_layer(self, name: str, num_kept: int, gram: Gram | None) -> PrunedLayer:
         """Chooses the mask of a layer and writes its new weights."""
         stored_NK = dense_weight(self._targets[name]).detach()
-        weight_NK, block = stored_NK.double(), self._config.block_shape
+        weight_NK, block = stored_NK.to(torch.float64, copy=True), self._config.block_shape
         shape = (weight_NK.shape[0], weight_NK.shape[1])
         values = None if gram is None else gram.values
         scores = self._how.scores(weight_NK, values, block)

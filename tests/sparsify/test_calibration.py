@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from blast_compile.errors import LayerError, OptionsError
-from blast_compile.sparsify.calibration import Calibration, evaluating
+from blast_compile.sparsify.calibration import Calibration
+from blast_compile.sparsify.regions import evaluating
 
 
 class Branches(nn.Module):
@@ -136,6 +137,29 @@ def test_data_in_no_form_are_refused(data: Any, message: str) -> None:
     model = Branches()
     with pytest.raises(OptionsError, match=message):
         Calibration(model, data, linears(model))
+
+
+def test_padding_is_left_out() -> None:
+    class Padded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.whole, self.flat, self.pooled = (nn.Linear(6, 6) for _ in range(3))
+
+        def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+            assert attention_mask.shape == x.shape[:2]
+            y: Tensor = self.pooled(self.flat(self.whole(x).flatten(0, 1)).view(x.shape).sum(1))
+            return y
+
+    model, x, mask = Padded(), torch.randn(2, 3, 6), torch.tensor([[1, 1, 0], [0, 1, 1]])
+    calibration = Calibration(model, [{"x": x, "attention_mask": mask}], linears(model))
+    seen = calibration.survey(nothing)
+    assert [layer.num_rows for layer in seen.values()] == [4, 4, 2]
+    real = x[mask.bool()]
+    # fp32: sums in another order
+    torch.testing.assert_close(calibration.gram(["whole"], nothing).values, (real.T @ real).double())
+    assert calibration.gram(["flat"], nothing).num_tokens == 4
+    assert seen["whole"].squares is not None
+    torch.testing.assert_close(seen["whole"].squares, real.square().sum(0).double())
 
 
 def test_layers_that_no_data_reach_are_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -169,6 +170,31 @@ def test_bfloat16_weights_stay_bfloat16() -> None:
     assert all(row.error < row.masked_error for row in report.layers if row.error and row.masked_error)
 
 
+def test_errors_of_float64_models_are_of_their_old_weights() -> None:
+    torch.manual_seed(0)
+    model, x = Block().double(), torch.randn(90, 40, dtype=torch.float64)
+    before = model.mlp.fc1.weight.detach().clone()
+    row = blast.prune_(model, blast.BlockSparse(block=8, sparsity=0.5, targets=["fc1"]), "sparsegpt", [x]).layers[0]
+    expected = (x @ (dense_weight(model.mlp.fc1) - before).T).norm() / (x @ before.T).norm()
+    assert row.error == pytest.approx(expected.item(), rel=1e-9)
+    assert row.error
+    assert row.masked_error
+    assert row.error < row.masked_error
+
+
+@pytest.mark.parametrize("region", [torch.inference_mode(), torch.autocast("cpu", torch.bfloat16)])
+def test_the_region_of_the_caller_does_not_reach_the_method(region: Any) -> None:
+    torch.manual_seed(0)
+    model, x = Block(), torch.randn(90, 40)
+    config = blast.BlockSparse(block=8, sparsity=0.5, targets=["fc1"])
+    expected = copy.deepcopy(model)
+    blast.prune_(expected, config, "sparsegpt", [x])
+    with region:
+        blast.prune_(model, config, "sparsegpt", [x.clone()])
+    assert torch.equal(model.mlp.fc1.weight, expected.mlp.fc1.weight)
+    assert not any(tensor.is_inference() for tensor in (*model.parameters(), *model.buffers()))
+
+
 def test_a_compiled_model_prunes_under_its_own_names() -> None:
     model = Block()
     report = blast.prune_(torch.compile(model), blast.BlockSparse(block=8), "wanda", [X])  # type: ignore[arg-type]
@@ -194,6 +220,8 @@ X = torch.randn(3, 40)
         ({"method": "random"}, "expected a method among magnitude, wanda, sparsegpt, got 'random'"),
         ({"method": "wanda"}, "expected calibration data for 'wanda', got None"),
         ({"method": "wanda", "data": []}, "got no batch"),
+        ({"method": "wanda", "data": [torch.empty(0, 40)]}, "got none for 'mlp.fc1'"),
+        ({"method": "sparsegpt", "data": [X], "damping": 1e-18}, "got 1e-18; raise it"),
         ({"method": "wanda", "data": [X * float("nan")]}, "expected finite inputs of 'mlp.fc1'"),
         ({"data": [X], "budget": "global"}, "expected a budget among uniform, sensitivity, got 'global'"),
         ({"method": "sparsegpt", "data": [X], "damping": 0.0}, "expected a damping above 0"),
