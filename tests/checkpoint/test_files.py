@@ -293,4 +293,4 @@ def test_buffers_that_are_no_part_of_the_state_keep_their_values(tmp_path: Path)
     blast.save_model(models[0], tmp_path)
     blast.load_model(models[1], tmp_path)
     assert torch.equal(models[1].weight, models[0].weight)
-    assert models[1].cache.tolist() == [1.0, 1.0]  # type: ignore[operator, union-attr]
+    assert models[1].cache.tolist() == [1.0, 1.0]  # type: ignore[operator]
