@@ -294,3 +294,12 @@ def test_buffers_that_are_no_part_of_the_state_keep_their_values(tmp_path: Path)
     blast.load_model(models[1], tmp_path)
     assert torch.equal(models[1].weight, models[0].weight)
     assert models[1].cache.tolist() == [1.0, 1.0]  # type: ignore[operator]
+
+
+def test_a_buffer_that_is_expanded_over_shared_memory_takes_values_of_its_own(tmp_path: Path) -> None:
+    models = [nn.Linear(4, 4) for _ in range(2)]
+    for model, buffer in zip(models, (torch.arange(4.0), torch.zeros(1).expand(4)), strict=True):
+        model.register_buffer("scale", buffer)
+    blast.save_model(models[0], tmp_path)
+    blast.load_model(models[1], tmp_path)
+    assert torch.equal(models[1].scale, torch.arange(4.0))  # type: ignore[arg-type]
