@@ -8,17 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from blast_compile import layout
-from blast_compile.layers import (
-    MaskedLayer,
-    PackedLayer,
-    SparseLayer,
-    dense_weight,
-    is_transposed,
-    masked_twin,
-    packed_twin,
-)
+from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight, is_transposed
 from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
+from blast_compile.twins import masked_twin, packed_twin
 
 
 def to_masked_(layer: nn.Module, mask: BlockMask) -> None:

@@ -197,33 +197,6 @@ def _probe_on(device: torch.device, probe: Tensor) -> Tensor:
     return moved.requires_grad_()
 
 
-def masked_twin(kind: type[nn.Module]) -> type[MaskedLayer] | None:
-    """The masked class for that of a dense or packed layer, or None where it is not exactly one that we know."""
-    if kind in (nn.Linear, PackedLinear):
-        return SparseLinear
-    classes = _twins_of_others(kind)
-    return classes[0] if classes else None
-
-
-def packed_twin(kind: type[MaskedLayer]) -> type[PackedLayer]:
-    """The packed class for that of a masked layer."""
-    classes = _twins_of_others(kind)
-    return classes[1] if classes else PackedLinear
-
-
-def _twins_of_others(kind: type[nn.Module]) -> tuple[type[MaskedLayer], type[PackedLayer]] | None:
-    """Those of another library's class. Asks by module first, so that models without that library never import it."""
-    if kind.__module__ in ("transformers.pytorch_utils", "blast_compile.integrations.conv1d"):
-        from blast_compile.integrations import conv1d
-
-        return conv1d.twins(kind)
-    if kind.__module__ in ("transformers.models.falcon.modeling_falcon", "blast_compile.integrations.falcon"):
-        from blast_compile.integrations import falcon
-
-        return falcon.twins(kind)
-    return None
-
-
 def is_transposed(layer: nn.Module) -> bool:
     """Whether a linear layer that is not packed stores its weight as `[K, N]`."""
     return not isinstance(layer, nn.Linear)

@@ -12,7 +12,8 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 
 from blast_compile.adopt import carried_mask
 from blast_compile.errors import OptionsError
-from blast_compile.layers import SparseLayer, masked_twin
+from blast_compile.layers import SparseLayer
+from blast_compile.twins import masked_twin
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 

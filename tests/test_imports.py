@@ -21,7 +21,7 @@ ORDER = (
     ("store", "manifest", "folders", "state_file"),
     ("kernels", "native", "plans", "launch"),
     ("ops", "gradients", "transforms"),
-    ("layers", "forms", "integrations"),
+    ("layers", "twins", "forms", "integrations"),
     ("surgery", "select", "adopt", "dead_blocks"),
     ("passes",),
     ("prepare",),

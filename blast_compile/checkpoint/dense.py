@@ -15,11 +15,11 @@ from blast_compile import layout, select
 from blast_compile.checkpoint.assign import Loaded, assign_, plain_class
 from blast_compile.checkpoint.record import Form, Record
 from blast_compile.errors import CheckpointError
-from blast_compile.layers import masked_twin
 from blast_compile.log import logger
 from blast_compile.mask import BlockMask, check_sparsity
 from blast_compile.packing import BREAK_EVEN_SPARSITY
 from blast_compile.surgery import BlockSparse, is_target
+from blast_compile.twins import masked_twin
 
 Model = TypeVar("Model", bound=nn.Module)
 

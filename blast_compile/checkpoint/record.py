@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from blast_compile import layout
 from blast_compile.errors import CheckpointError, MaskError
-from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight, masked_twin, packed_twin
+from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight
 from blast_compile.layout import Block
+from blast_compile.twins import masked_twin, packed_twin
 
 Form = Literal["masked", "packed"]
 

@@ -19,8 +19,9 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from blast_compile import forms, layout
 from blast_compile.errors import CheckpointError, MaskError, OptionsError
-from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight, masked_twin, packed_twin
+from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight
 from blast_compile.mask import BlockMask
+from blast_compile.twins import masked_twin, packed_twin
 
 METHOD = "blast"
 VERSION = 1
