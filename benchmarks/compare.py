@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -12,7 +14,7 @@ from benchmarks.case import Case
 from benchmarks.contender import Contender, wanted
 from benchmarks.findings import Findings, Report
 from benchmarks.layers import tensor_bytes
-from benchmarks.limits import Limits, measure
+from benchmarks.limits import Limits, measure, reader
 from benchmarks.problem import Op, Problem, problems
 from benchmarks.rows import Row, per_layer
 from benchmarks.settings import Settings
@@ -27,13 +29,15 @@ def compare(op: Op, benchmark: str, settings: Settings, limits: Limits, report: 
         with candidates.fair_settings():
             contenders = _verified(problem, settings, report, findings.refused)
             report(f"{problem}: timing")
-            calls = {
-                f"{c.name} {c.sparsity}": partial(c.call, *problem.inputs(len(c.stack.layers))) for c in contenders
-            }
-            timings = interleaved(calls, rounds=settings.rounds, seconds=settings.seconds)
+            turns: dict[tuple[str, int], Callable[[], object]] = {}
+            for number, contender in enumerate(contenders):
+                turns["call", number] = partial(contender.call, *problem.inputs(len(contender.stack.layers)))
+                turns["read", number] = reader(list(contender.stack.parameters()), settings.threads)
+            timings = interleaved(turns, rounds=settings.rounds, seconds=settings.seconds)
         limits = limits.or_better(measure(settings.threads))
-        findings.tables.append(_rows(benchmark, problem, list(zip(contenders, timings.values(), strict=True)), limits))
-        del contenders, calls
+        timed = [(c, timings["call", number], timings["read", number]) for number, c in enumerate(contenders)]
+        findings.tables.append(_rows(benchmark, problem, timed, limits))
+        del contenders, turns, timed
         gc.collect()
     return findings
 
@@ -52,10 +56,10 @@ def _verified(problem: Problem, settings: Settings, report: Report, refused: lis
     return contenders
 
 
-def _rows(benchmark: str, problem: Problem, timed: list[tuple[Contender, Timing]], limits: Limits) -> list[Row]:
+def _rows(benchmark: str, problem: Problem, timed: list[tuple[Contender, Timing, Timing]], limits: Limits) -> list[Row]:
     case = Case.of(benchmark, problem, limits)
-    shares = [(contender, per_layer(timing, len(contender.stack.layers))) for contender, timing in timed]
-    dense = [timing.median_us for contender, timing in shares if contender.name != candidates.OURS]
+    shares = [(contender, per_layer(timing, len(contender.stack.layers)), read) for contender, timing, read in timed]
+    dense = [timing.median_us for contender, timing, _ in shares if contender.name != candidates.OURS]
     return [
         case.row(
             contender.name,
@@ -65,12 +69,15 @@ def _rows(benchmark: str, problem: Problem, timed: list[tuple[Contender, Timing]
             weight_bytes=tensor_bytes(contender.stack),
             error=contender.error,
             dense_us=min(dense, default=None),
-            floor_us=_floor_us(problem, contender, limits),
+            floor_us=_floor_us(problem, contender, read, limits),
         )
-        for contender, timing in shares
+        for contender, timing, read in shares
     ]
 
 
-def _floor_us(problem: Problem, contender: Contender, limits: Limits) -> float:
-    weight_bytes = tensor_bytes(contender.stack) // len(contender.stack.layers)
-    return limits.floor_us(problem.num_bytes(weight_bytes), problem.num_flops(contender.sparsity), problem.dtype)
+def _floor_us(problem: Problem, contender: Contender, read: Timing, limits: Limits) -> float:
+    """With the bandwidth of a plain read of the same weights in the same rounds: that of a shared machine changes."""
+    weight_bytes = tensor_bytes(contender.stack)
+    now = replace(limits, bytes_per_s=weight_bytes / read.median_us * 1e6)
+    num_bytes = problem.num_bytes(weight_bytes // len(contender.stack.layers))
+    return now.floor_us(num_bytes, problem.num_flops(contender.sparsity), problem.dtype)

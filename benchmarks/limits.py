@@ -5,12 +5,13 @@ from __future__ import annotations
 import tempfile
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from benchmarks.machine import l3_bytes
 from blast_compile import compat, env
@@ -64,6 +65,18 @@ def probe() -> Callable[[int], int]:
         path = Path(folder, "probe.so")
         path.write_bytes(build.compile_cpp(Path(__file__).with_name("probe.cpp").read_text(), isa))
         return build.load(path)
+
+
+def reader(tensors: Sequence[Tensor], threads: int) -> Callable[[], None]:
+    """A plain read of one tensor after another, by all threads: timed in turns with their user, what memory allows."""
+    arguments = [array("q", [_READ, threads, t.data_ptr(), t.numel() * t.element_size()]) for t in tensors]
+    run = probe()
+
+    def read() -> None:
+        for argument in arguments:
+            run(argument.buffer_info()[0])
+
+    return read
 
 
 def _bandwidth(threads: int) -> float:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from statistics import median, quantiles
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -27,8 +30,8 @@ class Timing:
 
 
 def interleaved(
-    candidates: Mapping[str, Callable[[], object]], *, rounds: int, seconds: float = 0.0, max_rounds: int = 1000
-) -> dict[str, Timing]:
+    candidates: Mapping[Name, Callable[[], object]], *, rounds: int, seconds: float = 0.0, max_rounds: int = 1000
+) -> dict[Name, Timing]:
     """Times every candidate once a round, after one untimed round.
 
     At least `rounds` rounds, and more until `seconds` have passed or there were `max_rounds`. Each round starts with
@@ -37,7 +40,7 @@ def interleaved(
     names = list(candidates)
     for call in candidates.values():
         call()
-    times_us: dict[str, list[float]] = {name: [] for name in names}
+    times_us: dict[Name, list[float]] = {name: [] for name in names}
     start, done = time.perf_counter(), 0
     while done < rounds or (done < max_rounds and time.perf_counter() - start < seconds):
         first = done % len(names)

@@ -8,6 +8,7 @@ import torch
 from benchmarks import limits
 from benchmarks.limits import Limits
 from benchmarks.machine import Machine, l3_bytes
+from blast_compile.tuning.timing import interleaved
 
 
 def test_floor_is_the_larger_of_memory_and_arithmetic() -> None:
@@ -40,3 +41,10 @@ def test_machine_is_described() -> None:
     assert machine.torch == torch.__version__
     assert machine.l3_bytes == l3_bytes() > 2**18
     assert all((machine.cpu, machine.isa, machine.compiler, machine.commit, machine.python))
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_a_read_takes_time_with_its_bytes() -> None:
+    few, many = [torch.ones(1 << 20)], [torch.ones(1 << 20)] * 16
+    timings = interleaved({"few": limits.reader(few, 2), "many": limits.reader(many, 2)}, rounds=9)
+    assert timings["many"].median_us > 4 * timings["few"].median_us
