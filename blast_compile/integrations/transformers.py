@@ -7,6 +7,7 @@ weights of packed layers never exist. It must know of this module: import it (or
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
@@ -61,12 +62,12 @@ class BlastQuantizer(HfQuantizer):  # type: ignore[misc, unused-ignore]
         state_dict: dict[str, Tensor] = model.state_dict()
         described = {}
         for name, layer in layers.items():
-            described[name] = _describe(layer)
             if isinstance(layer, PackedLayer):
                 weight, index = f"{name}.weight", f"{name}.block_index"
                 num_rows = layout.grid(layer.shape, layer.block)[0]
                 stripped = layout.strip(state_dict[weight], state_dict[index], num_rows)
                 state_dict[weight], state_dict[index] = stripped
+            described[name] = _describe(layer) | {"index_crc32": _crc32(state_dict[f"{name}.block_index"])}
         self.quantization_config = model.config.quantization_config = BlastConfig(described)
         return state_dict, {}
 
@@ -85,8 +86,9 @@ class BlastQuantizer(HfQuantizer):  # type: ignore[misc, unused-ignore]
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         vars(model)["is_quantized"] = False  # values are what they were: casts and training are allowed
-        for name, layer in _sparse_layers(model):
-            _check_loaded(name, layer)
+        for name, made, entry in _layers_to_make(model, self.quantization_config.layers):
+            layer = cast(SparseLayer, made)
+            _check_loaded(name, layer, entry)
             if isinstance(layer, PackedLayer):
                 most = layer.mask.kept.numel()
                 values, layer.block_index = layout.refill(layer.weight.detach(), layer.block_index, most)
@@ -178,11 +180,23 @@ def _make_skeleton_(name: str, layer: nn.Module, entry: Mapping[str, Any]) -> No
         raise CheckpointError(f"expected a description of the sparse layer {name!r}, got {entry}: {error}") from error
 
 
-def _check_loaded(name: str, layer: SparseLayer) -> None:
-    """Raises `CheckpointError` unless index and weight go together: transformers itself goes on without a tensor."""
+def _crc32(index: Tensor) -> int:
+    return zlib.crc32(index.cpu().numpy().tobytes())
+
+
+def _check_loaded(name: str, layer: SparseLayer, entry: Mapping[str, Any]) -> None:
+    """Raises `CheckpointError` unless the index is the one that was saved, and goes with the weight.
+
+    Where a tensor is missing, transformers goes on with whatever its memory holds, which may even be a sound index.
+    """
     try:
         mask: BlockMask = layer.mask
     except MaskError as error:
         raise CheckpointError(f"expected the mask index of {name!r}, got one that cannot be used: {error}") from error
     if isinstance(layer, PackedLayer) and mask.nnz != layer.weight.shape[0]:
         raise CheckpointError(f"expected {layer.weight.shape[0]} blocks in the index of {name!r}, got {mask.nnz}")
+    if _crc32(layer.block_index) != entry.get("index_crc32"):
+        raise CheckpointError(
+            f"expected the mask index of {name!r} with the CRC-32 in quantization_config, got another; its tensor is "
+            "missing from the checkpoint, or was edited: save the model again"
+        )

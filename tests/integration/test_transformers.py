@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +14,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 import blast_compile as blast
@@ -75,8 +76,9 @@ def test_the_config_describes_the_layers(tmp_path: Path) -> None:
     name = "model.layers.1.mlp.down_proj"
     layer = model.get_submodule(name)
     expected = {"form": "packed", "block": list(layer.block), "num_blocks": layer.mask.nnz, "num_dead_blocks": 0}
-    assert described["layers"][name] == expected
     stored = load_file(tmp_path / "model.safetensors")
+    expected["index_crc32"] = zlib.crc32(stored[f"{name}.block_index"].numpy().tobytes())
+    assert described["layers"][name] == expected
     assert stored[f"{name}.weight"].shape[0] == layer.mask.nnz
     assert len(described["layers"]) == 6
 
@@ -148,6 +150,11 @@ def edit_tensors(edit: Callable[[dict[str, torch.Tensor]], object]) -> Callable[
 UP = "model.layers.0.mlp.up_proj"
 
 
+def another_order(tensors: dict[str, Tensor]) -> Tensor:
+    """The index of another layer of the same shape and number of blocks: sound, as what memory holds may be."""
+    return tensors[f"{UP}.block_index".replace("up_proj", "gate_proj")].clone()
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -167,6 +174,7 @@ UP = "model.layers.0.mlp.up_proj"
             f"the mask index of '{UP}', got one that cannot",
         ),
         (edit_tensors(lambda t: t[f"{UP}.block_index"].zero_()), rf"expected \d+ blocks in the index of '{UP}', got 0"),
+        (edit_tensors(lambda t: t.update({f"{UP}.block_index": another_order(t)})), f"index of '{UP}' with the CRC-32"),
     ],
 )
 def test_damaged_models_are_refused(damage: Callable[[Path], None], message: str, tmp_path: Path) -> None:
