@@ -46,7 +46,8 @@ class CpuConfig:
     activations that a task goes over, to stay in a core's L2. row_group: block rows that go over a tile of tokens
     together. span: tokens between two barriers. stream_bytes: results from this size on go past the caches.
     prefetch_bytes: how far ahead of their use weights are fetched. gather_bytes: blocks that may be gathered at once.
-    fetch_ahead: blocks from one that is gathered to one that is fetched.
+    fetch_ahead: blocks from one that is gathered to one that is fetched. task_bytes: weights of a task, of which there
+    are 4 to 16 a thread.
     """
 
     token_tile: int
@@ -58,6 +59,7 @@ class CpuConfig:
     prefetch_bytes: int = 4096
     gather_bytes: int = 64 * 1024 * 1024
     fetch_ahead: int = 3
+    task_bytes: int = 256 * 1024
 
     @property
     def tiles(self) -> tuple[int, ...]:

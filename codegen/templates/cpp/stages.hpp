@@ -119,7 +119,9 @@ void share_rows(const Rows& gate_rows, const Rows& up_rows, const Word* panel, c
   const int64_t num_rows = up_rows.layer.output_blocks();
   const int64_t tile_bytes = int64_t(sizeof(Word)) * panel_steps(up_rows.layer.contractions) * MAX_TILE;
   const int64_t most = std::max<int64_t>(1, PANEL_BYTES / tile_bytes), chunks = (tiles.count + most - 1) / most;
-  const int64_t groups = std::min(num_rows, std::max<int64_t>(1, 16 * threads / chunks));
+  const int64_t weight_bytes = int64_t(sizeof(Weight)) * OUTPUT_EDGE * CONTRACTION_EDGE * up_rows.layer.num_blocks;
+  const int64_t tasks = std::clamp<int64_t>(weight_bytes / TASK_BYTES, 4 * threads, 16 * threads);
+  const int64_t groups = std::clamp<int64_t>(tasks / chunks, 1, num_rows);
 #pragma omp for schedule(dynamic)
   for (int64_t task = 0; task < chunks * groups; ++task) {
     const int64_t chunk = task / groups, group = task % groups;
