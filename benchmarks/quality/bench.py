@@ -41,13 +41,18 @@ class Course:
 
 @dataclass(frozen=True)
 class Bench:
-    """What all runs share. folder: for the text and checkpoints. path: of the rows. deadline: of `time.monotonic`."""
+    """What all runs share.
+
+    folder: for the text and checkpoints. path: of the rows. deadline: of `time.monotonic`. seeds: of the runs behind
+    the sweep; processes with seeds of their own share the work.
+    """
 
     scale: Scale
     folder: Path
     path: Path
     deadline: float
     report: Report
+    seeds: Sequence[int] = plan.SEEDS
 
     def run_all(self, runs: Sequence[Run] | None = None) -> bool:
         """Whatever has no row yet, the sweep first; False where the budget ended before the plan."""
@@ -63,7 +68,7 @@ class Bench:
     def plan(self) -> Iterator[Run]:
         """The sweep, then everything else."""
         yield from plan.sweep(self.scale)
-        yield from plan.runs()
+        yield from plan.runs(self.seeds)
 
     def is_done(self, run: Run) -> bool:
         """Whether the run has its row."""
