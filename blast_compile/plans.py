@@ -87,9 +87,7 @@ def plan(op: Op, call: Call) -> Plan:
     layers = _layers(op, call)
     for layer in layers:
         _check(call.x, layer, call.block)
-    biases = tuple(layer.bias is not None for layer in layers)
-    epilogues = _epilogues(op, biases, call.residual is not None, call.activation)
-    kernel = _choose(op, call.x, layers, call.block, epilogues)
+    kernel = _choose(op, call.x, layers, call.block, _epilogues_of(op, call, layers))
     return Plan(kernel, tuple(_constants(layer, op == "input_grad") for layer in layers))
 
 
@@ -136,29 +134,47 @@ def _layers(op: Op, call: Call) -> list[_Layer]:
     return [_Layer(*tensors, *shape) for tensors, shape in zip(call.layers, shapes, strict=True)]
 
 
+def spec_of(op: Op, call: Call, target: str) -> Spec | str:
+    """The spec of a forward product or an input gradient on `target`, or why no kernel serves it; raises as `plan`."""
+    layers = _layers(op, call)
+    for layer in layers:
+        _check(call.x, layer, call.block)
+    return _spec(op, call.x, layers, call.block, _epilogues_of(op, call, layers), target)
+
+
 def _choose(op: Op, x: Tensor, layers: Sequence[_Layer], block: Block, epilogues: tuple[Epilogue, ...]) -> Kernel:
-    first = layers[0].weight
     if x.device.type != "cpu":
         return Kernel("reference", reason=f"no kernels for {x.device.type} yet")
+    spec = _spec(op, x, layers, block, epilogues, kernels.cpu_target())
+    return Kernel("reference", reason=spec) if isinstance(spec, str) else kernels.kernel_for(spec)
+
+
+def _spec(
+    op: Op, x: Tensor, layers: Sequence[_Layer], block: Block, epilogues: tuple[Epilogue, ...], target: str
+) -> Spec | str:
+    first = layers[0].weight
     if x.dtype not in DTYPES or first.dtype not in DTYPES:
-        return Kernel("reference", reason=f"no kernels for {x.dtype}")
+        return f"no kernels for {x.dtype}"
     if len({(layer.weight.dtype, layer.weight.dim()) for layer in layers}) > 1:
-        return Kernel("reference", reason="layers of different dtype or form share no kernel")
+        return "layers of different dtype or form share no kernel"
     if not all(_is_readable(layer) for layer in layers):
-        return Kernel("reference", reason="a weight, index or bias has strides that no kernel reads")
+        return "a weight, index or bias has strides that no kernel reads"
     if 0 in (*(layer.N for layer in layers), *(layer.K for layer in layers)):
-        return Kernel("reference", reason="a layer without inputs or outputs")
-    return kernels.kernel_for(
-        Spec(
-            op=op,
-            dtype=DTYPES[x.dtype],
-            weight_dtype=DTYPES[first.dtype],
-            block=(block[0], block[1]),
-            epilogues=epilogues,
-            layout="packed" if first.dim() == 3 else "masked",
-            target=kernels.cpu_target(),
-        )
+        return "a layer without inputs or outputs"
+    return Spec(
+        op=op,
+        dtype=DTYPES[x.dtype],
+        weight_dtype=DTYPES[first.dtype],
+        block=(block[0], block[1]),
+        epilogues=epilogues,
+        layout="packed" if first.dim() == 3 else "masked",
+        target=target,
     )
+
+
+def _epilogues_of(op: Op, call: Call, layers: Sequence[_Layer]) -> tuple[Epilogue, ...]:
+    biases = tuple(layer.bias is not None for layer in layers)
+    return _epilogues(op, biases, call.residual is not None, call.activation)
 
 
 def _epilogues(op: Op, biases: tuple[bool, ...], residual: bool, activation: Activation) -> tuple[Epilogue, ...]:
