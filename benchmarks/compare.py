@@ -14,10 +14,11 @@ from benchmarks.case import Case
 from benchmarks.contender import Contender, wanted
 from benchmarks.findings import Findings, Report
 from benchmarks.layers import tensor_bytes
-from benchmarks.limits import Limits, measure, reader
+from benchmarks.limits import Limits, measure
 from benchmarks.problem import Op, Problem, problems
 from benchmarks.rows import Row, per_layer
 from benchmarks.settings import Settings
+from blast_compile.tuning.probe import reader
 from blast_compile.tuning.timing import Timing, interleaved
 
 

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from benchmarks.candidates import OURS, compiled, fair_settings
 from benchmarks.case import Case
-from benchmarks.limits import empty_call_us
 from benchmarks.rows import Row
 from blast_compile import kernels, launch
 from blast_compile.codegen.spec import Spec
@@ -23,6 +22,7 @@ from blast_compile.kernels import Kernel
 from blast_compile.layers import PackedLinear
 from blast_compile.packing import pack_
 from blast_compile.surgery import BlockSparse, sparsify_
+from blast_compile.tuning.probe import empty_call_us
 from blast_compile.tuning.timing import Timing, interleaved
 
 ASKED_US = 10.0

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.machine import l3_bytes
 from benchmarks.problem import Problem
 from blast_compile import layout, reference
 from blast_compile.layers import SparseLayer
 from blast_compile.mask import BlockMask
 from blast_compile.packing import pack_
 from blast_compile.surgery import BlockSparse, sparsify_
+from blast_compile.tuning.processor import l3_bytes
 
 _MIN_LAYERS = 6  # entering a compiled graph costs tens of microseconds, shared by its layers
 

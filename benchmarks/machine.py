@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -15,11 +14,10 @@ import torch
 import blast_compile
 from blast_compile import compat, env
 from blast_compile.codegen import build
+from blast_compile.tuning.processor import cpu_model, l3_bytes
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 ROOT = Path(__file__).parents[1]
-_CPUS = Path("/sys/devices/system/cpu")
-_UNKNOWN_L3_BYTES = 64 * 2**20  # where the system does not say
 
 
 def keep_freed_memory() -> None:
@@ -66,25 +64,6 @@ class Machine:
 
 
 @cache
-def l3_bytes() -> int:
-    """Bytes of all last-level caches that the processors of this process can use."""
-    sizes = {}
-    for cpu in os.sched_getaffinity(0):
-        caches = {int((index / "level").read_text()): index for index in (_CPUS / f"cpu{cpu}/cache").glob("index*")}
-        if caches:
-            last = caches[max(caches)]
-            sizes[(last / "shared_cpu_list").read_text()] = _bytes((last / "size").read_text())
-    return sum(sizes.values()) or _UNKNOWN_L3_BYTES
-
-
-def cpu_model() -> str:
-    """The name that the processor gives itself."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.processor() or platform.machine())
-
-
-@cache
 def commit() -> str:
     """The commit that is checked out, or "unknown" outside a repository."""
     try:
@@ -98,9 +77,3 @@ def commit() -> str:
 def _git(*arguments: str) -> str:
     done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()
-
-
-def _bytes(size: str) -> int:
-    units = {"K": 2**10, "M": 2**20, "G": 2**30}
-    number, unit = size.strip()[:-1], size.strip()[-1]
-    return int(number) * units[unit] if unit in units else int(size)

@@ -47,6 +47,10 @@ class CheckpointError(BlastError, ValueError):
     """A saved model that is damaged, foreign, newer than this version, or of another architecture."""
 
 
+class BundleError(BlastError, ValueError):
+    """A bundle that is damaged, edited, made by another version, or that another user could have written."""
+
+
 class TrainingError(BlastError, RuntimeError):
     """Calls of a training loop in an order that a mask update cannot follow."""
 
@@ -57,3 +61,7 @@ class BuildError(BlastError, RuntimeError):
 
 class RewriteError(BlastError, RuntimeError):
     """A graph rewrite that failed; raised only under `fallback="error"`."""
+
+
+class RecordError(BlastError, ValueError):
+    """A record or plan that cannot be read, or that another version or machine wrote."""

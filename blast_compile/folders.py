@@ -2,7 +2,7 @@
 
 What lies in the store is code that will be loaded into the process, so a folder that another user could have filled
 is refused. Our own choice of rules: the owner is the effective user, neither group nor others may write, and a
-symbolic link is judged by its own owner and by what it points to.
+symbolic link is judged by its own owner and by what it points to. The same holds for a bundle, which root may own too.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from blast_compile.errors import StoreError
+from blast_compile.errors import BundleError, StoreError
 
 
 def open_trusted(folder: Path) -> None:
@@ -44,6 +44,26 @@ def open_trusted(folder: Path) -> None:
         )
 
 
+def check_owned(path: Path) -> None:
+    """A `BundleError` if another user could have written `path`, or put something else in its place.
+
+    Owners may be the user and root. Folders above it that others may write must have the sticky bit, as /tmp has, so
+    that nobody renames what is not theirs. Raises the plain OSError where something is missing.
+    """
+    for chain in {path, path.resolve()}:
+        for part in (chain, *chain.parents):
+            status = part.lstat()
+            mode = stat.S_IMODE(status.st_mode)
+            is_shared = bool(mode & (stat.S_IWGRP | stat.S_IWOTH)) and not stat.S_ISLNK(status.st_mode)
+            is_sticky = part != path and bool(mode & stat.S_ISVTX)
+            if status.st_uid not in (os.geteuid(), 0) or (is_shared and not is_sticky):
+                raise BundleError(
+                    f"expected {path} to be writable by user {os.geteuid()} alone, got {part} owned by user "
+                    f"{status.st_uid} with mode {mode:04o}; copy the bundle into a folder of your own, or take the "
+                    "rights of others away if you trust what is in it"
+                )
+
+
 def write_durably(folder: Path, files: Mapping[str, bytes]) -> None:
     """Writes new `files` into `folder`, in the order given, and waits until they are on the disk."""
     for name, content in files.items():
@@ -52,6 +72,22 @@ def write_durably(folder: Path, files: Mapping[str, bytes]) -> None:
             file.flush()
             os.fsync(file.fileno())
     sync(folder)
+
+
+def replace_durably(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, in place of the one that was there, and waits until it is on the disk."""
+    descriptor, temporary = tempfile.mkstemp(prefix=".temporary-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(path)
+    except BaseException:
+        with suppress(OSError):
+            Path(temporary).unlink()
+        raise
+    sync(path.parent)
 
 
 def sync(folder: Path) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from blast_compile import compat, env, folders
+from blast_compile import bundles, compat, env, folders
 from blast_compile.codegen import build, cpp
+from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Spec
 from blast_compile.errors import BuildError, StoreError, TargetError
 from blast_compile.log import debug, logger, warn_once
@@ -40,9 +41,10 @@ class CppKey:
     flags: tuple[str, ...]
 
 
-_kernels: dict[Spec, Kernel] = {}
+_Key = tuple[Spec, CpuConfig | None]
+_kernels: dict[_Key, Kernel] = {}
 _lock = threading.Lock()  # for the locks
-_locks: dict[Spec, threading.Lock] = {}  # one a spec, so that different kernels are built at once
+_locks: dict[_Key, threading.Lock] = {}  # one a kernel, so that different kernels are built at once
 
 
 def _unlock() -> None:
@@ -55,16 +57,17 @@ def _unlock() -> None:
 os.register_at_fork(after_in_child=_unlock)
 
 
-def kernel_for(spec: Spec) -> Kernel:
-    """The kernel of a spec, built at most once a process and, through the store, once a machine."""
-    kernel = _kernels.get(spec)
+def kernel_for(spec: Spec, config: CpuConfig | None = None) -> Kernel:
+    """The kernel of a spec at a config, or at its default; built once a process and, by the store, a machine."""
+    key = (spec, config)
+    kernel = _kernels.get(key)
     if kernel is None:
         with _lock:
-            mine = _locks.setdefault(spec, threading.Lock())
+            mine = _locks.setdefault(key, threading.Lock())
         with mine:
-            kernel = _kernels.get(spec)
+            kernel = _kernels.get(key)
             if kernel is None:
-                kernel = _kernels[spec] = _find(spec)
+                kernel = _kernels[key] = _find(spec, config)
     return kernel
 
 
@@ -84,28 +87,44 @@ def cpu_target() -> str:
     return f"cpu:{isa}"
 
 
-def _find(spec: Spec) -> Kernel:
+def _find(spec: Spec, config: CpuConfig | None) -> Kernel:
     if not spec.target.startswith("cpu:"):
         return Kernel("reference", reason=f"no kernels for {spec.target} yet")
     if min(spec.block) < cpp.MIN_BLOCK_EDGE:
         return Kernel("reference", reason=f"blocks under {cpp.MIN_BLOCK_EDGE} have no kernel")
     if not cpp.supports(spec):
         return Kernel("reference", reason=f"{spec.dtype} with {spec.weight_dtype} weights has no kernel")
+    if bundled := _from_bundle(spec, config):
+        return bundled
     isa = spec.target.removeprefix("cpu:")
     try:
-        run = build.load(shared_object(spec))
+        run = build.load(shared_object(spec, config))
     except (BuildError, OSError) as error:  # no compiler, or no folder that can be written or trusted
         reason = str(error).splitlines()[0]
         key = "no C++ compiler" if env.cxx() is None else reason
         warn_once(key, f"running without generated kernels, slowly but right: {reason}")
         return Kernel("reference", reason=reason)
-    config = cpp.default_config(spec)
-    return Kernel(f"c++ {isa} {config.token_tile}x{config.vectors}", run)
+    shown = config or cpp.default_config(spec)
+    tuned = " tuned" if config else ""
+    return Kernel(f"c++ {isa} {shown.token_tile}x{shown.vectors}{tuned}", run)
 
 
-def shared_object(spec: Spec) -> Path:
+def _from_bundle(spec: Spec, config: CpuConfig | None) -> Kernel | None:
+    """The kernel of a bundle that serves this process; one that does not load counts as missing, once warned of."""
+    found = bundles.find(spec, config=None if config is None else repr(config))
+    if found is None:
+        return None
+    artifact, path = found
+    try:
+        return Kernel(f"{artifact.name} (bundle)", build.load(path))
+    except BuildError as error:
+        warn_once(("bundle", path), f"a kernel of a bundle cannot be used: {error}")
+        return None
+
+
+def shared_object(spec: Spec, config: CpuConfig | None = None) -> Path:
     """The file of a CPU kernel, from the store or compiled now; raises `BuildError` or `OSError`."""
-    return compiled(cpp.generate(spec), build.flags(spec.target.removeprefix("cpu:")), f"a kernel for {spec}")
+    return compiled(cpp.generate(spec, config), build.flags(spec.target.removeprefix("cpu:")), f"a kernel for {spec}")
 
 
 def compiled(source: str, flags: tuple[str, ...], what: str) -> Path:
@@ -122,10 +141,11 @@ def compiled(source: str, flags: tuple[str, ...], what: str) -> Path:
         debug(3, "%s", source)
         return {"kernel.cpp": source.encode(), "kernel.so": build.compile_with(flags, source)}
 
-    return _store().get_or_make(key, make) / "kernel.so"
+    return open_store().get_or_make(key, make) / "kernel.so"
 
 
-def _store() -> Store:
+def open_store() -> Store:
+    """The store of this user, or a private one for this process where that is refused."""
     try:
         return Store.default()
     except StoreError as error:

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Literal
 
 import jinja2
 
@@ -36,6 +37,7 @@ _LAYERS = {
 _VECTOR_LENGTHS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "portable": 4}
 _TYPES = {"float32": "float", "bfloat16": "bf16", "float16": "fp16"}
 MIN_BLOCK_EDGE = 8
+Share = Literal["auto", "tokens", "rows"]
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,10 @@ class CpuConfig:
     together. span: tokens between two barriers. stream_bytes: results from this size on go past the caches.
     prefetch_bytes: how far ahead of their use weights are fetched. gather_bytes: blocks that may be gathered at once.
     fetch_ahead: blocks from one that is gathered to one that is fetched. task_bytes: weights of a task, of which there
-    are 4 to 16 a thread.
+    are 4 to 16 a thread. share: what threads divide among them: tokens, each thread taking some through the whole op
+    (a fused MLP), or block rows, one product after the other (an MLP in two steps); "auto" goes by the tokens.
+    share_tokens: of one such part, at most. chains: of sums, for tiles of one or two tokens. unroll: steps of a
+    contraction in one turn of the loop. threads: at most, 0 for all that torch uses.
     """
 
     token_tile: int
@@ -60,6 +65,11 @@ class CpuConfig:
     gather_bytes: int = 64 * 1024 * 1024
     fetch_ahead: int = 3
     task_bytes: int = 256 * 1024
+    share: Share = "auto"
+    share_tokens: int = 64
+    chains: int = 4
+    unroll: int = 1
+    threads: int = 0
 
     @property
     def tiles(self) -> tuple[int, ...]:
@@ -95,7 +105,7 @@ def default_config(spec: Spec) -> CpuConfig:
     All by `benchmarks/run.py cpu-linear`.
     """
     token_tile = 12 if _isa(spec).startswith("avx512") else 6
-    row_group = 4 if _is_direct(spec) else 2  # gathered rows fill the L2 cache sooner
+    row_group = 4 if is_direct(spec) else 2  # gathered rows fill the L2 cache sooner
     return CpuConfig(token_tile, vectors=2, panel_bytes=5 * 256 * 1024, row_group=row_group)
 
 
@@ -129,7 +139,7 @@ def generate(spec: Spec, config: CpuConfig | None = None) -> str:
             activations={e.activation for e in epilogues} - {"identity"},
             packed=spec.layout == "packed",
             transposed=transposed,
-            direct=_is_direct(spec),
+            direct=is_direct(spec),
         )
     )
 
@@ -140,7 +150,7 @@ def _has_pairs(spec: Spec) -> bool:
     return _isa(spec) == "avx512_bf16" and spec.dtype == "bfloat16" and edge % 2 == 0
 
 
-def _is_direct(spec: Spec) -> bool:
+def is_direct(spec: Spec) -> bool:
     """Whether blocks are read where they lie; others are gathered into scratch first."""
     in_place = spec.layout == "packed" and spec.op != "input_grad"
     return in_place and not (_has_pairs(spec) and spec.weight_dtype == "float32")

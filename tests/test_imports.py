@@ -17,9 +17,9 @@ ORDER = (
     ("activations",),
     ("reference",),
     ("codegen",),
-    ("tuning",),
     ("store", "manifest", "folders", "state_file"),
-    ("kernels", "native", "plans", "launch"),
+    ("bundles",),
+    ("kernels", "native", "plans", "launch", "gpu", "tuning"),
     ("ops", "gradients", "transforms"),
     ("layers", "twins", "forms", "integrations"),
     ("surgery", "select", "adopt", "dead_blocks"),
@@ -30,6 +30,7 @@ ORDER = (
     ("packing", "mlps"),
     ("sparsify",),
     ("checkpoint",),
+    ("aot",),
     ("demo", "doctor", "cli"),
 )
 RANKS = {part: rank for rank, parts in enumerate(ORDER) for part in parts}

@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 
@@ -107,7 +107,9 @@ def test_every_spec_has_one_text_of_its_own(op: Op, isa: Isa) -> None:
 def test_config_decides_the_text() -> None:
     config = cpp.default_config(SMALL)
     assert cpp.generate(SMALL) == cpp.generate(SMALL, config)
-    for change in ({"token_tile": 3}, {"vectors": 1}, {"panel_bytes": 4096}, {"row_group": 2}, {"span": 64}):
+    changes: list[dict[str, Any]] = [{"token_tile": 3}, {"vectors": 1}, {"panel_bytes": 4096}, {"row_group": 2}]
+    changes += [{"span": 64}, {"share": "rows"}, {"share_tokens": 32}, {"chains": 2}, {"unroll": 2}, {"threads": 1}]
+    for change in changes:
         assert cpp.generate(SMALL, replace(config, **change)) != cpp.generate(SMALL)
 
 

@@ -43,7 +43,7 @@ constexpr int vectors() { return (W + VL - 1) / VL; }
 
 // Few tokens leave few sums; more chains of them hide the latency of a multiply-add.
 template <int MT>
-constexpr int chains() { return MT <= 2 ? 4 : 1; }
+constexpr int chains() { return MT <= 2 ? {{ config.chains }} : 1; }
 
 template <int MT, int W>
 using Sums = Vec[MT][vectors<W>()];
@@ -97,8 +97,11 @@ inline void accumulate(Vec (&sums)[chains<MT>()][MT][vectors<W>()], const Word* 
     }
   };
   int64_t s = 0;
+{%- if config.unroll > 1 %}
+#pragma GCC unroll {{ config.unroll }}
+{%- endif %}
   for (; s + CHAINS <= steps; s += CHAINS) {
-#pragma GCC unroll 4
+#pragma GCC unroll 8
     for (int chain = 0; chain < CHAINS; ++chain) step(s + chain, chain);
   }
   if (steps % CHAINS > 0)
@@ -112,7 +115,7 @@ inline void add_chains(Vec (&sums)[chains<MT>()][MT][vectors<W>()], Sums<MT, W>&
 #pragma GCC unroll 8
     for (int v = 0; v < vectors<W>(); ++v) {
       total[m][v] = sums[0][m][v];
-#pragma GCC unroll 4
+#pragma GCC unroll 8
       for (int chain = 1; chain < chains<MT>(); ++chain) total[m][v] += sums[chain][m][v];
     }
 }

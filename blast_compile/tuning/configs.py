@@ -1,0 +1,43 @@
+"""A config as text: its `repr`, which can be pasted into `options={"config": ...}` and stands in records."""
+
+from __future__ import annotations
+
+import ast
+from dataclasses import fields
+
+from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.codegen.triton import TritonConfig
+from blast_compile.errors import RecordError
+
+Config = CpuConfig | TritonConfig
+_KINDS: dict[str, type[CpuConfig | TritonConfig]] = {kind.__name__: kind for kind in (CpuConfig, TritonConfig)}
+
+
+def parse(text: str) -> Config:
+    """The config that `repr` wrote as `text`. Runs none of it; anything else is a `RecordError`.
+
+    Its values may still be ones that no kernel takes: `space.reason_against` tells.
+    """
+    try:
+        return _parse(text)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
+        raise RecordError(
+            f"expected a config such as {CpuConfig(12, 2, 2**20)!r}, got {text[:200]!r}: {error}"
+        ) from error
+
+
+def _parse(text: str) -> Config:
+    call = ast.parse(text.strip(), mode="eval").body
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+        raise ValueError("it is no call with keywords")
+    kind = _KINDS.get(call.func.id)
+    if kind is None:
+        raise ValueError(f"it is none of {', '.join(_KINDS)}")
+    values = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+    types = {field.name: field.type for field in fields(kind)}
+    for name, value in values.items():
+        if name not in types:
+            raise ValueError(f"no field {name!r}")
+        if type(value).__name__ not in str(types[name]) and not str(types[name]).startswith(("Literal", "Share")):
+            raise ValueError(f"{name} is {value!r}, expected {types[name]}")
+    return kind(**values)

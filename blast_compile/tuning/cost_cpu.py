@@ -1,0 +1,124 @@
+"""Seconds of a CPU kernel at a configuration: what `cost.py` counts, by how the generated C++ walks over it.
+
+A register tile of m tokens and v vectors issues, in each step of a contraction, m*v multiply-adds, m broadcasts and v
+loads of weights; the larger of arithmetic, loads and latency decides. Weights are read once a pass: by each share of
+tokens, or by each chunk of a panel that fits a core's L2.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import cache
+
+import sympy
+from sympy import Max
+
+from blast_compile.codegen.cpp import CpuConfig, is_direct
+from blast_compile.tuning.devices import Device
+from blast_compile.tuning.problem import Problem
+
+m, v, c, p, T = sympy.symbols("m v c p T", positive=True)
+step_over_ideal = Max(1, (m + p * v) / (m * v), 8 / (m * v * c))
+"""Cycles of a step of `c` chains over those of its multiply-adds: two a cycle, two loads a cycle, latency four."""
+
+W, A, B, L, S = sympy.symbols("W A B L S", positive=True)
+arithmetic, memory = sympy.symbols("t_a t_m", positive=True)
+memory_time = W / B + (S - 1) * W / (B * L) + A / B
+"""W bytes of weights in S passes, of which all but the first come L times as fast, and A bytes of activations."""
+together = Max(arithmetic, memory) + 0.25 * sympy.Min(arithmetic, memory)
+"""Arithmetic hides most of memory's time, and the other way round."""
+balance = 1 + T / (2 * S)
+"""Of S tasks for T threads that take them as they come, the last ones are not equally long."""
+
+_WAKE_S, _TASK_S, _CALL_S = 2.0e-6, 0.15e-6, 0.3e-6  # of a barrier, of a task, of a call
+_PACK_BYTES_PER_S = 6e9  # a thread, of activations cut into panels, or of blocks gathered
+_MIN_TASKS, _MAX_TASKS, _SMALL_WORK = 4, 16, 2e5  # as in the templates `stages.hpp` and `threads.hpp`
+
+
+def predict(problem: Problem, config: CpuConfig, machine: Device) -> float:
+    """Seconds of a call."""
+    elements = sum(problem.num_blocks) * math.prod(problem.block)
+    threads = min(problem.threads, config.threads or problem.threads)
+    if elements * max(1.0, problem.tokens / 16) < _SMALL_WORK:
+        threads = 1
+    shared = shares_tokens(problem, config, threads)
+    stages = 2 if problem.op in ("mlp", "gated_mlp") else 1
+    passes, tasks = _passes(problem, config, threads, shared)
+    weight_bytes = elements * problem.weight_bytes
+    activations = problem.tokens * (problem.inputs + problem.outputs) * problem.x_bytes
+    reach = 4.0 if weight_bytes < machine.caches[-1] / 2 else 1.0
+    scale = threads / machine.units
+    bandwidth = machine.bandwidth * min(1.0, (scale + 1) / 2)  # one thread takes more than its share
+    time_of_memory = _function(memory_time)(weight_bytes, activations, bandwidth, reach, passes)
+    rate = machine.rates[problem.dtype] * scale
+    time_of_arithmetic = sum(
+        2 * elements * tokens / rate * _function(step_over_ideal)(size, vectors, chains, _loads(problem))
+        for tokens, size, vectors, chains in _tiles(problem, config)
+    ) * _function(balance)(threads, max(tasks, threads))
+    packed = problem.tokens * problem.inputs * problem.x_bytes
+    if not is_direct(problem.spec):
+        packed += weight_bytes
+    spans = 0 if shared else -(-problem.tokens // config.span)
+    waking = _WAKE_S * (1 + spans * (1 + stages)) if threads > 1 else 0.0
+    overlapped: float = _function(together)(time_of_arithmetic, time_of_memory)
+    return overlapped + packed / (_PACK_BYTES_PER_S * threads) + waking + _TASK_S * tasks / threads + _CALL_S
+
+
+def shares_tokens(problem: Problem, config: CpuConfig, threads: int) -> bool:
+    """Whether threads divide tokens, as `forward.cpp.jinja` decides."""
+    if config.share == "rows":
+        return False
+    least = config.token_tile * threads * (1 if config.share == "tokens" else 2)
+    if problem.tokens < least:
+        return False
+    if is_direct(problem.spec) or config.share == "tokens":
+        return True
+    return problem.tokens * _token_bytes(problem) > config.panel_bytes
+
+
+def _passes(problem: Problem, config: CpuConfig, threads: int, shared: bool) -> tuple[float, float]:
+    """How often the weights are read, by all threads together, and how many tasks there are."""
+    if shared:
+        share = min(max(config.panel_bytes // _token_bytes(problem), min(48, config.share_tokens)), config.share_tokens)
+        shares = -(-problem.tokens // (share * threads)) * threads
+        return shares / threads, shares
+    in_span = min(problem.tokens, config.span)
+    tiles = -(-in_span // config.token_tile)
+    tile_bytes = problem.inputs * problem.x_bytes * config.token_tile
+    chunks = -(-tiles // max(1, config.panel_bytes // max(tile_bytes, 1)))
+    weight_bytes = sum(problem.num_blocks) * math.prod(problem.block) * problem.weight_bytes
+    tasks = min(max(weight_bytes // config.task_bytes, _MIN_TASKS * threads), _MAX_TASKS * threads)
+    spans = -(-problem.tokens // config.span)
+    return chunks * spans, max(tasks, chunks) * spans
+
+
+def _tiles(problem: Problem, config: CpuConfig) -> Iterator[tuple[int, int, int, int]]:
+    """Tokens in tiles of one size, that size, its vectors and its chains of sums."""
+    lanes = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "portable": 4}[problem.target.partition(":")[2]]
+    edge = problem.block[1 if problem.op == "input_grad" else 0]
+    vectors = max(1, min(config.vectors, -(-edge // lanes)))
+    left = problem.tokens
+    for size in config.tiles:
+        tokens = left // size * size
+        left -= tokens
+        if tokens:
+            yield tokens, size, vectors, config.chains if size <= 2 else 1
+
+
+def _loads(problem: Problem) -> float:
+    """Loads, and shuffles that take as long, of a vector of weights: pairs of bf16 are put together in registers."""
+    return 3.0 if problem.target == "cpu:avx512_bf16" and problem.dtype == "bfloat16" else 1.0
+
+
+def _token_bytes(problem: Problem) -> int:
+    hidden = problem.shapes[-1][1] if problem.op in ("mlp", "gated_mlp") else 0
+    return (problem.inputs + hidden) * problem.x_bytes
+
+
+@cache
+def _function(expression: sympy.Expr) -> Callable[..., float]:
+    order = {memory_time: (W, A, B, L, S), step_over_ideal: (m, v, c, p), balance: (T, S)}
+    symbols = order.get(expression, (arithmetic, memory))
+    function: Callable[..., float] = sympy.lambdify(symbols, expression, modules=[{"Max": max, "Min": min}, math])
+    return function

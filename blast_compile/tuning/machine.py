@@ -1,0 +1,80 @@
+"""The CPU that runs as a `Device`: measured once for each number of threads, and kept beside the plans."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import get_args
+
+import platformdirs
+
+from blast_compile import env, folders, kernels
+from blast_compile.codegen.spec import Dtype
+from blast_compile.errors import BuildError, StoreError
+from blast_compile.log import logger
+from blast_compile.tuning import probe
+from blast_compile.tuning.devices import Device
+from blast_compile.tuning.processor import cpu_identity, l2_bytes, l3_bytes
+from blast_compile.tuning.records import digest
+
+# Where nothing can be measured: a core of 2015. It ranks configurations as well as any other figure would.
+_UNMEASURED_RATE, _UNMEASURED_BANDWIDTH = 5e10, 1e10
+
+
+def device_name() -> str:
+    """What plans of this machine are kept under: processor, instruction set, caches."""
+    return _device_name(kernels.cpu_target())
+
+
+def this_cpu(threads: int) -> Device:
+    """What this machine reaches with `threads`, from the folder of plans or measured now, in about a second."""
+    return _this_cpu(device_name(), threads)
+
+
+@cache
+def _device_name(target: str) -> str:
+    return f"{cpu_identity()}, {target}, L2 {l2_bytes() // 1024} KiB, L3 {l3_bytes() // 1024} KiB"
+
+
+@cache
+def _this_cpu(name: str, threads: int) -> Device:
+    path = _folder() / f"machine-{digest(name, threads)}.json"
+    with suppress(OSError, ValueError, TypeError, KeyError):
+        return _device(json.loads(path.read_bytes()), name)
+    device = _measured(name, threads)
+    with suppress(OSError, StoreError):  # it is measured again where it cannot be kept
+        folders.open_trusted(path.parent.parent)
+        folders.open_trusted(path.parent)
+        folders.replace_durably(path, json.dumps(asdict(device), indent=1).encode())
+    return device
+
+
+def _measured(name: str, threads: int) -> Device:
+    caches, memory = (l2_bytes(), l3_bytes()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        rates = {dtype: probe.rate(dtype, threads) for dtype in get_args(Dtype)}
+        bandwidth, source = probe.bandwidth(threads), "measured"
+    except (BuildError, OSError) as error:
+        logger.info("the machine is not measured: %s", error)
+        rates = dict.fromkeys(get_args(Dtype), threads * _UNMEASURED_RATE)
+        bandwidth, source = _UNMEASURED_BANDWIDTH, "guessed: nothing can be compiled here"
+    return Device(name, kernels.cpu_target(), bandwidth, rates, caches, threads, memory, source)
+
+
+def _device(value: dict[str, object], name: str) -> Device:
+    """From a file; anything odd raises, and is measured anew."""
+    rates, caches = value["rates"], value["caches"]
+    if value["name"] != name or not isinstance(rates, dict) or not isinstance(caches, list):
+        raise ValueError("another machine's")
+    numbers = [value["bandwidth"], *(rates[dtype] for dtype in get_args(Dtype)), *caches]
+    if not all(isinstance(number, float | int) and number > 0 for number in numbers):
+        raise ValueError("no figures of a machine")
+    return Device(**{**value, "caches": tuple(caches)})  # type: ignore[arg-type]
+
+
+def _folder() -> Path:
+    return (env.cache_dir() or platformdirs.user_cache_path("blast_compile", appauthor=False)) / "plans"

@@ -1,0 +1,135 @@
+"""The search space of a problem: fragments of its config's fields, and the reasons why some points are not tried."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from blast_compile.codegen import cpp
+from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.tuning.cost_cpu import shares_tokens
+from blast_compile.tuning.fragments import Choice, Fragment, Integer, PowerOfTwo
+from blast_compile.tuning.problem import Problem
+
+_REGISTERS = {"avx512_bf16": 32, "avx512": 32, "avx2": 16, "portable": 16}
+_KIB = 1024
+
+
+@dataclass(frozen=True)
+class Space:
+    """Configs of one problem: `default` with the fields of `fragments` changed, where nothing speaks against it."""
+
+    problem: Problem
+    default: CpuConfig
+    fragments: Mapping[str, Fragment]
+
+    def all(self) -> Iterator[CpuConfig]:
+        """Every point that may be tried, the default first."""
+        yield self.default
+        for values in product(*(fragment.values() for fragment in self.fragments.values())):
+            config = _with(self.default, dict(zip(self.fragments, values, strict=True)))
+            if config != self.default and not reason_against(self.problem, config):
+                yield config
+
+    def random(self, rng: random.Random) -> CpuConfig:
+        """A point that may be tried."""
+        while True:
+            values = {name: fragment.random(rng) for name, fragment in self.fragments.items()}
+            config = _with(self.default, values)
+            if not reason_against(self.problem, config):
+                return config
+
+    def neighbours(self, config: CpuConfig) -> Iterator[CpuConfig]:
+        """Points that differ from `config` in one step of one field."""
+        for name, fragment in self.fragments.items():
+            for value in fragment.neighbours(getattr(config, name)):
+                near = _with(config, {name: value})
+                if not reason_against(self.problem, near):
+                    yield near
+
+    def only(self, *names: str) -> Space:
+        """The part of the space in which all other fields keep their defaults."""
+        return replace(self, fragments={name: self.fragments[name] for name in names})
+
+
+def space_of(problem: Problem) -> Space:
+    """The search space of a CPU problem."""
+    default = cpp.default_config(problem.spec)
+    fragments: dict[str, Fragment] = {
+        "token_tile": Integer(default.token_tile, 4, default.token_tile + 2, 2),
+        "vectors": PowerOfTwo(2, 1, 4),
+        "row_group": PowerOfTwo(default.row_group, 1, 16),
+        "share": Choice(("auto", "tokens", "rows")),
+        "share_tokens": Integer(64, 16, 128, 16),
+        "panel_bytes": Integer(default.panel_bytes, 320 * _KIB, 2240 * _KIB, 320 * _KIB),
+        "task_bytes": PowerOfTwo(256 * _KIB, 32 * _KIB, 1024 * _KIB),
+        "span": PowerOfTwo(512, 128, 2048),
+        "stream_bytes": Choice((1024 * _KIB, 64 * _KIB, 2**40)),
+        "prefetch_bytes": PowerOfTwo(4096, 1024, 16384),
+        "fetch_ahead": Integer(3, 1, 6),
+        "chains": PowerOfTwo(4, 1, 8),
+        "unroll": PowerOfTwo(1, 1, 4),
+        "threads": Choice((0, 1)),
+    }
+    return Space(problem, default, fragments)
+
+
+def reason_against(problem: Problem, config: CpuConfig) -> str:
+    """Why a config is not tried: it cannot run, or it does what another one does; empty where nothing is against it."""
+    default = cpp.default_config(problem.spec)
+    return next((reason for reason, holds in _objections(problem, config, default) if holds), "")
+
+
+def is_runnable(problem: Problem, config: CpuConfig) -> str:
+    """Why a kernel at a config cannot be made or would be absurd; empty where it can."""
+    return next((reason for reason, holds in _impossible(problem, config) if holds), "")
+
+
+def _objections(problem: Problem, config: CpuConfig, default: CpuConfig) -> Iterator[tuple[str, bool]]:
+    yield from _impossible(problem, config)
+    tokens, threads = problem.tokens, min(problem.threads, config.threads or problem.threads)
+    changed = {name for name in vars(config) if getattr(config, name) != getattr(default, name)}
+    shared = shares_tokens(problem, config, threads)
+    for name, is_idle, why in (
+        ("prefetch_bytes", not cpp.is_direct(problem.spec), "gathered blocks are fetched by fetch_ahead"),
+        ("fetch_ahead", cpp.is_direct(problem.spec), "blocks are read where they lie"),
+        ("share_tokens", not shared, "threads share block rows"),
+        ("task_bytes", shared, "threads share tokens"),
+        ("span", shared or tokens <= min(config.span, default.span), "all tokens are in one span"),
+        ("panel_bytes", not shared and tokens <= config.token_tile, "there is one tile of tokens"),
+        ("token_tile", tokens <= 4, "there are fewer tokens than a tile has"),
+        ("chains", tokens > 64, "tiles of one or two tokens are rare"),
+        ("threads", problem.threads == 1, "there is one thread"),
+        ("stream_bytes", tokens * problem.outputs * problem.x_bytes < 64 * _KIB, "results are small"),
+    ):
+        yield f"{name} changes nothing: {why}", name in changed and is_idle
+    wants_shares = config.share == "tokens" and not shared
+    yield "share changes nothing: too few tokens to share", wants_shares
+    usual = shares_tokens(problem, _with(config, {"share": "auto"}), threads)
+    yield "share changes nothing: auto does the same", config.share != "auto" and shared == usual
+
+
+def _with(config: CpuConfig, values: Mapping[str, Any]) -> CpuConfig:
+    return replace(config, **values)
+
+
+def _impossible(problem: Problem, config: CpuConfig) -> Iterator[tuple[str, bool]]:
+    registers = _REGISTERS[problem.target.partition(":")[2]]
+    used = config.token_tile * config.vectors + config.vectors + 1
+    edge = problem.block[1 if problem.op == "input_grad" else 0]
+    lanes = {32: 16}.get(registers, 8)
+    yield "numbers must be positive", min(config.token_tile, config.vectors, config.row_group, config.span) < 1
+    yield "a tile has an even number of tokens", config.token_tile % 2 == 1 and config.token_tile > 1
+    yield f"a tile of {used} registers does not fit {registers}", used > registers
+    yield "a tile is wider than a block", config.vectors > 1 and (config.vectors // 2) * lanes >= edge
+    yield "more rows than make sense at once", config.row_group > 64
+    yield "unrolled too far", config.unroll not in (1, 2, 4, 8) or config.chains not in (1, 2, 4, 8)
+    yield "no such way of sharing", config.share not in ("auto", "tokens", "rows")
+    sizes = (config.panel_bytes, config.stream_bytes, config.gather_bytes, config.task_bytes, config.share_tokens)
+    yield "sizes must be positive and below 2^62", not all(0 < size < 2**62 for size in sizes)
+    distances = (config.prefetch_bytes, config.fetch_ahead, config.threads)
+    yield "distances must not be negative, nor far", not all(0 <= distance <= 2**20 for distance in distances)
+    yield "a span is too long", config.span > 2**20
