@@ -23,6 +23,7 @@ from torch import Tensor
 from blast_compile import compat, kernels, layout, native, pages, plans, reference
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import LayerError, ScratchError
+from blast_compile.gpu import kernels as gpu_kernels
 from blast_compile.kernels import Kernel
 from blast_compile.plans import Call, Plan
 
@@ -136,7 +137,7 @@ def describe(op: Op, *arguments: Any) -> Kernel:
 
 def plan_numbers(op: Op, *arguments: Any) -> list[int]:
     """A plan for `launch.cpp`: entry point and constants of the layers; empty where the reference runs."""
-    plan = _plan(op, plans.read_call(op, arguments[:-1]))
+    plan = plan_of(op, plans.read_call(op, arguments[:-1]))
     if plan.kernel.address is None:
         return []
     return [plan.kernel.address, *itertools.chain(*plan.constants)]
@@ -147,9 +148,11 @@ def forget() -> None:
     _plans.clear()
     native.forget()
     kernels.forget()
+    gpu_kernels.forget()
 
 
-def _plan(op: Op, call: Call) -> Plan:
+def plan_of(op: Op, call: Call) -> Plan:
+    """The plan of a product, made once for calls that differ in values and number of tokens alone."""
     x, layers, residual, sizes, block, activation = call
     forms = [_form(*layer) for layer in layers]
     key = (op, x.dtype, x.device, x.shape[-1], residual is None, sizes, *block, activation, *forms)
@@ -159,15 +162,24 @@ def _plan(op: Op, call: Call) -> Plan:
     return plan
 
 
-def _product(op: Op, call: Call) -> Tensor:
-    plan = _plan(op, call)
-    x, layers, residual, sizes, *_ = call
-    y: Tensor = x.new_empty((*x.shape[:-1], sizes[-1]))
-    if residual is not None and not _is_like(residual, y):
+def check_residual(call: Call) -> None:
+    """Raises `LayerError` on a residual unlike the result."""
+    x, residual = call.x, call.residual
+    if residual is None:
+        return
+    shape = (*x.shape[:-1], call.sizes[-1])
+    if (residual.shape, residual.dtype, residual.device) != (shape, x.dtype, x.device):
         raise LayerError(
-            f"expected a residual like the result, {y.dtype} of shape {tuple(y.shape)} on {y.device}, got "
+            f"expected a residual like the result, {x.dtype} of shape {shape} on {x.device}, got "
             f"{residual.dtype} of shape {tuple(residual.shape)} on {residual.device}; add it after the operator instead"
         )
+
+
+def _product(op: Op, call: Call) -> Tensor:
+    plan = plan_of(op, call)
+    x, layers, residual, sizes, *_ = call
+    check_residual(call)
+    y: Tensor = x.new_empty((*x.shape[:-1], sizes[-1]))
     if plan.run is None or not y.numel():
         return _reference(op, call)
     rows = x if x.is_contiguous() else _rows(x)
@@ -225,10 +237,6 @@ def _succeeds(op: Op, kernel: Callable[[int], int], numbers: list[int]) -> bool:
     if status == _NO_MEMORY:
         raise ScratchError(f"expected memory for the scratch of {op}, got none; free some, or pass fewer tokens")
     return status == 0
-
-
-def _is_like(residual: Tensor, y: Tensor) -> bool:
-    return residual.shape == y.shape and residual.dtype == y.dtype and residual.device == y.device
 
 
 def _rows(x: Tensor) -> Tensor:

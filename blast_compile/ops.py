@@ -28,6 +28,7 @@ from torch.library import Library
 from blast_compile import compat, gradients, launch, transforms
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import LayerError
+from blast_compile.gpu import launch as gpu_launch
 
 ABI = gradients.ABI
 
@@ -96,6 +97,7 @@ def _register(name: Op, arguments: str) -> None:
     for overload in ("default", "nograd"):
         full_name = name if overload == "default" else f"{name}.{overload}"
         _define(full_name, schema, launch.OPS[name], has_gradient=overload == "default")
+        _lib.impl(full_name, gpu_launch.OPS[name], "CUDA")  # type: ignore[no-untyped-call]
         torch.library.register_fake(f"blast::{full_name}", _fake(name), lib=_lib)
         op = getattr(getattr(torch.ops.blast, name), overload)
         torch.library.register_vmap(f"blast::{full_name}", transforms.batched(op), lib=_lib)

@@ -16,6 +16,8 @@ from torch import Tensor
 from blast_compile import kernels, layout
 from blast_compile.codegen.spec import Activation, Dtype, Epilogue, Op, Spec
 from blast_compile.errors import DtypeError, LayerError, MaskError, OptionsError
+from blast_compile.gpu import kernels as gpu_kernels
+from blast_compile.gpu.device import target_of
 from blast_compile.kernels import Kernel
 from blast_compile.layout import Block
 
@@ -143,10 +145,13 @@ def spec_of(op: Op, call: Call, target: str) -> Spec | str:
 
 
 def _choose(op: Op, x: Tensor, layers: Sequence[_Layer], block: Block, epilogues: tuple[Epilogue, ...]) -> Kernel:
-    if x.device.type != "cpu":
+    gpu = target_of(x.device)
+    if gpu is None and x.device.type != "cpu":
         return Kernel("reference", reason=f"no kernels for {x.device.type} yet")
-    spec = _spec(op, x, layers, block, epilogues, kernels.cpu_target())
-    return Kernel("reference", reason=spec) if isinstance(spec, str) else kernels.kernel_for(spec)
+    spec = _spec(op, x, layers, block, epilogues, gpu or kernels.cpu_target())
+    if isinstance(spec, str):
+        return Kernel("reference", reason=spec)
+    return gpu_kernels.find(spec) if gpu else kernels.kernel_for(spec)
 
 
 def _spec(

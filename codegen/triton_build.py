@@ -54,9 +54,14 @@ def load_kernel(spec: Spec, config: TritonConfig, folder: Path) -> TritonKernel:
     return TritonKernel(spec, config, path, getattr(module, spec.op), triton.knobs.runtime.interpret)
 
 
+def file_name(source: str) -> str:
+    """What the file of a generated kernel is called."""
+    return f"blast_{hashlib.sha256(source.encode()).hexdigest()[:32]}.py"
+
+
 def _write_once(source: str, folder: Path) -> Path:
     """A file appears whole or not at all; Triton reads it back to compile."""
-    path = folder / f"blast_{hashlib.sha256(source.encode()).hexdigest()[:32]}.py"
+    path = folder / file_name(source)
     if not path.exists() or path.read_text() != source:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=folder, suffix=".tmp", delete=False) as file:

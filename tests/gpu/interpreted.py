@@ -1,0 +1,121 @@
+"""Calls of the ops that go the way of a GPU, in a process whose Triton interprets."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from blast_compile import layout
+from tests.op_cases import Call, Case, Layer, check, make_call, relative_error
+
+
+def choose_interpreter(store: Path) -> None:
+    """Prepares a fresh process. What a kernel leaves unwritten will be NaN."""
+    assert "triton" not in sys.modules
+    os.environ |= {"TRITON_INTERPRET": "1", "BLAST_NATIVE": "0", "BLAST_CACHE_DIR": str(store)}
+    torch.set_num_threads(1)
+    torch.use_deterministic_algorithms(True)
+    from blast_compile.gpu.interpreter import serve_cpu_tensors  # imports the ops, which read the settings above
+
+    serve_cpu_tensors()
+
+
+def kernel_name(call: Call) -> str:
+    from blast_compile import launch
+
+    return launch.describe(call.case.op, *call.args[:-1]).name
+
+
+def check_call(case: Case, leading: tuple[int, ...] = (7,), density: float = 0.4) -> str:
+    """Asserts what both overloads give; the name of the kernel."""
+    call = make_call(case, leading, density=density)
+    with torch.no_grad():
+        check(call.run("nograd"), call)
+        check(call.run(), call)
+    return kernel_name(call)
+
+
+def check_edits(case: Case) -> list[float]:
+    """Errors of one op before and after its weight and mask were edited in place."""
+    call, other = make_call(case), make_call(case, seed=1, density=0.7)
+    errors = [relative_error(call.run("nograd"), call.dense())]
+    for layer, new in zip(call.layers, other.layers, strict=True):
+        layer.operand.copy_(new.operand)
+        layer.index.copy_(new.index)
+        layer.clean = new.clean
+    return [*errors, relative_error(call.run("nograd"), call.dense())]
+
+
+def gradient_errors(case: Case) -> list[float]:
+    """Errors of the gradients of input, weights and biases against float64."""
+    call = make_call(case)
+    for layer in call.layers:  # autograd of the truth sees dropped blocks too
+        layer.operand = torch.nan_to_num(layer.operand)
+    y = call.run("nograd")
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(3))
+    got = _gradients(call, upstream)
+    truth = make_call(case)
+    truth.x = truth.x.double()
+    for layer in truth.layers:
+        layer.operand, layer.bias = layer.clean, None if layer.bias is None else layer.bias.double()
+    x, *expected = _gradients(truth, upstream.double(), is_truth=True)
+    weights = [_as_operand(weight, layer, case) for weight, layer in zip(expected[::2], call.layers, strict=True)]
+    wanted = [x, *(t for pair in zip(weights, expected[1::2], strict=True) for t in pair)]
+    return [relative_error(a, b) for a, b in zip(got, wanted, strict=True)]
+
+
+def _gradients(call: Call, upstream: Tensor, *, is_truth: bool = False) -> tuple[Tensor, ...]:
+    """Those of x, then of weight and bias of each layer."""
+    tensors = [call.x]
+    for layer in call.layers:
+        assert layer.bias is not None
+        tensors += [layer.operand, layer.bias]
+    for tensor in tensors:
+        tensor.requires_grad_()
+    return torch.autograd.grad(call.dense() if is_truth else call.run(), tensors, upstream)
+
+
+def _as_operand(weight_grad: Tensor, layer: Layer, case: Case) -> Tensor:
+    """A dense gradient on kept blocks alone, in the form of the operand."""
+    if case.form == "packed":
+        return layout.pack(weight_grad, layer.kept, case.block)
+    return weight_grad * layout.spread(layer.kept, (weight_grad.shape[0], weight_grad.shape[1]), case.block)
+
+
+def model_error(form: str) -> tuple[float, int]:
+    """The error of a compiled MLP of sparse layers, and how many Triton kernels it loaded."""
+    import blast_compile as blast
+    from blast_compile.gpu import kernels
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(96, 128), nn.GELU(), nn.Linear(128, 96)).eval().requires_grad_(False)
+    blast.sparsify_(model, blast.BlockSparse(sparsity=0.5, block=32, targets="all"))
+    x = torch.randn(3, 5, 96)
+    truth = cast(Tensor, nn.Sequential(*(_double(layer) for layer in model))(x.double()))
+    if form == "packed":
+        blast.pack_(model, dense_below=0)
+    kernels.forget()
+    options: dict[str, Any] = {"delegate": "eager", "fallback": "error"}
+    compiled = torch.compile(model, backend="blast", fullgraph=True, options=options)
+    with torch.no_grad():
+        return relative_error(compiled(x), truth), kernels.load.cache_info().currsize
+
+
+def _double(layer: nn.Module) -> nn.Module:
+    if not hasattr(layer, "block_index"):
+        return layer
+    from blast_compile import reference
+
+    masked = cast(nn.Linear, layer)
+    twin = nn.Linear(masked.in_features, masked.out_features).double()
+    index = cast(Tensor, masked.block_index)
+    block = cast(layout.Block, masked.block)
+    dense = reference.dense_weight(masked.weight, index, masked.out_features, masked.in_features, block)
+    twin.weight = nn.Parameter(dense.double())
+    twin.bias = nn.Parameter(masked.bias.double())
+    return twin

@@ -1,0 +1,77 @@
+"""The ops as a GPU runs them, from the dispatcher to the generated kernel, in Triton's interpreter."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+
+import pytest
+import torch
+
+import blast_compile.ops  # noqa: F401 - registers what is looked at
+from tests.gpu import interpreted
+from tests.gpu.interpreted import check_call, check_edits, gradient_errors, model_error
+from tests.op_cases import OPS, Case, OpName
+
+CASES = [
+    Case("linear", torch.float32, (32, 32), "masked", "gelu", residual=True),
+    Case("gated_linear", torch.float16, (16, 32), "packed", "silu"),
+    Case("mlp", torch.float32, (32, 16), "transposed", "gelu_tanh", residual=True),
+    Case("gated_mlp", torch.bfloat16, (16, 16), "packed", "silu", bias=False, residual=True),
+    Case("gated_mlp", torch.float32, (32, 32), "masked", "silu"),
+]
+
+
+@pytest.fixture(scope="module")
+def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
+    store = tmp_path_factory.mktemp("store") / "blast_compile"
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, interpreted.choose_interpreter, (store,)) as pool:
+        yield pool
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_ops_run_generated_kernels(case: Case, interpreter: ProcessPoolExecutor) -> None:
+    assert interpreter.submit(check_call, case).result().startswith("triton sm_90 ")
+
+
+@pytest.mark.parametrize("leading", [(0,), (1,), (2, 9)], ids=str)
+def test_any_number_of_tokens(leading: tuple[int, ...], interpreter: ProcessPoolExecutor) -> None:
+    interpreter.submit(check_call, CASES[2], leading).result()
+
+
+@pytest.mark.parametrize("density", [0.0, 1.0])
+@pytest.mark.parametrize("case", CASES[1:3], ids=str)
+def test_empty_and_full_masks(case: Case, density: float, interpreter: ProcessPoolExecutor) -> None:
+    interpreter.submit(check_call, case, (5,), density).result()
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.form != "packed"], ids=str)
+def test_edited_weights_and_masks_are_seen(case: Case, interpreter: ProcessPoolExecutor) -> None:
+    assert max(interpreter.submit(check_edits, case).result()) < 1e-5
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("form", ["masked", "packed"])
+def test_gradients(op: OpName, form: str, interpreter: ProcessPoolExecutor) -> None:
+    case = Case(op, torch.float32, (16, 16), form, "silu")  # type: ignore[arg-type]
+    assert max(interpreter.submit(gradient_errors, case).result()) < 1e-5
+
+
+@pytest.mark.parametrize("case", [Case(block=(8, 8)), Case("mlp", block=(13, 17)), Case("gated_mlp", torch.float64)])
+def test_what_has_no_kernel_runs_dense(case: Case, interpreter: ProcessPoolExecutor) -> None:
+    assert interpreter.submit(check_call, case).result() == "reference"
+
+
+@pytest.mark.parametrize("form", ["masked", "packed"])
+def test_a_compiled_model(form: str, interpreter: ProcessPoolExecutor) -> None:
+    error, num_kernels = interpreter.submit(model_error, form).result()
+    assert error < 1e-5
+    assert num_kernels == 2
+
+
+@pytest.mark.parametrize("name", [*OPS, "input_grad", "weight_grad"])
+@pytest.mark.parametrize("overload", ["", ".nograd"])
+def test_tensors_of_a_gpu_are_dispatched_there(name: str, overload: str) -> None:
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"blast::{name}{overload}", "CUDA")
