@@ -14,6 +14,7 @@ from blast_compile.errors import RewriteError
 from blast_compile.log import logger, warn_once
 from blast_compile.options import BackendOptions
 from blast_compile.prepare import preparing
+from blast_compile.serve import use_bundle
 
 
 def blast(
@@ -27,8 +28,11 @@ def blast(
 
     mode: that of `torch.compile`, for Inductor. options: the fields of `BackendOptions`; others are an `OptionsError`.
     Where a rewrite fails, the delegate gets the original graph; under `fallback="error"` that is a `RewriteError`.
+    A bundle that cannot be trusted is a `BundleError`.
     """
     chosen = _runnable(BackendOptions.parse(options), example_inputs)
+    if chosen.bundle is not None:
+        use_bundle(chosen.bundle)
     if not passes.has_sparse_layers(gm):
         logger.info(
             "no sparse layer in this graph, %s compiles it as it is; sparsify_ makes layers sparse", chosen.delegate

@@ -1,12 +1,13 @@
 """Builds and loads `launch.cpp`, the ops' hot path in C++, against the headers of the torch that runs.
 
 With it a call takes some microseconds less; without it (no compiler, another torch than it was written for) the ops run
-through `launch.py` and give the same results. It is built once a machine and kept in the store.
+through `launch.py` and give the same results. It comes with a bundle, or is built once a machine and kept in the store.
 """
 
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from blast_compile import env, kernels
+from blast_compile import bundles, env, kernels
 from blast_compile.errors import BuildError
 from blast_compile.log import logger
 
@@ -63,10 +64,27 @@ def loading() -> Iterator[None]:
         yield
         return
     with ThreadPoolExecutor(1) as pool:
-        built = pool.submit(_shared_object)
+        built = pool.submit(shared_object)
         yield
     built.exception()
     load()
+
+
+def retry() -> None:
+    """Lets the next `load` try again, after a bundle came that may hold what could not be built."""
+    global _has_failed
+    _has_failed = False
+
+
+def source_sha256() -> str:
+    """Of `launch.cpp`."""
+    return hashlib.sha256(_SOURCE.read_bytes()).hexdigest()
+
+
+def shared_object() -> Path:
+    """The file of the C++ form, from a bundle, the store, or compiled now; raises `BuildError` or `OSError`."""
+    bundled = bundles.launcher(torch.__version__, source_sha256())
+    return bundled or kernels.compiled(_SOURCE.read_text(), _flags(), "the launcher")
 
 
 def _is_wanted() -> bool:
@@ -78,7 +96,7 @@ def _load_once() -> None:
     if _library is not None or _has_failed:
         return
     try:
-        _library = _attached(_shared_object())
+        _library = _attached(shared_object())
     except (BuildError, OSError) as error:
         _has_failed = True
         logger.info("calls go through Python, some microseconds slower: %s", str(error).splitlines()[0])
@@ -92,10 +110,6 @@ def _attached(path: Path) -> ctypes.CDLL:
             f"expected torch {torch.__version__} to take the launcher, got a refusal; results are the same"
         )
     return library
-
-
-def _shared_object() -> Path:
-    return kernels.compiled(_SOURCE.read_text(), _flags(), "the launcher")
 
 
 def _flags() -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
@@ -19,10 +20,12 @@ class BackendOptions:
 
     delegate: what compiles the graph once our operators are in it.
     fallback: what a failure of a rewrite does: `"dense"` compiles the original graph, warning once; `"error"` raises.
+    bundle: the folder of a bundle whose kernels serve the process from now on; compiling is for what it lacks.
     """
 
     delegate: Delegate = "inductor"
     fallback: Fallback = "dense"
+    bundle: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         """Rejects values that are not among the good ones with an `OptionsError`."""
@@ -30,6 +33,8 @@ class BackendOptions:
             value = getattr(self, name)
             if value not in good:
                 raise OptionsError(f"expected option {name!r} to be one of {', '.join(good)}, got {value!r}")
+        if self.bundle is not None and not isinstance(self.bundle, str | os.PathLike):
+            raise OptionsError(f"expected the folder of a bundle as option 'bundle', got {self.bundle!r}")
 
     @classmethod
     def parse(cls, options: Mapping[str, Any] | None) -> BackendOptions:

@@ -24,7 +24,7 @@ ORDER = (
     ("layers", "twins", "forms", "integrations"),
     ("surgery", "select", "adopt", "dead_blocks"),
     ("passes",),
-    ("prepare",),
+    ("prepare", "serve"),
     ("backend", "exported"),
     ("report",),
     ("packing", "mlps"),

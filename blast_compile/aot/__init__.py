@@ -1,0 +1,7 @@
+"""Ahead of time: bundles of kernels, and whole models, for machines that have no compiler, or are not here."""
+
+from blast_compile.aot.build import build
+from blast_compile.aot.build_report import BuildReport
+from blast_compile.bundles import Bundle
+
+__all__ = ["BuildReport", "Bundle", "build"]

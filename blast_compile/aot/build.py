@@ -1,0 +1,138 @@
+"""`build`: the kernels that a model needs on some devices, compiled on this machine, with or without such devices."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blast_compile import __version__, native
+from blast_compile.aot import folder as folders
+from blast_compile.aot.build_report import BuildReport, markdown
+from blast_compile.aot.compilers import Built, compile_all
+from blast_compile.aot.jobs import describe, plan_jobs
+from blast_compile.aot.needs import default_inputs, needs
+from blast_compile.aot.targets import parse_target
+from blast_compile.bundles import Artifact, Bundle, Contents, LauncherFile, Skipped
+from blast_compile.codegen.fingerprint import fingerprint
+from blast_compile.errors import BuildError, TargetError
+
+_BINARIES = {"cpu": ("cpp", "so", ""), "cuda": ("py", "cubin", "ptx"), "hip": ("py", "hsaco", "amdgcn")}
+"""Suffixes of source, binary and text by kind of device."""
+
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+
+
+def build(
+    model: nn.Module,
+    example_inputs: Inputs | None = None,
+    *,
+    targets: Sequence[str] = ("cpu",),
+    out: str | os.PathLike[str],
+    tokens: Sequence[int] = (1, 16, 512),
+    jobs: int | None = None,
+    progress: Callable[[str], None] = lambda _line: None,
+) -> BuildReport:
+    """Builds a bundle for a model's inference into the folder `out`.
+
+    example_inputs: an only argument, a tuple of arguments, or a mapping of keyword arguments; the model is captured on
+    them, not run. Without them, a model of transformers is asked for its own, and of any other only the layers one by
+    one are built, not what would fuse. targets: as in `aot/targets.py`. tokens: numbers of tokens that GPU kernels are
+    cut for. jobs: compilers at once, as many as CPUs where not given. progress: told of each kernel, by any thread.
+
+    A bundle that was in `out` is replaced at the end, in one step. What has no kernel is listed with its reason; a
+    build that makes no kernel at all is a `BuildError`, and leaves `out` as it was. Raises `TargetError` on an unknown
+    target, `LayerError` where no layer is sparse.
+    """
+    start = time.perf_counter()
+    names = list(dict.fromkeys(parse_target(name) for name in targets))
+    if not names or not tokens or min(tokens) < 1:
+        raise TargetError(f"expected targets, and numbers of tokens from 1 on, got {names} and {list(tokens)}")
+    destination = folders.checked(Path(out))
+    args, kwargs = _arguments(example_inputs if example_inputs is not None else default_inputs(model))
+    planned, skipped = plan_jobs(needs(model, args, kwargs), names, tokens)
+    built, launcher = compile_all(planned, jobs or len(os.sched_getaffinity(0)), lambda done: progress(_line(done)))
+    skipped += [Skipped(describe(each.job.spec), each.job.spec.target, each.problem) for each in built if each.problem]
+    usable = [each for each in built if not each.problem]
+    if not usable:
+        raise BuildError(f"expected a kernel for {', '.join(names)}, got none: {skipped[0].reason if skipped else ''}")
+    files: dict[str, bytes] = {}
+    artifacts = tuple(_artifact(number, each, files) for number, each in enumerate(usable))
+    contents = Contents(
+        generator=fingerprint(),
+        machine=platform.machine(),
+        versions=_versions(),
+        targets=tuple(names),
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        kernels=artifacts,
+        launchers=_launchers(launcher, files),
+        skipped=tuple(skipped),
+    )
+    files["report.md"] = ("\n".join(["# Kernels", *markdown(artifacts, contents.skipped)]) + "\n").encode()
+    folders.write(destination, contents, files)
+    return BuildReport(Bundle.open(destination), time.perf_counter() - start, sum(map(len, files.values())))
+
+
+def _line(built: Built) -> str:
+    name = f"{built.job.spec.target} {describe(built.job.spec)}"
+    return f"{name}: {built.problem}" if built.problem else name
+
+
+def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), inputs
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
+
+
+def _artifact(number: int, built: Built, files: dict[str, bytes]) -> Artifact:
+    """Adds the files of a kernel; a folder for each target, names that a person can tell apart."""
+    spec, config = built.job.spec, built.job.config
+    source, binary, text = _BINARIES[spec.target.partition(":")[0]]
+    stem = f"{spec.target.replace(':', '-')}/{number:03}-{spec.op}-{spec.dtype}"
+    files[f"{stem}.{source}"] = built.job.source.encode()
+    files[f"{stem}.{binary}"] = built.binary
+    if built.text:
+        files[f"{stem}.{text}"] = built.text.encode()
+    variant = [name for name in ("ragged", "transposed") if getattr(built.job, f"is_{name}")]
+    return Artifact(
+        spec=spec,
+        name=" ".join([_name(spec.target, config), *variant]),
+        config=repr(config),
+        tokens=built.job.tokens,
+        source=f"{stem}.{source}",
+        binary=f"{stem}.{binary}",
+        text=f"{stem}.{text}" if built.text else "",
+        facts=built.facts or {},
+    )
+
+
+def _name(target: str, config: Any) -> str:
+    device, _, kind = target.partition(":")
+    return f"{'c++' if device == 'cpu' else 'triton'} {kind} {'x'.join(map(str, astuple(config)[:2]))}"
+
+
+def _launchers(path: Path | None, files: dict[str, bytes]) -> tuple[LauncherFile, ...]:
+    """Adds the launcher of the torch that runs here."""
+    if path is None:
+        return ()
+    files["launcher.so"] = path.read_bytes()
+    return (LauncherFile(torch.__version__, native.source_sha256(), "launcher.so"),)
+
+
+def _versions() -> dict[str, str]:
+    found = {"blast_compile": __version__, "python": platform.python_version()}
+    for package in ("torch", "triton"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,136 @@
+"""Compiles jobs, several at once, and keeps what comes out in the store, so that a build that was cut off goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from blast_compile import kernels, native
+from blast_compile.aot.gpu_pool import GpuPool
+from blast_compile.aot.jobs import Job
+from blast_compile.aot.machine_code import cpu_facts
+from blast_compile.aot.occupancy import MULTIPROCESSORS, occupancy, programs_at_once
+from blast_compile.bundles.format import Fact
+from blast_compile.codegen import build
+from blast_compile.errors import BuildError, StoreError, TargetError
+from blast_compile.log import logger
+
+_TENSOR_CORES = ("num_mma", "num_wgmma", "num_tcgen05", "num_mfma")
+
+
+@dataclass(frozen=True)
+class GpuKey:
+    """All that a cross-compiled Triton kernel depends on; its text opens with spec and config."""
+
+    source_sha256: str
+    target: str
+    triton: str
+    is_ragged: bool
+    is_transposed: bool
+
+
+@dataclass(frozen=True)
+class Built:
+    """What became of a job. text: PTX, AMD assembly, or empty. problem: why there is no binary that runs, or empty."""
+
+    job: Job
+    binary: bytes = b""
+    text: str = ""
+    facts: dict[str, Fact] | None = None
+    problem: str = ""
+
+
+def compile_all(jobs: Sequence[Job], workers: int, done: Callable[[Built], None]) -> tuple[list[Built], Path | None]:
+    """The results in the order of `jobs`, each also given to `done` as it comes, by any thread; the launcher's file.
+
+    The launcher is for CPUs, and None without jobs for them. Where this is cut short, processes are ended, and what was
+    compiled is in the store. Raises `BuildError` where the launcher does not compile.
+    """
+    pool = GpuPool()
+    executor = ThreadPoolExecutor(workers)
+
+    def make(job: Job) -> Built:
+        built = _compiled(job, pool)
+        done(built)
+        return built
+
+    try:
+        # What takes longest goes first: the launcher includes torch's headers.
+        has_cpu = any(job.is_cpu for job in jobs)
+        launcher = executor.submit(native.shared_object) if has_cpu else None
+        order = sorted(range(len(jobs)), key=lambda number: jobs[number].is_cpu)
+        futures = {number: executor.submit(make, jobs[number]) for number in order}
+        built = [futures[number].result() for number in range(len(jobs))]
+        return built, None if launcher is None else launcher.result()
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+        pool.close()
+
+
+def _compiled(job: Job, pool: GpuPool) -> Built:
+    try:
+        return _cpu(job) if job.is_cpu else _gpu(job, pool)
+    except (BuildError, TargetError, StoreError) as error:
+        logger.info("%s was not built: %s", job.spec, error)
+        return Built(job, problem=str(error))
+
+
+def _cpu(job: Job) -> Built:
+    flags = build.flags(job.spec.target.removeprefix("cpu:"))
+    path = kernels.compiled(job.source, flags, f"a kernel for {job.spec}")
+    return Built(job, path.read_bytes(), facts=dict(cpu_facts(path)))
+
+
+def _gpu(job: Job, pool: GpuPool) -> Built:
+    key = GpuKey(
+        hashlib.sha256(job.source.encode()).hexdigest(),
+        job.spec.target,
+        version("triton"),
+        job.is_ragged,
+        job.is_transposed,
+    )
+
+    def make() -> dict[str, bytes]:
+        logger.info("cross-compiling a kernel for %s", job.spec)
+        compiled = pool.compile(job)
+        binary, text = compiled.pop("binary"), compiled.pop("text")
+        facts = json.dumps(_numbers(compiled)).encode()
+        return {"kernel.py": job.source.encode(), "binary": binary, "text": text.encode(), "facts.json": facts}
+
+    entry = kernels.open_store().get_or_make(key, make)
+    facts = json.loads((entry / "facts.json").read_text())
+    return _judged(job, facts, entry)
+
+
+def _judged(job: Job, facts: dict[str, Fact], entry: Path) -> Built:
+    """With its occupancy, or with the reason why its target cannot run it."""
+    use = {
+        "registers": int(facts["registers"]),
+        "num_warps": int(asdict(job.config)["num_warps"]),
+        "shared_bytes": int(facts["shared_bytes"]),
+    }
+    if programs_at_once(job.spec.target, **use) == 0:
+        room = MULTIPROCESSORS[job.spec.target]
+        problem = f"one program needs {use}, and a multiprocessor of {job.spec.target} has {room}"
+        return Built(job, facts=facts, problem=problem)
+    known = facts | {"num_warps": use["num_warps"], "occupancy": round(occupancy(job.spec.target, **use), 4)}
+    return Built(job, (entry / "binary").read_bytes(), (entry / "text").read_text(), known)
+
+
+def _numbers(compiled: dict[str, Any]) -> dict[str, Fact]:
+    """The facts of a `CompiledKernel`, generations of tensor cores added up."""
+    facts: dict[str, Fact] = {
+        "registers": compiled["registers"],
+        "spills": compiled["num_spills"],
+        "shared_bytes": compiled["shared_bytes"],
+        "tensor_core_instructions": sum(compiled[name] for name in _TENSOR_CORES),
+    }
+    if widths := compiled["copy_bytes"]:
+        facts["copy_bytes"] = ", ".join(map(str, widths))
+    return facts

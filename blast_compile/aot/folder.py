@@ -1,0 +1,80 @@
+"""Puts a bundle into its place: whole or not at all, also where the process is killed."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from filelock import FileLock
+
+from blast_compile import folders
+from blast_compile.bundles import format as manifests
+from blast_compile.bundles.format import MANIFEST, Contents, Fingerprint
+from blast_compile.errors import BundleError
+
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+
+
+def checked(out: Path) -> Path:
+    """The absolute path of a folder that is missing, empty or a bundle; a `BundleError` on anything else."""
+    folder = out.expanduser().absolute()
+    if folder.is_dir() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
+        raise BundleError(f"expected a new folder or a bundle to replace, got {folder} with other files; name another")
+    if folder.exists() and not folder.is_dir():
+        raise BundleError(f"expected a folder to build into, got the file {folder}; name another path")
+    return folder
+
+
+def write(folder: Path, contents: Contents, files: Mapping[str, bytes]) -> None:
+    """Writes a bundle beside its place and renames it; what was there before stays until then.
+
+    Raises OSError where the folder above cannot be written.
+    """
+    prints = {name: Fingerprint.of(content) for name, content in files.items()}
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
+        for left in folder.parent.glob(f".{folder.name}.new-*"):  # of a build that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=folder.parent))
+        try:
+            _fill(temporary, {**files, MANIFEST: manifests.write(contents, prints)})
+            _replace(temporary, folder)
+            folders.sync(folder.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Readable by all, as packages are, and writable by their owner alone, whatever the umask."""
+    by_folder: dict[Path, dict[str, bytes]] = {}
+    for name, content in files.items():
+        by_folder.setdefault((folder / name).parent, {})[Path(name).name] = content
+    for inner, group in by_folder.items():
+        inner.mkdir(parents=True, exist_ok=True)
+        folders.write_durably(inner, group)
+    for path in (folder, *folder.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
+
+
+def _replace(temporary: Path, folder: Path) -> None:
+    """`temporary` becomes `folder`; what stood there becomes `temporary`, which the caller removes."""
+    if not folder.exists():
+        temporary.rename(folder)
+    elif not _exchanged(temporary, folder):
+        aside = temporary.with_name(f"{temporary.name}-old")
+        folder.rename(aside)
+        temporary.rename(folder)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Swaps two names at once, where system and file system can: `renameat2` of Linux."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    status: int = rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE)
+    return status == 0

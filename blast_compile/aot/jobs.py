@@ -1,0 +1,78 @@
+"""From what a model needs to what is to be compiled: one job a kernel text and target, and what cannot become one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from blast_compile.aot.needs import Need
+from blast_compile.bundles import Skipped
+from blast_compile.codegen import cpp, triton
+from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.codegen.spec import Spec
+from blast_compile.codegen.triton import TritonConfig
+from blast_compile.errors import TargetError
+
+
+@dataclass(frozen=True)
+class Job:
+    """One kernel to be compiled.
+
+    tokens: the numbers of tokens it is for. is_ragged, is_transposed: as in `triton_cross`; false on CPUs, whose
+    kernels read sizes and strides when they run.
+    """
+
+    spec: Spec
+    config: CpuConfig | TritonConfig
+    source: str
+    tokens: tuple[int, ...]
+    is_ragged: bool = False
+    is_transposed: bool = False
+
+    @property
+    def is_cpu(self) -> bool:
+        """Whether a C++ compiler makes it."""
+        return self.spec.target.startswith("cpu:")
+
+
+def plan_jobs(needs: Iterable[Need], targets: Sequence[str], tokens: Sequence[int]) -> tuple[list[Job], list[Skipped]]:
+    """Every job once, those of one target together, in the order of `needs`."""
+    jobs: dict[Job, tuple[int, ...]] = {}
+    skipped: dict[Skipped, None] = {}
+    for target in targets:
+        for need in needs:
+            spec = need.spec_on(target)
+            if isinstance(spec, str):
+                skipped[Skipped(need.what, target, spec)] = None
+                continue
+            try:
+                for job in _jobs_of(need, spec, tokens):
+                    key = replace(job, tokens=())
+                    jobs[key] = tuple(sorted({*jobs.get(key, ()), *job.tokens}))
+            except TargetError as error:
+                skipped[Skipped(describe(spec), target, str(error))] = None
+    return [replace(job, tokens=counts) for job, counts in jobs.items()], list(skipped)
+
+
+def describe(spec: Spec) -> str:
+    """A spec in a few words, its target left out."""
+    first = spec.epilogues[0] if spec.epilogues else None
+    flags = [name for name in ("bias", "residual") if any(getattr(each, name) for each in spec.epilogues)]
+    dtypes = dict.fromkeys((spec.dtype, spec.weight_dtype))
+    activation = [first.activation] if first and first.activation != "identity" else []
+    return " ".join([spec.op, *activation, *flags, *dtypes, f"{spec.block[0]}x{spec.block[1]}", spec.layout])
+
+
+def _jobs_of(need: Need, spec: Spec, tokens: Sequence[int]) -> Iterable[Job]:
+    if spec.target.startswith("cpu:"):
+        if not cpp.supports(spec):
+            raise TargetError(f"{spec.dtype} in blocks of {spec.block[0]}x{spec.block[1]} has no kernel on CPUs")
+        config = cpp.default_config(spec)
+        return [Job(spec, config, cpp.generate(spec, config), tuple(tokens))]
+    return [_gpu_job(need, spec, count) for count in tokens]
+
+
+def _gpu_job(need: Need, spec: Spec, tokens: int) -> Job:
+    config = triton.default_config(spec, tokens)
+    source = triton.triton_source(spec, config)
+    return Job(spec, config, source, (tokens,), need.is_ragged, need.is_transposed)

@@ -1,0 +1,196 @@
+"""What the manifest of a bundle says, as JSON and as checked dataclasses; nothing is ever unpickled.
+
+    {"format": 1, "generator": sha256, "machine": "x86_64", "versions": {...}, "targets": [...], "created": ...,
+     "kernels": [Artifact, ...], "launchers": [LauncherFile, ...], "skipped": [Skipped, ...],
+     "files": {path: {"sha256": ..., "size": ...}}, "sha256": of all of this but itself}
+
+The hashes find damage and careless edits, not an attacker: against those stand the owner and mode of the folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import PurePosixPath
+from typing import Any, TypeVar
+
+from blast_compile.bundles.read_spec import read_spec
+from blast_compile.codegen.spec import Spec
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+Fact = int | float | str
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One kernel.
+
+    name: as reports call it. config: its repr, to be pasted into options. tokens: the numbers of tokens it is for,
+    ascending. source, binary, text: files, by their path in the bundle; text is PTX or AMD assembly, or empty. facts:
+    what was read off the binary, by name.
+    """
+
+    spec: Spec
+    name: str
+    config: str
+    tokens: tuple[int, ...]
+    source: str
+    binary: str
+    text: str
+    facts: Mapping[str, Fact]
+
+
+@dataclass(frozen=True)
+class LauncherFile:
+    """The operators' hot path in C++ for one torch: that of `launch.cpp` with this sha256."""
+
+    torch: str
+    source_sha256: str
+    binary: str
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What has no kernel in the bundle: an op, with its spec where it came so far, on a target, and why."""
+
+    what: str
+    target: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A manifest without its hashes of files."""
+
+    generator: str
+    machine: str
+    versions: Mapping[str, str]
+    targets: tuple[str, ...]
+    created: str
+    kernels: tuple[Artifact, ...]
+    launchers: tuple[LauncherFile, ...]
+    skipped: tuple[Skipped, ...]
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Size and hash of a file."""
+
+    sha256: str
+    size: int
+
+    @classmethod
+    def of(cls, content: bytes) -> Fingerprint:
+        """Of the whole content."""
+        return cls(hashlib.sha256(content).hexdigest(), len(content))
+
+
+def write(contents: Contents, files: Mapping[str, Fingerprint]) -> bytes:
+    """The manifest's text."""
+    manifest = {
+        "format": FORMAT,
+        **asdict(contents),
+        "files": {name: asdict(files[name]) for name in sorted(files)},
+    }
+    return (json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1, allow_nan=False) + "\n").encode()
+
+
+def read(text: bytes) -> tuple[Contents, dict[str, Fingerprint]]:
+    """A manifest and the files it lists; a `ValueError` that says what is wrong with it."""
+    try:
+        manifest = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    fields = _typed(manifest, dict, "the manifest")
+    if (number := fields.get("format")) != FORMAT:
+        raise ValueError(f"expected format {FORMAT}, got {number!r}")
+    if fields.pop("sha256", None) != _digest(fields):
+        raise ValueError("it is not what was written")
+    files = {
+        _path(name): Fingerprint(_text(entry, "sha256"), _number(entry, "size"))
+        for name, entry in _get(fields, "files", dict).items()
+    }
+    contents = Contents(
+        generator=_text(fields, "generator"),
+        machine=_text(fields, "machine"),
+        versions=_texts(_get(fields, "versions", dict)),
+        targets=tuple(_typed(target, str, "a target") for target in _get(fields, "targets", list)),
+        created=_text(fields, "created"),
+        kernels=tuple(_artifact(entry, files) for entry in _get(fields, "kernels", list)),
+        launchers=tuple(_launcher(entry, files) for entry in _get(fields, "launchers", list)),
+        skipped=tuple(
+            Skipped(_text(entry, "what"), _text(entry, "target"), _text(entry, "reason"))
+            for entry in _get(fields, "skipped", list)
+        ),
+    )
+    return contents, files
+
+
+def _artifact(entry: Any, files: Mapping[str, Fingerprint]) -> Artifact:
+    facts = _get(entry, "facts", dict)
+    for name, value in facts.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            raise ValueError(f"expected a number or a text as fact {name!r}, got {value!r}")
+    text = _text(entry, "text")
+    return Artifact(
+        spec=read_spec(_get(entry, "spec", dict)),
+        name=_text(entry, "name"),
+        config=_text(entry, "config"),
+        tokens=tuple(_typed(tokens, int, "a number of tokens") for tokens in _get(entry, "tokens", list)),
+        source=_listed(entry, "source", files),
+        binary=_listed(entry, "binary", files),
+        text=_listed(entry, "text", files) if text else "",
+        facts=facts,
+    )
+
+
+def _launcher(entry: Any, files: Mapping[str, Fingerprint]) -> LauncherFile:
+    return LauncherFile(_text(entry, "torch"), _text(entry, "source_sha256"), _listed(entry, "binary", files))
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _path(name: str) -> str:
+    """A path that stays inside the bundle, and is not the manifest's own."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or not path.parts or ".." in path.parts or str(path) != name or "\0" in name:
+        raise ValueError(f"expected plain paths inside the bundle, got {name!r}")
+    if name == MANIFEST:
+        raise ValueError("it lists itself")
+    return name
+
+
+def _listed(entry: Any, key: str, files: Mapping[str, Fingerprint]) -> str:
+    name = _text(entry, key)
+    if name not in files:
+        raise ValueError(f"expected the {key} of each kernel among the listed files, got {name!r}")
+    return name
+
+
+def _typed(value: Any, kind: type[T], what: str) -> T:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"expected {kind.__name__} as {what}, got {type(value).__name__}")
+    return value
+
+
+def _get(entry: Any, key: str, kind: type[T]) -> T:
+    return _typed(_typed(entry, dict, "an entry").get(key), kind, key)
+
+
+def _text(entry: Any, key: str) -> str:
+    return _get(entry, key, str)
+
+
+def _number(entry: Any, key: str) -> int:
+    return _get(entry, key, int)
+
+
+def _texts(entry: dict[str, Any]) -> dict[str, str]:
+    return {name: _typed(value, str, name) for name, value in entry.items()}

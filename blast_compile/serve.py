@@ -1,0 +1,14 @@
+"""Lets bundles serve a process: what it remembered of kernels that it could not build is forgotten."""
+
+from __future__ import annotations
+
+import os
+
+from blast_compile import bundles, launch, native
+
+
+def use_bundle(folder: str | os.PathLike[str]) -> None:
+    """Opens a bundle for the rest of the process; raises `BundleError`, as `Bundle.open` does."""
+    if bundles.attach(folder):
+        native.retry()
+        launch.forget()
