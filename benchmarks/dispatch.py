@@ -17,6 +17,7 @@ from benchmarks.candidates import OURS, compiled, fair_settings
 from benchmarks.case import Case
 from benchmarks.rows import Row
 from blast_compile import kernels, launch
+from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Spec
 from blast_compile.kernels import Kernel
 from blast_compile.layers import PackedLinear
@@ -120,8 +121,8 @@ def _kernels_through(watched: Callable[[Callable[[int], int]], Callable[[int], i
     """Every kernel that a call chooses inside the block runs through `watched`."""
     find = kernels.kernel_for
 
-    def kernel_for(spec: Spec) -> Kernel:
-        kernel = find(spec)
+    def kernel_for(spec: Spec, config: CpuConfig | None = None) -> Kernel:
+        kernel = find(spec, config)
         return kernel if kernel.run is None else replace(kernel, run=watched(kernel.run))
 
     launch.forget()

@@ -84,9 +84,21 @@ struct Hash {
   }
 };
 
+// A kernel, and the most tokens that it serves.
+struct Serving {
+  int64_t most_tokens;
+  Kernel run;
+};
+
 struct Plan {
-  Kernel run;  // null where the reference serves the call
+  std::vector<Serving> kernels;  // by tokens, the last one for any number; none where the reference serves the call
   Numbers constants;
+
+  Kernel run(int64_t tokens) const {
+    for (const Serving& serving : kernels)
+      if (tokens <= serving.most_tokens) return serving.run;
+    return nullptr;
+  }
 };
 
 class Plans {
@@ -106,13 +118,17 @@ class Plans {
   std::unordered_map<Numbers, std::shared_ptr<const Plan>, Hash> plans_;
 };
 
-// What `_plan_*` says: the address of the entry point and the constants of the layers, or nothing.
+// What `_plan_*` says: how many kernels, their tokens and entry points, and the constants of the layers; or nothing.
 std::shared_ptr<const Plan> ask(const c10::OperatorHandle& op, const Args& args) {
   torch::jit::Stack stack(args.begin(), args.end());
   op.callBoxed(stack);
   const Numbers numbers = stack.front().toIntVector();
-  if (numbers.empty()) return std::make_shared<Plan>(Plan{nullptr, {}});
-  return std::make_shared<Plan>(Plan{reinterpret_cast<Kernel>(numbers[0]), Numbers(numbers.begin() + 1, numbers.end())});
+  auto plan = std::make_shared<Plan>();
+  if (numbers.empty()) return plan;
+  const size_t end = 1 + 2 * size_t(numbers[0]);
+  for (size_t i = 1; i < end; i += 2) plan->kernels.push_back({numbers[i], reinterpret_cast<Kernel>(numbers[i + 1])});
+  plan->constants.assign(numbers.begin() + end, numbers.end());
+  return plan;
 }
 
 // Whether every tensor has memory; FSDP frees that of weights between forward passes.
@@ -136,7 +152,8 @@ void ask_for_large_pages(const at::Tensor& y) {
 // The result of a planned call, or an undefined tensor where launch.py has to see it.
 at::Tensor run(const Plan& plan, const Args& args, const Layout& layout) {
   const at::Tensor& x = args[0].toTensor();
-  if (!plan.run || x.numel() == 0 || !x.is_contiguous() || !have_memory(args, layout)) return {};
+  if (plan.kernels.empty() || x.numel() == 0 || !x.is_contiguous() || !have_memory(args, layout)) return {};
+  const int64_t tokens = x.numel() / x.size(-1);
   c10::SmallVector<int64_t, 8> sizes(x.sizes());
   sizes.back() = args[layout.last_size].toInt();
   const at::Tensor* residual = nullptr;
@@ -151,7 +168,7 @@ at::Tensor run(const Plan& plan, const Args& args, const Layout& layout) {
   ask_for_large_pages(y);
   auto address = [](const void* pointer) { return reinterpret_cast<int64_t>(pointer); };
   c10::SmallVector<int64_t, 32> numbers = {
-      is_alone ? 1 : at::get_num_threads(), x.numel() / x.size(-1),
+      is_alone ? 1 : at::get_num_threads(), tokens,
       address(x.const_data_ptr()),          x.size(-1),
       address(y.mutable_data_ptr()),        residual ? address(residual->const_data_ptr()) : 0,
   };
@@ -162,7 +179,7 @@ at::Tensor run(const Plan& plan, const Args& args, const Layout& layout) {
     numbers.push_back(layout.has_bias && layer[2].isTensor() ? address(layer[2].toTensor().const_data_ptr()) : 0);
     numbers.append(&plan.constants[number * CONSTANTS], &plan.constants[number * CONSTANTS] + CONSTANTS);
   }
-  return plan.run(numbers.data()) == 0 ? y : at::Tensor();
+  return plan.run(tokens)(numbers.data()) == 0 ? y : at::Tensor();
 }
 
 c10::OperatorHandle python(const char* what, const std::string& op) {

@@ -26,6 +26,7 @@ from blast_compile.errors import LayerError, ScratchError
 from blast_compile.gpu import kernels as gpu_kernels
 from blast_compile.kernels import Kernel
 from blast_compile.plans import Call, Plan
+from blast_compile.tuning import serving
 
 _plans: dict[tuple[Any, ...], Plan] = {}
 _num_threads = torch.get_num_threads
@@ -47,47 +48,47 @@ os.register_at_fork(after_in_child=_stay_alone)
 
 def linear(
     x: Tensor, weight: Tensor, index: Tensor, bias: Tensor | None, residual: Tensor | None,
-    out_features: int, block: Any, activation: Any, _abi: int = 0, *_probes: Tensor | None,
+    out_features: int, block: Any, activation: Any, abi: int = 0, *_probes: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """`activation(x @ (W * mask).T + bias) + residual`."""
-    return _product("linear", Call(x, ((weight, index, bias),), residual, (out_features,), block, activation))
+    return _product("linear", Call(x, ((weight, index, bias),), residual, (out_features,), block, activation, abi))
 
 
 def gated_linear(
     x: Tensor, gate_weight: Tensor, gate_index: Tensor, gate_bias: Tensor | None,
     up_weight: Tensor, up_index: Tensor, up_bias: Tensor | None,
-    out_features: int, block: Any, activation: Any, _abi: int = 0, *_probes: Tensor | None,
+    out_features: int, block: Any, activation: Any, abi: int = 0, *_probes: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """`activation(gate(x)) * up(x)`."""
     layers = ((gate_weight, gate_index, gate_bias), (up_weight, up_index, up_bias))
-    return _product("gated_linear", Call(x, layers, None, (out_features,), block, activation))
+    return _product("gated_linear", Call(x, layers, None, (out_features,), block, activation, abi))
 
 
 def mlp(
     x: Tensor, up_weight: Tensor, up_index: Tensor, up_bias: Tensor | None,
     down_weight: Tensor, down_index: Tensor, down_bias: Tensor | None, residual: Tensor | None,
-    hidden_features: int, out_features: int, block: Any, activation: Any, _abi: int = 0, *_probes: Tensor | None,
+    hidden_features: int, out_features: int, block: Any, activation: Any, abi: int = 0, *_probes: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """`down(activation(up(x))) + residual`."""
     layers = ((up_weight, up_index, up_bias), (down_weight, down_index, down_bias))
-    return _product("mlp", Call(x, layers, residual, (hidden_features, out_features), block, activation))
+    return _product("mlp", Call(x, layers, residual, (hidden_features, out_features), block, activation, abi))
 
 
 def gated_mlp(
     x: Tensor, gate_weight: Tensor, gate_index: Tensor, gate_bias: Tensor | None,
     up_weight: Tensor, up_index: Tensor, up_bias: Tensor | None,
     down_weight: Tensor, down_index: Tensor, down_bias: Tensor | None, residual: Tensor | None,
-    hidden_features: int, out_features: int, block: Any, activation: Any, _abi: int = 0, *_probes: Tensor | None,
+    hidden_features: int, out_features: int, block: Any, activation: Any, abi: int = 0, *_probes: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """`down(activation(gate(x)) * up(x)) + residual`."""
     up, down = (up_weight, up_index, up_bias), (down_weight, down_index, down_bias)
     layers = ((gate_weight, gate_index, gate_bias), up, down)
-    return _product("gated_mlp", Call(x, layers, residual, (hidden_features, out_features), block, activation))
+    return _product("gated_mlp", Call(x, layers, residual, (hidden_features, out_features), block, activation, abi))
 
 
-def input_grad(grad: Tensor, weight: Tensor, index: Tensor, in_features: int, block: Any, _abi: int = 0) -> Tensor:
+def input_grad(grad: Tensor, weight: Tensor, index: Tensor, in_features: int, block: Any, abi: int = 0) -> Tensor:
     """`grad @ (W * mask)`, `[..., K]`."""
-    return _product("input_grad", Call(grad, ((weight, index, None),), None, (in_features,), block))
+    return _product("input_grad", Call(grad, ((weight, index, None),), None, (in_features,), block, abi=abi))
 
 
 def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Any, _abi: int = 0) -> Tensor:
@@ -132,15 +133,22 @@ OPS: dict[Op, Callable[..., Tensor]] = {
 
 def describe(op: Op, *arguments: Any) -> Kernel:
     """The kernel that serves a product on such arguments, as in `reference.py`; the tensors may be fake."""
-    return plans.plan(op, plans.read_call(op, arguments)).kernel
+    call = plans.read_call(op, arguments)
+    return plans.plan(op, call).at(plans.tokens_of(call.x))
 
 
 def plan_numbers(op: Op, *arguments: Any) -> list[int]:
-    """A plan for `launch.cpp`: entry point and constants of the layers; empty where the reference runs."""
-    plan = plan_of(op, plans.read_call(op, arguments[:-1]))
+    """A plan for `launch.cpp`, empty where the reference runs.
+
+    Else a number of kernels; of each the most tokens that it serves, and its entry point; constants of the layers.
+    """
+    call = plans.read_call(op, arguments[:-1])
+    plan = plan_of(op, call._replace(abi=arguments[-1]))
+    served = [*plan.tuned, (serving.MOST_TOKENS, plan.kernel)]
     if plan.kernel.address is None:
         return []
-    return [plan.kernel.address, *itertools.chain(*plan.constants)]
+    numbers = ((most, kernel.address or 0) for most, kernel in served)
+    return [len(served), *itertools.chain(*numbers), *itertools.chain(*plan.constants)]
 
 
 def forget() -> None:
@@ -153,9 +161,9 @@ def forget() -> None:
 
 def plan_of(op: Op, call: Call) -> Plan:
     """The plan of a product, made once for calls that differ in values and number of tokens alone."""
-    x, layers, residual, sizes, block, activation = call
+    x, layers, residual, sizes, block, activation, abi = call
     forms = [_form(*layer) for layer in layers]
-    key = (op, x.dtype, x.device, x.shape[-1], residual is None, sizes, *block, activation, *forms)
+    key = (op, x.dtype, x.device, x.shape[-1], residual is None, sizes, *block, activation, abi, *forms)
     plan = _plans.get(key)
     if plan is None:
         plan = _plans[key] = compat.outside_dynamo(plans.plan)(op, call)
@@ -180,14 +188,18 @@ def _product(op: Op, call: Call) -> Tensor:
     x, layers, residual, sizes, *_ = call
     check_residual(call)
     y: Tensor = x.new_empty((*x.shape[:-1], sizes[-1]))
-    if plan.run is None or not y.numel():
+    run = plan.run
+    if run is None or not y.numel():
         return _reference(op, call)
+    tokens = y.numel() // sizes[-1]
+    if plan.tuned:
+        run = plan.at(tokens).run or run
     rows = x if x.is_contiguous() else _rows(x)
     if residual is not None:
         residual = residual.contiguous()
     numbers = [
         _num_threads(),
-        y.numel() // sizes[-1],
+        tokens,
         _address(rows),
         x.shape[-1] if rows is x else rows.stride(0),
         y.data_ptr(),
@@ -195,7 +207,7 @@ def _product(op: Op, call: Call) -> Tensor:
     ]
     for (weight, index, bias), constants in zip(layers, plan.constants, strict=True):
         numbers += (_address(weight), _address(index), _address(bias), *constants)
-    if not _succeeds(op, plan.run, numbers):
+    if not _succeeds(op, run, numbers):
         raise plans.damage(op, call)
     return y
 

@@ -13,13 +13,16 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
-from blast_compile import kernels, layout
+from blast_compile import compat, kernels, layout
+from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Activation, Dtype, Epilogue, Op, Spec
 from blast_compile.errors import DtypeError, LayerError, MaskError, OptionsError
 from blast_compile.gpu import kernels as gpu_kernels
 from blast_compile.gpu.device import target_of
 from blast_compile.kernels import Kernel
 from blast_compile.layout import Block
+from blast_compile.tuning import serving
+from blast_compile.tuning.pinned import config_of
 
 DTYPES: dict[torch.dtype, Dtype] = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 _ACTIVATIONS = get_args(Activation)
@@ -31,7 +34,8 @@ Tensors = tuple[Tensor, Tensor, Tensor | None]
 class Call(NamedTuple):
     """The arguments of a forward product or an input gradient, by what they mean.
 
-    layers: in the order in which they run. sizes: features of the result, behind those of the hidden layer if any.
+    layers: in the order in which they run. sizes: features of the result, behind those of the hidden layer if any. abi:
+    may ask for a config, see `tuning/pinned.py`.
     """
 
     x: Tensor
@@ -40,14 +44,26 @@ class Call(NamedTuple):
     sizes: tuple[int, ...]
     block: Block
     activation: Activation = "identity"
+    abi: int = 0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The kernel of a call and, for each layer: row stride, column stride, outputs, contractions, number of blocks."""
+    """The kernel of a call and, for each layer: row stride, column stride, outputs, contractions, number of blocks.
+
+    tuned: kernels for fewer tokens than `kernel` serves, each behind the most tokens that it serves, ascending.
+    """
 
     kernel: Kernel
     constants: tuple[tuple[int, ...], ...] = ()
+    tuned: tuple[tuple[int, Kernel], ...] = ()
+
+    def at(self, tokens: int) -> Kernel:
+        """The kernel for so many tokens."""
+        for most, kernel in self.tuned:
+            if tokens <= most:
+                return kernel
+        return self.kernel
 
     @property
     def run(self) -> Callable[[int], int] | None:
@@ -89,8 +105,12 @@ def plan(op: Op, call: Call) -> Plan:
     layers = _layers(op, call)
     for layer in layers:
         _check(call.x, layer, call.block)
-    kernel = _choose(op, call.x, layers, call.block, _epilogues_of(op, call, layers))
-    return Plan(kernel, tuple(_constants(layer, op == "input_grad") for layer in layers))
+    epilogues, pinned = _epilogues_of(op, call, layers), config_of(call.abi)
+    kernel = _choose(op, call.x, layers, call.block, epilogues, pinned)
+    constants = tuple(_constants(layer, op == "input_grad") for layer in layers)
+    if kernel.run is None or pinned is not None or call.x.device.type != "cpu":
+        return Plan(kernel, constants)
+    return Plan(kernel, constants, _tuned(op, call, layers, epilogues))
 
 
 def plan_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Block) -> Plan:
@@ -144,14 +164,53 @@ def spec_of(op: Op, call: Call, target: str) -> Spec | str:
     return _spec(op, call.x, layers, call.block, _epilogues_of(op, call, layers), target)
 
 
-def _choose(op: Op, x: Tensor, layers: Sequence[_Layer], block: Block, epilogues: tuple[Epilogue, ...]) -> Kernel:
+def _tuned(
+    op: Op, call: Call, layers: Sequence[_Layer], epilogues: tuple[Epilogue, ...]
+) -> tuple[tuple[int, Kernel], ...]:
+    """The kernels that the plan database names, as `Plan.tuned`; those that cannot be built are left out."""
+    spec = _spec(op, call.x, layers, call.block, epilogues, kernels.cpu_target())
+    assert isinstance(spec, Spec)
+    shapes = tuple((layer.N, layer.K) for layer in layers)
+    ranges = serving.ranges(spec, shapes, tokens_of(call.x), _density(layers, call.block))
+    found = [(most, kernels.kernel_for(spec, config)) for most, config in ranges]
+    return tuple((most, kernel) for most, kernel in found[:-1] if kernel.run is not None)
+
+
+def tokens_of(x: Tensor) -> int:
+    """Rows of an activation, 1 where they have no number yet."""
+    return 1 if any(isinstance(size, torch.SymInt) for size in x.shape) else math.prod(x.shape[:-1])
+
+
+def _density(layers: Sequence[_Layer], block: Block) -> float | None:
+    """Kept blocks over all blocks, a hint: of a masked layer as its index says now, None where that has no values."""
+    kept = blocks = 0
+    for layer in layers:
+        R, C = layout.grid((layer.N, layer.K), block)
+        blocks += R * C
+        if layer.weight.dim() == 3:
+            kept += layer.weight.shape[0]
+        elif compat.is_fake(layer.index):
+            return None
+        else:
+            kept += int(layer.index[:, 0].sum())
+    return min(max(kept / blocks, 0.0), 1.0)
+
+
+def _choose(
+    op: Op,
+    x: Tensor,
+    layers: Sequence[_Layer],
+    block: Block,
+    epilogues: tuple[Epilogue, ...],
+    config: CpuConfig | None = None,
+) -> Kernel:
     gpu = target_of(x.device)
     if gpu is None and x.device.type != "cpu":
         return Kernel("reference", reason=f"no kernels for {x.device.type} yet")
     spec = _spec(op, x, layers, block, epilogues, gpu or kernels.cpu_target())
     if isinstance(spec, str):
         return Kernel("reference", reason=spec)
-    return gpu_kernels.find(spec) if gpu else kernels.kernel_for(spec)
+    return gpu_kernels.find(spec) if gpu else kernels.kernel_for(spec, config)
 
 
 def _spec(

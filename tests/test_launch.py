@@ -53,7 +53,7 @@ def test_plans_are_made_once_for_all_tokens_and_values(planned: list[str]) -> No
 @pytest.mark.usefixtures("planned")
 def test_a_kernel_without_memory_raises_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
     run = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: 2)
-    monkeypatch.setattr(kernels, "kernel_for", lambda _: Kernel("full", run))
+    monkeypatch.setattr(kernels, "kernel_for", lambda *_: Kernel("full", run))
     call = make_call(CASE)
     layer = call.layers[0]
     with pytest.raises(MemoryError, match="memory for the scratch of linear, got none; free some"):

@@ -10,15 +10,16 @@ Where the disk takes nothing more, records stay in the memory of the process, af
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import platformdirs
 
 from blast_compile import env, folders
-from blast_compile.errors import RecordError, StoreError
+from blast_compile.errors import RecordError
 from blast_compile.log import warn_once
+from blast_compile.tuning.machine import device_name
 from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.records import MAX_RECORD_BYTES, Record, digest
 
@@ -29,22 +30,19 @@ class Database:
     """Records in a folder; `device` names the machine whose records count here."""
 
     def __init__(self, path: Path, device: str) -> None:
-        """Opens or makes the folder; a `StoreError` if other users could have written into it."""
+        """Opens the folder, which is made when there is something to write.
+
+        Raises `StoreError` if other users could have written into it.
+        """
         self.path, self.device = path, device
         self._in_memory: dict[Path, Record] = {}
-        try:
-            for folder in (path.parent, path):
+        for folder in (path.parent, path):
+            if folder.is_dir():
                 folders.open_trusted(folder)
-        except StoreError:
-            raise
-        except OSError as error:
-            self._warn(error)
 
     @classmethod
     def default(cls) -> Database:
         """That of the user, beside the kernels, for the machine that runs."""
-        from blast_compile.tuning.machine import device_name
-
         root = env.cache_dir() or platformdirs.user_cache_path("blast_compile", appauthor=False)
         return cls(root / "plans", device_name())
 
@@ -76,16 +74,7 @@ class Database:
 
     def best(self, problem: Problem) -> Record | None:
         """The chosen configuration of a problem's bucket or, after one warning, of the nearest one within reach."""
-        near = [(_distance(record.problem, problem), record) for record in self.chosen(problem)]
-        distance, record = min(near, key=lambda pair: pair[0], default=(float("inf"), None))
-        if record is None or distance > _REACH:
-            return None
-        if distance > 1:
-            warn_once(
-                ("nearest", _family(problem), _bucket(problem)),
-                f"no plan for {problem}: the one for {record.problem} is used; tune it for a better one",
-            )
-        return record
+        return nearest(self.chosen(problem), problem)
 
     def add(self, record: Record) -> None:
         """Keeps a record, in place of one of the same configuration; a chosen one in place of the one before."""
@@ -135,7 +124,8 @@ class Database:
 
     def _write(self, path: Path, record: Record) -> None:
         try:
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for folder in (self.path.parent, self.path, path.parent):
+                folders.open_trusted(folder)
             folders.replace_durably(path, record.to_text().encode())
         except OSError as error:
             self._in_memory[path] = record
@@ -151,6 +141,22 @@ class Database:
         )
 
 
+def nearest(
+    chosen: Sequence[Record], problem: Problem, *, counts_density: bool = True, warns: bool = True
+) -> Record | None:
+    """The record of a problem's bucket or, after one warning, of the nearest one within reach."""
+    near = [(_distance(record.problem, problem, counts_density), record) for record in chosen]
+    distance, record = min(near, key=lambda pair: pair[0], default=(float("inf"), None))
+    if record is None or distance > _REACH:
+        return None
+    if distance > 1 and warns:
+        warn_once(
+            ("nearest", _family(problem), _bucket(problem)),
+            f"no plan for {problem}: the one for {record.problem} is used; tune it for a better one",
+        )
+    return record
+
+
 def _family(problem: Problem) -> str:
     return digest(replace(problem, tokens=1, density=1.0))
 
@@ -160,12 +166,12 @@ def _bucket(problem: Problem) -> str:
     return f"{bucket.tokens}-{bucket.density:.0%}".replace("%", "")
 
 
-def _distance(one: Problem, other: Problem) -> float:
+def _distance(one: Problem, other: Problem, counts_density: bool) -> float:
     """How many times the buckets of one family lie apart, in tokens and density together."""
-    pairs = ((one.bucket.tokens, other.bucket.tokens), (one.bucket.density, other.bucket.density))
-    apart = 1.0
-    for first, second in pairs:
-        apart *= max(first, second) / min(first, second)
+    mine, others = one.bucket, other.bucket
+    apart = max(mine.tokens, others.tokens) / min(mine.tokens, others.tokens)
+    if counts_density:
+        apart *= max(mine.density, others.density) / min(mine.density, others.density)
     return apart
 
 

@@ -86,6 +86,10 @@ class Problem:
         """The problem that stands for this one and those near it."""
         return replace(self, tokens=token_bucket(self.tokens), density=density_bucket(self.density))
 
+    def at(self, tokens: int) -> Problem:
+        """The same for another number of tokens."""
+        return replace(self, tokens=tokens)
+
     def __str__(self) -> str:
         """A line for people."""
         sizes = ", ".join(f"{N}x{K}" for N, K in self.shapes)

@@ -1,0 +1,77 @@
+"""What a plan asks the database: which configuration serves how many tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from blast_compile.codegen import cpp
+from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.codegen.spec import Spec
+from blast_compile.errors import RecordError, StoreError
+from blast_compile.log import warn_once
+from blast_compile.tuning.configs import parse
+from blast_compile.tuning.database import Database, nearest
+from blast_compile.tuning.problem import Problem
+from blast_compile.tuning.records import Record
+from blast_compile.tuning.space import is_runnable
+
+MOST_TOKENS = 2**62
+_LARGEST_BUCKET = 4**10
+
+
+def ranges(
+    spec: Spec, shapes: tuple[tuple[int, int], ...], tokens: int, density: float | None
+) -> tuple[tuple[int, CpuConfig | None], ...]:
+    """Ascending numbers of tokens, each with the config up to it, None for the default; empty where nothing is tuned.
+
+    tokens: of the call that asks, for which a warning tells if only a neighbour's plan was found. density: of its
+    layers, None where it cannot be read: then it does not count.
+    """
+    problem = Problem(spec, shapes, max(tokens, 1), 1.0 if density is None else density, torch.get_num_threads())
+    try:
+        chosen = Database.default().chosen(problem)
+    except StoreError as error:
+        warn_once("plans refused", f"{error}; every kernel runs at its default")
+        return ()
+    if not chosen:
+        return ()
+    nearest(chosen, problem, counts_density=density is not None)  # speaks where it is not near
+    return tuple(_merged(_of_buckets(chosen, problem, density is not None)))
+
+
+def _of_buckets(
+    chosen: tuple[Record, ...], problem: Problem, counts_density: bool
+) -> Iterator[tuple[int, CpuConfig | None]]:
+    bucket = 1
+    while bucket <= _LARGEST_BUCKET:
+        record = nearest(chosen, problem.at(bucket), counts_density=counts_density, warns=False)
+        yield bucket, None if record is None else _usable(record)
+        bucket *= 4
+    yield MOST_TOKENS, None
+
+
+def _merged(ranges: Iterator[tuple[int, CpuConfig | None]]) -> Iterator[tuple[int, CpuConfig | None]]:
+    """Joins neighbours of one config."""
+    last: tuple[int, CpuConfig | None] | None = None
+    for most, config in ranges:
+        if last is not None and last[1] != config:
+            yield last
+        last = (most, config)
+    if last is not None:
+        yield last
+
+
+def _usable(record: Record) -> CpuConfig | None:
+    """The config of a record, None where it is the default; one warning where it is none that this version takes."""
+    try:
+        config = parse(record.config)
+        if not isinstance(config, CpuConfig):
+            raise RecordError(f"expected a config of a CPU kernel, got {record.config}")
+        if reason := is_runnable(record.problem, config):
+            raise RecordError(f"expected a config that runs, got {record.config}: {reason}")
+    except RecordError as error:
+        warn_once(("config", record.config), f"a plan that cannot be used counts as missing: {error}")
+        return None
+    return None if config == cpp.default_config(record.problem.spec) else config
