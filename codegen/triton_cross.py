@@ -13,7 +13,11 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
+from blast_compile.codegen import machine_code
+from blast_compile.codegen.machine_code import InnerLoop
+from blast_compile.codegen.occupancy import Occupancy, occupancy
 from blast_compile.codegen.spec import Spec
+from blast_compile.codegen.triton import descriptor_tile
 from blast_compile.codegen.triton_build import TritonKernel, import_triton
 from blast_compile.errors import BuildError, TargetError
 
@@ -27,9 +31,10 @@ class CompiledKernel:
     """What a compiler made of a kernel.
 
     text: PTX, or AMD assembly. binary: a cubin, or an hsaco. registers: vector registers a thread. num_spills: stores
-    of registers for want of room (NVIDIA), or registers so stored (AMD). shared_bytes: of one program. num_mma,
-    num_wgmma, num_tcgen05, num_mfma: tensor-core instructions in the text, NVIDIA's by generation, then AMD's.
-    copy_bytes: the widths of asynchronous copies in the text, ascending.
+    of registers for want of room (NVIDIA), or registers so stored (AMD). shared_bytes: of one program. tensor_columns:
+    of tensor memory, of one program. num_mma, num_wgmma, num_tcgen05, num_mfma: tensor-core instructions in the text,
+    NVIDIA's by generation, then AMD's. copy_bytes: the widths of asynchronous copies in the text, ascending. loop: that
+    of the products, in machine code.
     """
 
     target: str
@@ -37,31 +42,60 @@ class CompiledKernel:
     binary: bytes
     registers: int
     num_spills: int
+    num_warps: int
     shared_bytes: int
+    tensor_columns: int
     num_mma: int
     num_wgmma: int
     num_tcgen05: int
     num_mfma: int
     copy_bytes: tuple[int, ...]
+    loop: InnerLoop
+
+    @property
+    def occupancy(self) -> Occupancy:
+        """How many such programs fit on one multiprocessor."""
+        return occupancy(
+            self.target,
+            num_warps=self.num_warps,
+            registers=self.registers,
+            shared_bytes=self.shared_bytes,
+            tensor_columns=self.tensor_columns,
+        )
 
 
-def cross_compile(kernel: TritonKernel, *, is_ragged: bool = False, is_transposed: bool = False) -> CompiledKernel:
+def cross_compile(
+    kernel: TritonKernel,
+    *,
+    is_ragged: bool = False,
+    is_transposed: bool = False,
+    is_wide: bool = False,
+    helper: str | None = None,
+) -> CompiledKernel:
     """Compiles for the target in the kernel's spec, with or without such a device.
 
     is_ragged: sizes that are no multiples of the block, strides that are no multiples of 16. is_transposed: a masked
-    weight whose outputs are adjacent in memory, as of a `Conv1D`. Raises `BuildError` where Triton gives up.
+    weight whose outputs are adjacent in memory, as of a `Conv1D`, or of an input gradient. is_wide: offsets in a tile
+    take 64 bits. helper: one of the kernel's in place of the kernel. Raises `BuildError` where Triton gives up.
     """
     triton = import_triton()
     if kernel.is_interpreted:
         raise TargetError("expected a kernel to compile, got one for the interpreter; unset TRITON_INTERPRET")
     backend, arch, warp_size = _parse_target(kernel.spec.target)
-    constants: dict[str, int] = {"RAGGED": is_ragged, "INTERPRETED": False}
+    function = kernel.helpers[helper] if helper else kernel.function
+    constants: dict[str, int] = {
+        "RAGGED": is_ragged,
+        "WIDE": is_wide,
+        "OUTPUTS_ADJACENT": is_transposed,
+        "NORMS": True,
+        "INTERPRETED": False,
+    }
     constants |= dict.fromkeys(_unit_strides(is_transposed), 1)
-    names = kernel.function.arg_names
-    signature = {name: "constexpr" if name in constants else _type(name, kernel.spec) for name in names}
+    names = function.arg_names
+    signature = {name: "constexpr" if name in constants else _type(name, kernel, is_transposed) for name in names}
     aligned = [i for i, name in enumerate(names) if _is_aligned(name, signature[name], is_ragged)]
     source = triton.compiler.ASTSource(
-        kernel.function,
+        function,
         signature,
         {name: value for name, value in constants.items() if name in names},
         {(i,): [["tt.divisibility", 16]] for i in aligned},
@@ -89,17 +123,23 @@ def _parse_target(target: str) -> tuple[str, int | str, int]:
     raise TargetError(f"expected {known}, or an AMD GPU such as hip:gfx942, got {target}")
 
 
-def _type(name: str, spec: Spec) -> str:
-    if name.endswith("index_ptr"):
+def _type(name: str, kernel: TritonKernel, is_transposed: bool) -> str:
+    spec = kernel.spec
+    if name.endswith("_desc"):
+        rows, columns = descriptor_tile(spec, kernel.config, name, is_transposed)
+        return f"tensordesc<{_TYPES[spec.dtype].removeprefix('*')}[{rows}, {columns}]>"
+    if name.endswith(("index_ptr", "order_ptr")):
         return "*i32"
-    if name.endswith(("weight_ptr", "bias_ptr")):
+    if name in ("partial_ptr", "norms_ptr", "probe_ptr"):
+        return "*fp32"
+    if name.endswith(("weight_ptr", "bias_ptr")) or (name == "out_ptr" and spec.op == "weight_grad"):
         return _TYPES[spec.weight_dtype]
     return _TYPES[spec.dtype] if name.endswith("_ptr") else "i32"
 
 
-def _unit_strides(is_transposed: bool) -> tuple[str, str]:
+def _unit_strides(is_transposed: bool) -> tuple[str, ...]:
     axis = "n" if is_transposed else "k"
-    return f"weight_{axis}_stride", f"gate_weight_{axis}_stride"
+    return tuple(f"{operand}_{axis}_stride" for operand in ("weight", "gate_weight", "out"))
 
 
 def _is_aligned(name: str, type_: str, is_ragged: bool) -> bool:
@@ -118,12 +158,15 @@ def _cuda_facts(target: str, compiled: Any) -> CompiledKernel:
         binary,
         registers=int(registers[1]),
         num_spills=len(re.findall(r"\bSTL\b", listing)),
+        num_warps=compiled.metadata.num_warps,
         shared_bytes=compiled.metadata.shared,
+        tensor_columns=compiled.metadata.tmem_size,
         num_mma=text.count("mma.sync"),
         num_wgmma=text.count("wgmma.mma_async"),
         num_tcgen05=text.count("tcgen05.mma"),
         num_mfma=0,
         copy_bytes=tuple(sorted({int(width, 16) for width in re.findall(r"cp\.async\.c[ag]\..*?(0x[0-9a-f]+)", text)})),
+        loop=machine_code.sass_loop(machine_code.sass(listing)),
     )
 
 
@@ -145,10 +188,13 @@ def _hip_facts(target: str, compiled: Any) -> CompiledKernel:
         compiled.asm["hsaco"],
         registers=values["vgpr_count"],
         num_spills=values["vgpr_spill_count"],
+        num_warps=compiled.metadata.num_warps,
         shared_bytes=compiled.metadata.shared,
+        tensor_columns=0,
         num_mma=0,
         num_wgmma=0,
         num_tcgen05=0,
         num_mfma=len(re.findall(r"\bv_mfma_", text)),
         copy_bytes=(),
+        loop=machine_code.amd_loop(machine_code.amd(text)),
     )
