@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -27,16 +27,21 @@ def explain(model: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> Ex
     forms of the model stay as they were; inputs that the model itself writes to (a cache) do not. Raises `LayerError`
     where no layer is sparse.
     """
+    return observe(model, example_inputs, example_kwargs)[0]
+
+
+def observe(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Explanation, list[GraphRun]]:
+    """What `explain` returns, and the graphs that it was read from; raises as `explain` does."""
     model = getattr(model, "_orig_mod", model)
     if not isinstance(model, nn.Module):
         raise LayerError(f"expected a module, compiled or not, got {type(model).__name__}; pass the model itself")
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
     if not layers:
         raise LayerError("expected a model with sparse layers, got none: run sparsify_ first")
-    runs = watch(model, example_inputs, example_kwargs)
+    runs = watch(model, args, kwargs)
     rows = list(_rows(layers, runs))
     counts = Counter(str(op.kind) for run in runs for op in run.ops)
-    return Explanation(tuple(rows), counts, len(runs), tuple(_warnings(model, layers, rows, runs)))
+    return Explanation(tuple(rows), counts, len(runs), tuple(_warnings(model, layers, rows, runs))), runs
 
 
 def _rows(layers: dict[str, SparseLayer], runs: list[GraphRun]) -> Iterator[LayerRow]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from blast_compile.layout import Block
 from blast_compile.passes.vocabulary import Kind
+from blast_compile.report import names
 
 
 @dataclass(frozen=True)
@@ -81,29 +81,15 @@ _COLUMNS = (
     "kernel",
     "why it is not in a fused MLP",
 )
-_NUMBER = re.compile(r"(?<=\.)\d+(?=\.)|^\d+(?=\.)")
 
 
 def _grouped(rows: Iterable[LayerRow]) -> Iterator[list[str]]:
     """Rows that differ in the first number of their names and in sparsity alone share a line."""
     groups: dict[LayerRow, list[LayerRow]] = {}
     for row in rows:
-        groups.setdefault(replace(row, name=_NUMBER.sub("{}", row.name, count=1), sparsity=0.0), []).append(row)
-    for shared, members in groups.items():
-        numbers = [int(found.group()) for row in members if (found := _NUMBER.search(row.name))]
-        is_single = len(members) == 1 or not numbers
-        yield _line(members[0].name if is_single else shared.name.replace("{}", f"{{{_ranges(numbers)}}}", 1), members)
-
-
-def _ranges(numbers: list[int]) -> str:
-    """`0..3, 7` for 0, 1, 2, 3, 7."""
-    runs: list[list[int]] = []
-    for number in sorted(set(numbers)):
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}..{run[-1]}" for run in runs)
+        groups.setdefault(replace(row, name=names.without_number(row.name), sparsity=0.0), []).append(row)
+    for members in groups.values():
+        yield _line(names.joined([row.name for row in members]), members)
 
 
 def _line(name: str, rows: list[LayerRow]) -> list[str]:

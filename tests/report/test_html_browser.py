@@ -1,0 +1,133 @@
+"""The page in a browser: it loads nothing, its tables sort, its plots and masks are there. Keeps a screenshot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page
+from torch import Tensor
+
+from blast_compile.report.data import Report
+from blast_compile.report.html import html
+from tests.report.browser import chromium
+
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def requests() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def complaints() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def page(
+    browser: Browser,
+    report: Report,
+    masks: dict[str, Tensor],
+    tmp_path: Path,
+    requests: list[str],
+    complaints: list[str],
+) -> Iterator[Page]:
+    path = tmp_path / "report.html"
+    path.write_text(html(report, masks))
+    page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+    page.on("request", lambda request: requests.append(request.url))
+    page.on("console", lambda message: complaints.append(message.text))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.goto(path.as_uri())
+    yield page
+    page.close()
+
+
+def values(page: Page, table: str, column: int) -> list[float]:
+    cells = page.locator(f"#{table} tbody tr td:nth-child({column})")
+    return [float(cell.get_attribute("data-value") or "nan") for cell in cells.all()]
+
+
+def test_nothing_is_fetched_and_nothing_complains(page: Page, requests: list[str], complaints: list[str]) -> None:
+    page.wait_for_load_state("networkidle")
+    assert [url for url in requests if not url.startswith("data:")] == [page.url]
+    assert complaints == []  # the policy in the page blocks what it would load, and says so here
+
+
+def test_a_table_sorts_by_numbers_both_ways(page: Page) -> None:
+    head = page.locator("#ops th").nth(2)
+    before = values(page, "ops", 3)
+    assert before != sorted(before)
+    head.locator("button").click()
+    assert values(page, "ops", 3) == sorted(before)
+    assert head.get_attribute("aria-sort") == "ascending"
+    head.locator("button").press("Enter")
+    assert values(page, "ops", 3) == sorted(before, reverse=True)
+    assert head.get_attribute("aria-sort") == "descending"
+
+
+def test_a_table_sorts_by_words_and_one_column_at_a_time(page: Page) -> None:
+    page.locator("#ops th button").nth(2).click()
+    page.locator("#ops th button").nth(0).click()
+    assert page.locator("#ops tbody td:first-child").all_text_contents() == ["linear", "linear", "mlp", "mlp"]
+    assert page.locator("#ops th[aria-sort=ascending]").count() == 1
+
+
+def test_every_table_can_be_sorted(page: Page) -> None:
+    for table in page.locator("table").all():
+        assert "sortable" in (table.get_attribute("class") or "")
+        num_rows = table.locator("tbody tr").count()
+        for button in table.locator("th button").all():
+            button.click()
+        assert table.locator("tbody tr").count() == num_rows > 0
+
+
+@pytest.mark.parametrize(("plot", "num_marks"), [("roofline", 8), ("prediction", 5)])
+def test_plots_show_every_mark_inside_their_axes(page: Page, plot: str, num_marks: int) -> None:
+    frame = page.locator(f"#{plot}").bounding_box()
+    assert frame is not None
+    assert frame["width"] > 300
+    marks = page.locator(f"#{plot} circle").all()
+    assert len(marks) == num_marks
+    for mark in marks:
+        box = mark.bounding_box()
+        assert box is not None
+        assert box["width"] > 4
+        assert frame["x"] < box["x"] < frame["x"] + frame["width"]
+        assert frame["y"] < box["y"] < frame["y"] + frame["height"]
+        assert mark.locator("title").text_content()
+
+
+def test_marks_lie_under_the_roof(page: Page) -> None:
+    """SVG counts downwards."""
+    tops = [float(mark.get_attribute("cy") or 0) for mark in page.locator("#roofline circle:not(.hollow)").all()]
+    (roof,) = page.locator("#roofline .roof").all()
+    level = float((roof.get_attribute("points") or "").split()[-1].split(",")[1])
+    assert all(top > level for top in tops)
+
+
+def test_masks_are_images_that_load(page: Page, masks: dict[str, Tensor]) -> None:
+    images = page.locator("#masks img").all()
+    assert len(images) == len(masks)
+    for image, kept in zip(images, masks.values(), strict=True):
+        size = image.evaluate("image => [image.naturalHeight, image.naturalWidth]")
+        assert tuple(size) == tuple(kept.shape)
+
+
+def test_screenshots_are_kept(page: Page) -> None:
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    for scheme in ("dark", "light"):
+        page.emulate_media(color_scheme=scheme)
+        page.screenshot(path=SCREENSHOTS / f"report-{scheme}.png", full_page=True)
+    dark, light = ((SCREENSHOTS / f"report-{scheme}.png").read_bytes() for scheme in ("dark", "light"))
+    assert min(len(dark), len(light)) > 50_000
+    assert dark != light
