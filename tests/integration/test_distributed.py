@@ -11,7 +11,6 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.multiprocessing.spawn import start_processes
 from torch.nn.parallel import DistributedDataParallel
 
 from blast_compile import compat
@@ -19,19 +18,9 @@ from blast_compile.layers import MaskedLayer, attach_probe_
 from blast_compile.mask import BlockMask
 from blast_compile.passes.vocabulary import sparse_kind
 from tests.nets import sparse_net, x_of
+from tests.ranks import NUM_RANKS, on_ranks
 
-NUM_RANKS = 2
 OPTIONS: dict[str, Any] = {"delegate": "aot_eager", "fallback": "error"}
-
-
-def spawn(work: Callable[[int, str], None], folder: Path) -> None:
-    """Runs `work(rank, meeting point)` in two processes; a failure of either is the test's."""
-    start_processes(work, args=(f"file://{folder / 'meeting'}",), nprocs=NUM_RANKS, start_method="spawn")  # type: ignore[no-untyped-call]
-
-
-def join(rank: int, meeting: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=NUM_RANKS)
 
 
 def watch_graphs() -> list[tuple[list[str], set[str]]]:
@@ -58,8 +47,7 @@ def step(run: Any, model: nn.Module, x: torch.Tensor) -> None:
     torch.autograd.backward(run(x).square().mean())
 
 
-def train_with_ddp(rank: int, meeting: str) -> None:
-    join(rank, meeting)
+def train_with_ddp(rank: int) -> None:
     dist._DEFAULT_FIRST_BUCKET_BYTES = 200  # type: ignore[attr-defined]
     graphs = watch_graphs()
     model, alone, x = sparse_net(), sparse_net(), x_of(6, 8)
@@ -83,7 +71,6 @@ def train_with_ddp(rank: int, meeting: str) -> None:
     assert sum(len(ours) for ours, _ in graphs) < 6, "what lies within one piece is fused"
     assert all("FakeTensor" in types for _, types in graphs)
     check_probes(rank)
-    dist.destroy_process_group()
 
 
 def check_probes(rank: int) -> None:
@@ -112,11 +99,10 @@ def check_probes(rank: int) -> None:
 
 
 def test_ddp_with_layers_across_buckets_trains_as_one_process_does(tmp_path: Path) -> None:
-    spawn(train_with_ddp, tmp_path)
+    on_ranks(train_with_ddp, tmp_path)
 
 
-def train_with_fsdp(rank: int, meeting: str) -> None:
-    join(rank, meeting)
+def train_with_fsdp(rank: int) -> None:
     graphs = watch_graphs()
     mesh = init_device_mesh("cpu", (NUM_RANKS,))
     x = x_of(6, 8)
@@ -137,8 +123,7 @@ def train_with_fsdp(rank: int, meeting: str) -> None:
             for optimizer in optimizers:
                 optimizer.step()
     assert [ours for ours, _ in graphs] == [["gated_mlp", "gated_mlp"]]
-    dist.destroy_process_group()
 
 
 def test_fsdp_trains_as_one_process_does(tmp_path: Path) -> None:
-    spawn(train_with_fsdp, tmp_path)
+    on_ranks(train_with_fsdp, tmp_path)

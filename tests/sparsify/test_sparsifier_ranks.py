@@ -9,12 +9,11 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from blast_compile.sparsify import Constant, Sparsifier
-from tests.integration.test_distributed import NUM_RANKS, join, spawn
+from tests.ranks import NUM_RANKS, on_ranks
 from tests.sparsify.learning import backward, batch, config, masks, mlp
 
 
-def train_with_ddp(rank: int, meeting: str) -> None:
-    join(rank, meeting)
+def train_with_ddp(rank: int) -> None:
     model = DistributedDataParallel(mlp())
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     sparsifier = Sparsifier(model, config(schedule=Constant(0.6, 9), score="saliency"), optimizer)
@@ -46,8 +45,7 @@ def train_with_ddp(rank: int, meeting: str) -> None:
                 num_differing += not torch.equal(grown, alone)
     assert len(sparsifier.history) == 3
     assert num_differing, "a rank by itself would have chosen others"
-    dist.destroy_process_group()
 
 
 def test_ranks_choose_the_same_blocks(tmp_path: Path) -> None:
-    spawn(train_with_ddp, tmp_path)
+    on_ranks(train_with_ddp, tmp_path)
