@@ -42,14 +42,14 @@ def find(spec: Spec) -> Kernel:
     """The kernels of a spec whose target is a GPU; or why there are none, and dense products run."""
     if not compat.has_triton():
         return Kernel("reference", reason="Triton is not installed: pip install 'blast-compile[gpu]'")
-    steps = _steps(spec)
+    products = steps(spec)
     try:
-        for step in steps:
+        for step in products:
             triton.triton_source(step, triton.default_config(step, 1))
     except TargetError as error:
         return Kernel("reference", reason=str(error))
-    ops = ", ".join(step.op for step in steps)
-    return GpuKernel(f"triton {spec.target.partition(':')[2]} {ops}", steps=steps)
+    ops = ", ".join(step.op for step in products)
+    return GpuKernel(f"triton {spec.target.partition(':')[2]} {ops}", steps=products)
 
 
 def bucket(num_tokens: int) -> int:
@@ -79,8 +79,8 @@ def forget() -> None:
         memo.cache_clear()
 
 
-def _steps(spec: Spec) -> tuple[Spec, ...]:
-    """The products of an op, with an epilogue each."""
+def steps(spec: Spec) -> tuple[Spec, ...]:
+    """The products that serve an op on a GPU, with an epilogue each."""
     ops = _PRODUCTS.get(spec.op, (spec.op,))
     if len(ops) == 1:
         return (spec,)
