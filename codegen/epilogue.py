@@ -44,6 +44,12 @@ def triton_definition(activation: Activation) -> str:
     return str(TritonPrinter().doprint(ACTIVATIONS[activation].definition(X)))
 
 
+def triton_derivative(activation: Activation) -> str:
+    """The derivative of an activation at `x` as Triton, over primitives alone."""
+    derivative = ACTIVATIONS[activation](X).diff(X)
+    return str(TritonPrinter().doprint(derivative))
+
+
 class InfixPrinter(Printer):  # type: ignore[misc]
     """Sums, products, numbers, names and named functions: all that an epilogue is made of, alike in C++ and Python.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -17,15 +18,22 @@ from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton import TritonConfig, triton_source
 from blast_compile.errors import TargetError
 
+HELPERS = ("reduce", "block_norms")
+
 
 @dataclass(frozen=True, eq=False)
 class TritonKernel:
-    """A generated kernel, loaded. function: what `triton.jit` made. is_interpreted: it runs on CPU tensors, slowly."""
+    """A generated kernel, loaded.
+
+    function: what `triton.jit` made of it. helpers: further entry points of the file by name: `reduce` where a product
+    is split, `block_norms` beside a weight gradient. is_interpreted: it runs on CPU tensors, slowly.
+    """
 
     spec: Spec
     config: TritonConfig
     path: Path
     function: Any
+    helpers: Mapping[str, Any]
     is_interpreted: bool
 
 
@@ -51,7 +59,8 @@ def load_kernel(spec: Spec, config: TritonConfig, folder: Path) -> TritonKernel:
     path = _write_once(source, folder)
     module = ModuleType(path.stem)
     exec(compile(source, path, "exec"), module.__dict__)
-    return TritonKernel(spec, config, path, getattr(module, spec.op), triton.knobs.runtime.interpret)
+    helpers = {name: getattr(module, name) for name in HELPERS if hasattr(module, name)}
+    return TritonKernel(spec, config, path, getattr(module, spec.op), helpers, triton.knobs.runtime.interpret)
 
 
 def file_name(source: str) -> str:

@@ -16,7 +16,6 @@ from typing import Any
 from blast_compile.codegen import machine_code
 from blast_compile.codegen.machine_code import InnerLoop
 from blast_compile.codegen.occupancy import Occupancy, occupancy
-from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton import descriptor_tile
 from blast_compile.codegen.triton_build import TritonKernel, import_triton
 from blast_compile.errors import BuildError, TargetError

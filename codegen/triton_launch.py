@@ -1,15 +1,50 @@
-"""Runs a loaded Triton kernel: on CUDA tensors, or on CPU tensors through Triton's interpreter."""
+"""Runs loaded Triton products: on CUDA tensors, or on CPU tensors through Triton's interpreter.
+
+Nothing here reads what lies on a device, so the host never waits. Weights, indices, biases and residuals are as in
+`reference.py`. order: int32 `[R]`, a permutation of the block rows of the weight (of its block columns, for an input
+gradient), where the kernel's config is ordered. num_programs: the grid, where it is persistent.
+"""
 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from blast_compile import layout
-from blast_compile.codegen.triton_build import TritonKernel
+from blast_compile.codegen import triton_config
+from blast_compile.codegen.triton import REDUCED, descriptor_tile, walk
+from blast_compile.codegen.triton_build import TritonKernel, import_triton
 from blast_compile.errors import TargetError
+
+_REGISTERS = 64 * 1024  # of a multiprocessor; a thread takes 255 at most
+
+
+Operands = tuple[Tensor, Tensor, Tensor | None]
+"""Weight, index and bias."""
+
+
+@dataclass
+class Launch:
+    """Arguments of a kernel by name. options: which an entry point may lack, so that only what it takes is passed."""
+
+    kernel: TritonKernel
+    device: torch.device
+    arguments: dict[str, object] = field(default_factory=dict)
+
+    def run(self, grid: tuple[int, ...], name: str | None = None) -> None:
+        """Runs the kernel, or one of its helpers, on a grid of programs; none, where an edge of the grid is 0."""
+        function: Any = self.kernel.helpers[name] if name else self.kernel.function
+        arguments = {name: self.arguments[name] for name in function.arg_names}
+        options = {"num_warps": self.kernel.config.num_warps, "num_stages": self.kernel.config.num_stages}
+        if 0 in grid:
+            return
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
+            function[grid](**arguments, **options)
 
 
 def launch_linear(
@@ -21,10 +56,12 @@ def launch_linear(
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     out_features: int,
+    order: Tensor | None = None,
+    num_programs: int | None = None,
 ) -> Tensor:
     """`reference.linear` with the block and the activation of the kernel's spec; `[..., N]`, contiguous."""
-    operands = {"weight": weight, "index": index, "bias": bias}
-    return _launch(kernel, x, operands, residual, out_features)
+    layers = {"": (weight, index, bias)}
+    return _product(kernel, x, layers, {"residual": residual}, out_features, order, num_programs)["out"]
 
 
 def launch_gated_linear(
@@ -38,56 +75,136 @@ def launch_gated_linear(
     up_index: Tensor,
     up_bias: Tensor | None = None,
     out_features: int,
+    order: Tensor | None = None,
+    num_programs: int | None = None,
 ) -> Tensor:
     """`reference.gated_linear` with the block and the activation of the kernel's spec; `[..., N]`, contiguous."""
-    gate = {"gate_weight": gate_weight, "gate_index": gate_index, "gate_bias": gate_bias}
-    up = {"weight": up_weight, "index": up_index, "bias": up_bias}
-    return _launch(kernel, x, gate | up, None, out_features)
+    layers = {"gate_": (gate_weight, gate_index, gate_bias), "": (up_weight, up_index, up_bias)}
+    return _product(kernel, x, layers, {}, out_features, order, num_programs)["out"]
 
 
-def _launch(
+def launch_input_grad(
+    kernel: TritonKernel,
+    grad: Tensor,
+    *,
+    weight: Tensor,
+    transposed_index: Tensor,
+    in_features: int,
+    up: Tensor | None = None,
+    gate: Tensor | None = None,
+    order: Tensor | None = None,
+    num_programs: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`reference.input_grad`, `[..., K]`; through the activation of the layer before, where the spec has an epilogue.
+
+    transposed_index: of `triton_index`. up, gate: what that activation took, `[..., K]`: its argument, or, beside a
+    gate, the other factor and its argument. The second result is the gradient of `gate`, None without one.
+    """
+    operand = weight.t() if weight.dim() == 2 else weight
+    layers = {"": (operand, transposed_index, None)}
+    results = _product(kernel, grad, layers, {"up": up, "gate": gate}, in_features, order, num_programs)
+    return results["out"], results.get("gate_out")
+
+
+def _product(
     kernel: TritonKernel,
     x: Tensor,
-    operands: dict[str, Tensor | None],
-    residual: Tensor | None,
+    layers: Mapping[str, Operands],
+    others: Mapping[str, Tensor | None],
     out_features: int,
-) -> Tensor:
-    if x.is_cpu and not kernel.is_interpreted:
-        raise TargetError(f"expected tensors on a GPU for {kernel.spec.target}, got {x.device}; use the CPU kernels")
+    order: Tensor | None,
+    num_programs: int | None,
+) -> dict[str, Tensor]:
+    check_device(kernel, x)
     spec, config = kernel.spec, kernel.config
-    x_MK = _rows(x)
+    bn, bk = triton_config.product_block(spec)
+    x_MK = rows(x)
     (M, K), N = x_MK.shape, out_features
+    launch = Launch(kernel, x.device, {"M": M, "N": N, "K": K, "x_row_stride": x_MK.stride(0)})
+    arguments = launch.arguments
+    num_rows = layout.grid((N, K), (bn, bk))[0]
+    if config.is_ordered:
+        arguments["order_ptr"] = torch.arange(num_rows, dtype=torch.int32, device=x.device) if order is None else order
     out = x.new_empty(M, N)
-    arguments: dict[str, object] = {
-        "x_ptr": x_MK,
-        "out_ptr": out,
-        "M": M,
-        "N": N,
-        "K": K,
-        "x_row_stride": x_MK.stride(0),
-    }
-    for name, tensor in operands.items():
+    results = {"out": out}
+    arguments |= {"x_ptr": x_MK, "out_ptr": out}
+    spans = [config.tokens * x_MK.stride(0), config.tokens * N]
+    for prefix, (weight, index, bias) in layers.items():
+        is_masked = spec.layout == "masked"
+        operand = weight if is_masked else weight.contiguous()
+        arguments |= {f"{prefix}weight_ptr": operand, f"{prefix}index_ptr": index.contiguous()}
+        arguments[f"{prefix}bias_ptr"] = None if bias is None else bias.contiguous()
+        if is_masked:
+            arguments[f"{prefix}weight_n_stride"], arguments[f"{prefix}weight_k_stride"] = operand.stride()
+            spans += [config.outputs * operand.stride(0), config.inputs * operand.stride(1)]
+    for name, tensor in others.items():
         if tensor is None:
             continue
-        is_masked_weight = name.endswith("weight") and spec.layout == "masked"
-        arguments[f"{name}_ptr"] = tensor if is_masked_weight else tensor.contiguous()
-        if is_masked_weight:
-            arguments[f"{name}_n_stride"], arguments[f"{name}_k_stride"] = tensor.stride()
-    if residual is not None:
-        residual_MN = _rows(residual)
-        arguments |= {"residual_ptr": residual_MN, "residual_row_stride": residual_MN.stride(0)}
-    arguments["RAGGED"] = K % spec.block[1] != 0 or (spec.layout == "masked" and N % spec.block[0] != 0)
-    if "INTERPRETED" in kernel.function.arg_names:
-        arguments["INTERPRETED"] = kernel.is_interpreted
-    num_token_tiles, num_output_tiles = layout.grid((M, N), (config.tokens, config.outputs))
-    num_programs = num_token_tiles * num_output_tiles
-    if num_programs:
-        with torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext():
-            kernel.function[(num_programs,)](**arguments, num_warps=config.num_warps, num_stages=config.num_stages)
-    return out.view(*x.shape[:-1], N)
+        arguments[f"{name}_ptr"] = rows(tensor) if name == "residual" else tensor.contiguous()
+        if name == "residual":
+            arguments["residual_row_stride"] = rows(tensor).stride(0)
+        elif name == "gate":
+            results["gate_out"] = torch.empty_like(out)
+            arguments["gate_out_ptr"] = results["gate_out"]
+    arguments |= {
+        "WIDE": max(spans) >= 2**31,
+        "RAGGED": K % bk != 0 or (spec.layout == "masked" and N % bn != 0),
+        "INTERPRETED": kernel.is_interpreted,
+    }
+    if config.uses_descriptors:
+        arguments |= _descriptors(kernel, x_MK, layers)
+    num_tiles = -(-M // config.tokens) * num_rows * (bn // config.outputs)
+    if config.splits > 1:
+        arguments["partial_ptr"] = x.new_empty(len(layers), config.splits, M, N, dtype=torch.float32)
+        launch.run((num_tiles, config.splits))
+        launch.run((-(-N // REDUCED), M), "reduce")
+    elif config.is_persistent:
+        launch.run((min(num_tiles, num_programs or _num_resident(kernel, x)),))
+    else:
+        launch.run((num_tiles,))
+    return {name: tensor.view(*x.shape[:-1], N) for name, tensor in results.items()}
 
 
-def _rows(tensor: Tensor) -> Tensor:
+def _descriptors(kernel: TritonKernel, x_MK: Tensor, layers: Mapping[str, Operands]) -> dict[str, object]:
+    """Tensor descriptors of x and the weights; a `TargetError` where their strides allow none."""
+    import_triton()
+    from triton.tools.tensor_descriptor import TensorDescriptor
+
+    kind = walk(kernel.spec)
+    weights = {prefix: weight if kind == "masked" else weight.flatten(0, 1) for prefix, (weight, *_) in layers.items()}
+    is_adjacent = kind == "masked" and all(weight.stride(0) == 1 for weight in weights.values())
+    if is_adjacent:
+        weights = {prefix: weight.t() for prefix, weight in weights.items()}
+    tensors = {"x_desc": x_MK} | {f"{prefix}weight_desc": weight for prefix, weight in weights.items()}
+    for name, tensor in tensors.items():
+        if tensor.stride(1) != 1 or tensor.stride(0) * tensor.itemsize % 16 or tensor.data_ptr() % 16:
+            raise TargetError(
+                f"expected rows that start at multiples of 16 bytes for {name}, got strides {tensor.stride()} of "
+                f"{tensor.dtype}; use a config without descriptors"
+            )
+    descriptors = {
+        name: TensorDescriptor.from_tensor(tensor, list(descriptor_tile(kernel.spec, kernel.config, name, is_adjacent)))
+        for name, tensor in tensors.items()
+    }
+    return {**descriptors, "OUTPUTS_ADJACENT": is_adjacent}
+
+
+def _num_resident(kernel: TritonKernel, x: Tensor) -> int:
+    """How many programs surely run at once: as many as there is room for where a thread takes all its registers."""
+    if not x.is_cuda:
+        return 1
+    num_threads = 32 * kernel.config.num_warps
+    per_multiprocessor = max(1, _REGISTERS // (255 * num_threads))
+    return per_multiprocessor * torch.cuda.get_device_properties(x.device).multi_processor_count
+
+
+def check_device(kernel: TritonKernel, x: Tensor) -> None:
+    """Raises `TargetError` for CPU tensors where Triton compiles."""
+    if x.is_cpu and not kernel.is_interpreted:
+        raise TargetError(f"expected tensors on a GPU for {kernel.spec.target}, got {x.device}; use the CPU kernels")
+
+
+def rows(tensor: Tensor) -> Tensor:
     """As a matrix whose rows are contiguous; copied only where it must be."""
-    rows = tensor.reshape(-1, tensor.shape[-1])
-    return rows if rows.stride(1) == 1 else rows.contiguous()
+    matrix = tensor.reshape(-1, tensor.shape[-1])
+    return matrix if matrix.stride(1) == 1 else matrix.contiguous()

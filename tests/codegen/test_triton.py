@@ -69,7 +69,7 @@ def test_blocks_without_tensor_core_shape_are_refused(block: tuple[int, int]) ->
         triton_source(spec, TritonConfig(16, 16, 16, 4, 3))
 
 
-@pytest.mark.parametrize("op", ["mlp", "weight_grad"])
+@pytest.mark.parametrize("op", ["mlp", "gated_mlp"])
 def test_other_ops_are_refused(op: str) -> None:
     with pytest.raises(TargetError, match=f"got {op}"):
         triton_source(replace(PACKED, op=op), TritonConfig(16, 16, 16, 4, 3))  # type: ignore[arg-type]

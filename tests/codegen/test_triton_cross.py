@@ -24,8 +24,16 @@ def make_spec(op: Op, dtype: Dtype, block: tuple[int, int], layout: Layout, targ
     return Spec(op, dtype, dtype, block, (epilogue,), layout, target)
 
 
-def build(spec: Spec, num_tokens: int, folder: Path, **settings: bool) -> CompiledKernel:
-    compiled = cross_compile(load_kernel(spec, default_config(spec, num_tokens), folder), **settings)
+def build(
+    spec: Spec,
+    num_tokens: int,
+    folder: Path,
+    config: TritonConfig | None = None,
+    helper: str | None = None,
+    **settings: bool,
+) -> CompiledKernel:
+    kernel = load_kernel(spec, config or default_config(spec, num_tokens), folder)
+    compiled = cross_compile(kernel, helper=helper, **settings)
     assert compiled.target == spec.target
     assert compiled.binary.startswith(b"\x7fELF")
     assert compiled.num_spills == 0
@@ -56,9 +64,26 @@ def test_cdna3_uses_matrix_cores(layout: Layout, num_tokens: int, block: tuple[i
 
 
 @pytest.mark.parametrize("target", ["cuda:sm_90", "hip:gfx942"])
-@pytest.mark.parametrize("settings", [{"is_ragged": True}, {"is_transposed": True}])
-def test_ragged_and_transposed_weights(target: str, settings: dict[str, bool], tmp_path: Path) -> None:
-    build(make_spec("linear", "bfloat16", (64, 64), "masked", target), 512, tmp_path, **settings)
+@pytest.mark.parametrize(("is_ragged", "is_transposed"), [(True, False), (False, True)])
+def test_ragged_and_transposed_weights(target: str, is_ragged: bool, is_transposed: bool, tmp_path: Path) -> None:
+    spec = make_spec("linear", "bfloat16", (64, 64), "masked", target)
+    build(spec, 512, tmp_path, is_ragged=is_ragged, is_transposed=is_transposed)
+
+
+@pytest.mark.parametrize("target", ["cuda:sm_90", "hip:gfx942"])
+@pytest.mark.parametrize("layout", ["packed", "masked"])
+def test_gradients_use_tensor_cores_and_wide_copies(layout: Layout, target: str, tmp_path: Path) -> None:
+    inputs = Spec("input_grad", "bfloat16", "bfloat16", (64, 64), (), layout, target)
+    weights = replace(inputs, op="weight_grad")
+    through = replace(inputs, epilogues=(Epilogue("silu", gate=True),))
+    for compiled in (
+        build(inputs, 512, tmp_path, is_transposed=True),
+        build(through, 512, tmp_path, is_transposed=True),
+        build(weights, 512, tmp_path),
+        build(weights, 512, tmp_path, helper="block_norms"),
+    ):
+        assert compiled.num_wgmma + compiled.num_mfma > 0
+        assert compiled.copy_bytes == ((16,) if target == "cuda:sm_90" else ())
 
 
 def test_float32_is_not_rounded_for_tensor_cores(tmp_path: Path) -> None:
@@ -79,7 +104,7 @@ def test_weights_in_float32_beside_16_bits_use_tensor_cores(tmp_path: Path) -> N
 
 def test_spills_are_seen(tmp_path: Path) -> None:
     spec = make_spec("linear", "bfloat16", (128, 128), "packed", "cuda:sm_90")
-    compiled = cross_compile(load_kernel(spec, TritonConfig(128, 128, 64, num_warps=4, num_stages=2), tmp_path))
+    compiled = cross_compile(load_kernel(spec, TritonConfig(256, 128, 64, num_warps=4, num_stages=2), tmp_path))
     assert compiled.num_spills > 0
 
 

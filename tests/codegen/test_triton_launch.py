@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +14,7 @@ from blast_compile.codegen.triton_build import load_kernel
 from blast_compile.codegen.triton_cross import cross_compile
 from blast_compile.codegen.triton_launch import launch_linear
 from blast_compile.errors import TargetError
-from tests.codegen.interpreted import choose_interpreter, error_of, spec_of
+from tests.codegen.interpreted import error_of, spec_of
 from tests.op_cases import ACTIVATIONS, FORMS, Case, cover, make_call
 
 # float32: another order of sums. float16: one rounding of the result, with room. bfloat16: the interpreter cuts where
@@ -39,17 +37,6 @@ SOME = [
     Case("gated_linear", torch.float32, (16, 16), "transposed", "relu"),
 ]
 each_case = pytest.mark.parametrize("case", SOME, ids=str)
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[ProcessPoolExecutor]:
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), choose_interpreter) as pool:
-        yield pool
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("kernels")
 
 
 @pytest.mark.parametrize("case", SWEEP, ids=str)

@@ -7,7 +7,8 @@
 x is [M, K] with a row stride; out is [M, N] and contiguous.
 A weight is packed: values [blocks, 128, 128]; its index is [R + 1 + blocks], row offsets and then columns.
 One program computes TOKENS x OUTPUTS elements of out: it walks over the kept blocks of one block row. Programs that run
-side by side share tokens. RAGGED: K is not a multiple of its block edge.
+side by side share tokens. WIDE: a tile spans more elements than int32 counts.
+RAGGED: K is not a multiple of its block edge.
 
 Spec(
     op='gated_linear',
@@ -24,6 +25,14 @@ TritonConfig(
     inputs=64,
     num_warps=4,
     num_stages=2,
+    splits=1,
+    group=1,
+    blocks=1,
+    is_swapped=False,
+    is_persistent=False,
+    is_ordered=False,
+    uses_descriptors=False,
+    precision='ieee',
 )
 """
 
@@ -49,37 +58,42 @@ def product(
     is_token,
     weight_ptr,
     index_ptr,
+    row,
     first_output,
     N,
     K,
+    WIDE: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
     """The accumulator of one tile, float32 [TOKENS, OUTPUTS]; zeros where a block row keeps nothing."""
     ns = tl.arange(0, OUTPUTS)
     ks = tl.arange(0, INPUTS)
-    row_ptr = index_ptr + first_output // BLOCK_N
+    row_ptr = index_ptr + row
     first_block = tl.load(row_ptr)
     num_blocks = tl.load(row_ptr + 1) - first_block
     columns_ptr = index_ptr + tl.cdiv(N, BLOCK_N) + 1 + first_block
     weight_ptr += first_block.to(tl.int64) * (BLOCK_K * BLOCK_N)
-    weight_ptr += first_output // OUTPUTS % (BLOCK_N // OUTPUTS) * OUTPUTS
+    weight_ptr += first_output % BLOCK_N
     weight_offsets = ks[:, None] * BLOCK_N + ns[None, :]
     acc = tl.zeros([TOKENS, OUTPUTS], tl.float32)
     # A column is read one step ahead: loads that wait for it inside their own step would take a stage of the pipeline.
     column = tl.load(columns_ptr, mask=num_blocks > 0, other=0)
     num_steps = num_blocks * 2  # 2 steps a block, INPUTS deep
     for step in range(num_steps):
-        next_step = step + 1
-        next_column = tl.load(columns_ptr + next_step // 2, mask=next_step < num_steps, other=0)
-        first_input = column * BLOCK_K + step % 2 * INPUTS
+        # Only the last step of a block reads the next column; shifts and masks, for a division would cost more.
+        slice = step & 1
+        is_next = (slice == 1) & (step + 1 < num_steps)
+        next_ptr = columns_ptr + (step >> 1) + 1
+        next_column = tl.load(next_ptr, mask=is_next, other=column)
+        first_input = column * BLOCK_K + slice * INPUTS
         x_ptrs = x_ptr + first_input + x_offsets
         weight = tl.load(weight_ptr + weight_offsets)
+        weight_ptr += INPUTS * BLOCK_N
         if RAGGED:
             x = tl.load(x_ptrs, mask=is_token[:, None] & (ks < K - first_input)[None, :], other=0.0)
         else:
             x = tl.load(x_ptrs, mask=is_token[:, None], other=0.0)
         acc = tl.dot(x, weight, acc, input_precision="ieee")
-        weight_ptr += INPUTS * BLOCK_N
         column = next_column
     return acc
 
@@ -97,44 +111,56 @@ def gated_linear(
     N,
     K,
     x_row_stride,
+    WIDE: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    """The grid is `cdiv(M, TOKENS) * cdiv(N, OUTPUTS)` programs."""
-    program = tl.program_id(0)
-    num_output_tiles = tl.cdiv(N, OUTPUTS)
-    first_output = program % num_output_tiles * OUTPUTS
-    first_token = program // num_output_tiles * TOKENS
+    """The grid is `cdiv(M, TOKENS) * R * 2` programs, for R block rows."""
+    num_rows = tl.cdiv(N, BLOCK_N)
+    tile = tl.program_id(0)
+    num_output_tiles = num_rows * 2
+    output_tile = tile % num_output_tiles
+    token_tile = tile // num_output_tiles
+    row = output_tile // 2
+    first_output = row * BLOCK_N + output_tile % 2 * OUTPUTS
+    first_token = token_tile * TOKENS
     ms = tl.arange(0, TOKENS)
     is_token = ms < M - first_token
+    if WIDE:
+        ms = ms.to(tl.int64)
 
-    x_ptr += first_token.to(tl.int64) * x_row_stride
+    x_tile_ptr = x_ptr + first_token.to(tl.int64) * x_row_stride
     x_offsets = ms[:, None] * x_row_stride + tl.arange(0, INPUTS)[None, :]
     gate = product(
-        x_ptr,
+        x_tile_ptr,
         x_offsets,
         is_token,
         gate_weight_ptr,
         gate_index_ptr,
+        row,
         first_output,
         N,
         K,
+        WIDE,
         RAGGED,
     )
     acc = product(
-        x_ptr,
+        x_tile_ptr,
         x_offsets,
         is_token,
         weight_ptr,
         index_ptr,
+        row,
         first_output,
         N,
         K,
+        WIDE,
         RAGGED,
     )
 
     ns = first_output + tl.arange(0, OUTPUTS)
     is_output = ns < N
     is_stored = is_token[:, None] & is_output[None, :]
+    out_tile = first_token.to(tl.int64) * N
+    out_offsets = ms[:, None] * N + ns[None, :]
     out = silu(gate) * acc
-    out_ptr += first_token.to(tl.int64) * N
-    tl.store(out_ptr + ms[:, None] * N + ns[None, :], out.to(out_ptr.dtype.element_ty), mask=is_stored)
+    tl.store(out_ptr + out_tile + out_offsets, out.to(out_ptr.dtype.element_ty), mask=is_stored)

@@ -6,7 +6,8 @@
 x is [M, K] with a row stride; out is [M, N] and contiguous.
 A weight is [N, K] with any strides, read in place; its index is [R, 1 + C], a count and then that many columns.
 One program computes TOKENS x OUTPUTS elements of out: it walks over the kept blocks of one block row. Programs that run
-side by side share tokens. RAGGED: N or K is not a multiple of its block edge.
+side by side share tokens. WIDE: a tile spans more elements than int32 counts.
+RAGGED: N or K is not a multiple of its block edge.
 
 Spec(
     op='linear',
@@ -23,6 +24,14 @@ TritonConfig(
     inputs=32,
     num_warps=4,
     num_stages=4,
+    splits=1,
+    group=1,
+    blocks=1,
+    is_swapped=False,
+    is_persistent=False,
+    is_ordered=False,
+    uses_descriptors=False,
+    precision='ieee',
 )
 """
 
@@ -43,17 +52,22 @@ def product(
     is_token,
     weight_ptr,
     index_ptr,
+    row,
     first_output,
     N,
     K,
     weight_n_stride,
     weight_k_stride,
+    WIDE: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
     """The accumulator of one tile, float32 [TOKENS, OUTPUTS]; zeros where a block row keeps nothing."""
     ns = tl.arange(0, OUTPUTS)
     ks = tl.arange(0, INPUTS)
-    row_ptr = index_ptr + first_output // BLOCK_N * (1 + tl.cdiv(K, BLOCK_K))
+    if WIDE:
+        ns = ns.to(tl.int64)
+        ks = ks.to(tl.int64)
+    row_ptr = index_ptr + row * (1 + tl.cdiv(K, BLOCK_K))
     num_blocks = tl.load(row_ptr)
     columns_ptr = row_ptr + 1
     weight_ptr += first_output.to(tl.int64) * weight_n_stride
@@ -63,7 +77,8 @@ def product(
     # A column is read one step ahead: loads that wait for it inside their own step would take a stage of the pipeline.
     column = tl.load(columns_ptr, mask=num_blocks > 0, other=0)
     for step in range(num_blocks):
-        next_column = tl.load(columns_ptr + step + 1, mask=step + 1 < num_blocks, other=0)
+        is_next = step + 1 < num_blocks
+        next_column = tl.load(columns_ptr + step + 1, mask=is_next, other=0)
         first_input = column * BLOCK_K
         x_ptrs = x_ptr + first_input + x_offsets
         weight_ptrs = weight_ptr + first_input.to(tl.int64) * weight_k_stride + weight_offsets
@@ -92,35 +107,45 @@ def linear(
     x_row_stride,
     weight_n_stride,
     weight_k_stride,
+    WIDE: tl.constexpr,
     RAGGED: tl.constexpr,
 ):
-    """The grid is `cdiv(M, TOKENS) * cdiv(N, OUTPUTS)` programs."""
-    program = tl.program_id(0)
-    num_output_tiles = tl.cdiv(N, OUTPUTS)
-    first_output = program % num_output_tiles * OUTPUTS
-    first_token = program // num_output_tiles * TOKENS
+    """The grid is `cdiv(M, TOKENS) * R * 1` programs, for R block rows."""
+    num_rows = tl.cdiv(N, BLOCK_N)
+    tile = tl.program_id(0)
+    num_output_tiles = num_rows * 1
+    output_tile = tile % num_output_tiles
+    token_tile = tile // num_output_tiles
+    row = output_tile
+    first_output = row * BLOCK_N
+    first_token = token_tile * TOKENS
     ms = tl.arange(0, TOKENS)
     is_token = ms < M - first_token
+    if WIDE:
+        ms = ms.to(tl.int64)
 
-    x_ptr += first_token.to(tl.int64) * x_row_stride
+    x_tile_ptr = x_ptr + first_token.to(tl.int64) * x_row_stride
     x_offsets = ms[:, None] * x_row_stride + tl.arange(0, INPUTS)[None, :]
     acc = product(
-        x_ptr,
+        x_tile_ptr,
         x_offsets,
         is_token,
         weight_ptr,
         index_ptr,
+        row,
         first_output,
         N,
         K,
         weight_n_stride,
         weight_k_stride,
+        WIDE,
         RAGGED,
     )
 
     ns = first_output + tl.arange(0, OUTPUTS)
     is_output = ns < N
     is_stored = is_token[:, None] & is_output[None, :]
+    out_tile = first_token.to(tl.int64) * N
+    out_offsets = ms[:, None] * N + ns[None, :]
     out = acc
-    out_ptr += first_token.to(tl.int64) * N
-    tl.store(out_ptr + ms[:, None] * N + ns[None, :], out.to(out_ptr.dtype.element_ty), mask=is_stored)
+    tl.store(out_ptr + out_tile + out_offsets, out.to(out_ptr.dtype.element_ty), mask=is_stored)

@@ -6,7 +6,8 @@
 x is [M, K] with a row stride; out is [M, N] and contiguous.
 A weight is packed: values [blocks, 64, 64]; its index is [R + 1 + blocks], row offsets and then columns.
 One program computes TOKENS x OUTPUTS elements of out: it walks over the kept blocks of one block row. Programs that run
-side by side share tokens. RAGGED: K is not a multiple of its block edge.
+side by side share tokens. WIDE: a tile spans more elements than int32 counts.
+RAGGED: K is not a multiple of its block edge.
 
 Spec(
     op='linear',
@@ -23,6 +24,14 @@ TritonConfig(
     inputs=64,
     num_warps=8,
     num_stages=4,
+    splits=1,
+    group=1,
+    blocks=1,
+    is_swapped=False,
+    is_persistent=False,
+    is_ordered=False,
+    uses_descriptors=False,
+    precision='ieee',
 )
 """
 
@@ -48,16 +57,18 @@ def product(
     is_token,
     weight_ptr,
     index_ptr,
+    row,
     first_output,
     N,
     K,
+    WIDE: tl.constexpr,
     RAGGED: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """The accumulator of one tile, float32 [TOKENS, OUTPUTS]; zeros where a block row keeps nothing."""
     ns = tl.arange(0, OUTPUTS)
     ks = tl.arange(0, INPUTS)
-    row_ptr = index_ptr + first_output // BLOCK_N
+    row_ptr = index_ptr + row
     first_block = tl.load(row_ptr)
     num_blocks = tl.load(row_ptr + 1) - first_block
     columns_ptr = index_ptr + tl.cdiv(N, BLOCK_N) + 1 + first_block
@@ -67,10 +78,12 @@ def product(
     # A column is read one step ahead: loads that wait for it inside their own step would take a stage of the pipeline.
     column = tl.load(columns_ptr, mask=num_blocks > 0, other=0)
     for step in range(num_blocks):
-        next_column = tl.load(columns_ptr + step + 1, mask=step + 1 < num_blocks, other=0)
+        is_next = step + 1 < num_blocks
+        next_column = tl.load(columns_ptr + step + 1, mask=is_next, other=0)
         first_input = column * BLOCK_K
         x_ptrs = x_ptr + first_input + x_offsets
         weight = tl.load(weight_ptr + weight_offsets)
+        weight_ptr += INPUTS * BLOCK_N
         if RAGGED:
             x = tl.load(x_ptrs, mask=is_token[:, None] & (ks < K - first_input)[None, :], other=0.0)
         else:
@@ -79,7 +92,6 @@ def product(
             x = x.to(tl.float32)
             weight = weight.to(tl.float32)
         acc = tl.dot(x, weight, acc, input_precision="ieee")
-        weight_ptr += INPUTS * BLOCK_N
         column = next_column
     return acc
 
@@ -98,28 +110,37 @@ def linear(
     K,
     x_row_stride,
     residual_row_stride,
+    WIDE: tl.constexpr,
     RAGGED: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """The grid is `cdiv(M, TOKENS) * cdiv(N, OUTPUTS)` programs."""
-    program = tl.program_id(0)
-    num_output_tiles = tl.cdiv(N, OUTPUTS)
-    first_output = program % num_output_tiles * OUTPUTS
-    first_token = program // num_output_tiles * TOKENS
+    """The grid is `cdiv(M, TOKENS) * R * 1` programs, for R block rows."""
+    num_rows = tl.cdiv(N, BLOCK_N)
+    tile = tl.program_id(0)
+    num_output_tiles = num_rows * 1
+    output_tile = tile % num_output_tiles
+    token_tile = tile // num_output_tiles
+    row = output_tile
+    first_output = row * BLOCK_N
+    first_token = token_tile * TOKENS
     ms = tl.arange(0, TOKENS)
     is_token = ms < M - first_token
+    if WIDE:
+        ms = ms.to(tl.int64)
 
-    x_ptr += first_token.to(tl.int64) * x_row_stride
+    x_tile_ptr = x_ptr + first_token.to(tl.int64) * x_row_stride
     x_offsets = ms[:, None] * x_row_stride + tl.arange(0, INPUTS)[None, :]
     acc = product(
-        x_ptr,
+        x_tile_ptr,
         x_offsets,
         is_token,
         weight_ptr,
         index_ptr,
+        row,
         first_output,
         N,
         K,
+        WIDE,
         RAGGED,
         INTERPRETED,
     )
@@ -127,10 +148,11 @@ def linear(
     ns = first_output + tl.arange(0, OUTPUTS)
     is_output = ns < N
     is_stored = is_token[:, None] & is_output[None, :]
+    out_tile = first_token.to(tl.int64) * N
+    out_offsets = ms[:, None] * N + ns[None, :]
     bias = tl.load(bias_ptr + ns, mask=is_output, other=0.0).to(tl.float32)[None, :]
-    residual_ptr += first_token.to(tl.int64) * residual_row_stride
-    residual_ptrs = residual_ptr + ms[:, None] * residual_row_stride + ns[None, :]
+    residual_tile_ptr = residual_ptr + first_token.to(tl.int64) * residual_row_stride
+    residual_ptrs = residual_tile_ptr + ms[:, None] * residual_row_stride + ns[None, :]
     residual = tl.load(residual_ptrs, mask=is_stored, other=0.0).to(tl.float32)
     out = gelu_tanh(acc + bias) + residual
-    out_ptr += first_token.to(tl.int64) * N
-    tl.store(out_ptr + ms[:, None] * N + ns[None, :], out.to(out_ptr.dtype.element_ty), mask=is_stored)
+    tl.store(out_ptr + out_tile + out_offsets, out.to(out_ptr.dtype.element_ty), mask=is_stored)

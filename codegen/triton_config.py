@@ -1,0 +1,141 @@
+"""How a Triton kernel is cut up: `TritonConfig`, what it may be for a spec, and the one that is taken untuned."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from blast_compile.codegen.spec import Spec
+from blast_compile.errors import TargetError
+
+MIN_EDGE, MAX_EDGE = 16, 256
+MAX_TOKENS_IN_PARTS = 64
+"""Beyond it, partial sums would be more bytes than the weights."""
+GRADIENTS = ("input_grad", "weight_grad")
+
+
+@dataclass(frozen=True)
+class TritonConfig:
+    """How a kernel is cut up; any choice gives the same result up to the order of sums, but for `precision`.
+
+    tokens, outputs: the tile of the result that a program owns. inputs: depth of one product. All are powers of two
+    from 16 on; `outputs` and `inputs` are at most the block's edges. One token a tile means sums of vectors in place
+    of tensor cores. A weight gradient owns `outputs` x `inputs`, and `tokens` is its depth.
+    num_warps, num_stages: Triton's launch options.
+    splits: programs that share a block row; each leaves a partial sum, and a second kernel adds them in order.
+    group: tiles of tokens that run side by side on one block row before the next row's.
+    blocks: kept blocks, side by side, of one program of a weight gradient.
+    is_swapped: the weight is the left operand of a product, the wide side of a tensor core.
+    is_persistent: a grid of any size; programs take tile after tile.
+    is_ordered: block rows are taken in the order of a permutation that the caller passes.
+    uses_descriptors: x and weights are loaded through tensor descriptors (TMA on sm_90 and above).
+    precision: of products of float32; tf32 rounds their operands to 11 bits.
+    """
+
+    tokens: int
+    outputs: int
+    inputs: int
+    num_warps: int
+    num_stages: int
+    splits: int = 1
+    group: int = 1
+    blocks: int = 1
+    is_swapped: bool = False
+    is_persistent: bool = False
+    is_ordered: bool = False
+    uses_descriptors: bool = False
+    precision: Literal["ieee", "tf32"] = "ieee"
+
+    @property
+    def is_vector(self) -> bool:
+        """Whether sums of vectors stand in for products of matrices."""
+        return self.tokens == 1
+
+
+def default_config(spec: Spec, num_tokens: int) -> TritonConfig:
+    """The config for about `num_tokens` tokens where nothing was tuned.
+
+    Chosen by reading machine code for sm_90 and gfx942, not by timing: no spills, copies of 16 bytes, two programs or
+    more in the shared memory of a multiprocessor, and wgmma from 64 tokens on.
+    """
+    bn, bk = product_block(spec)
+    is_hip = spec.target.startswith("hip")
+    num_bytes = 4 if spec.weight_dtype == "float32" else 2
+    warp_size = 64 if is_hip else 32
+    num_products = 2 if spec.op == "gated_linear" else 1
+    most = 64 if spec.dtype == "float32" else 128
+    if spec.op == "weight_grad":
+        return _weight_grad_config(spec, most, warp_size)
+    tokens = min(max(MIN_EDGE, 1 << (num_tokens - 1).bit_length()), most)
+    outputs = min(bn, most // num_products)
+    inputs = min(bk, most // 2)
+    if tokens >= 64:  # wgmma is an instruction of four warps; 32 accumulators a thread leave room for the epilogue
+        num_warps = min(max(4, tokens * outputs // (32 * warp_size)), 8)
+    else:  # sixteen bytes a thread when the smaller operand is copied
+        num_warps = min(max(1, min(tokens, outputs) * inputs * num_bytes // (16 * warp_size)), 4)
+    stage_bytes = (tokens + outputs) * inputs * num_bytes
+    num_stages = 2 if is_hip else min(max(2, 96 * 1024 // stage_bytes), 4)
+    return TritonConfig(tokens, outputs, inputs, num_warps, num_stages)
+
+
+def product_block(spec: Spec) -> tuple[int, int]:
+    """`(outputs, inputs)` of a block as the product sees it: an input gradient multiplies by the transposed weight."""
+    bn, bk = spec.block
+    return (bk, bn) if spec.op == "input_grad" else (bn, bk)
+
+
+def check(spec: Spec, config: TritonConfig) -> None:
+    """Raises `TargetError` where a kernel of this spec cannot be cut up so."""
+    if not all(_is_edge(edge) for edge in spec.block):
+        raise TargetError(
+            f"expected a block whose edges are powers of two from {MIN_EDGE} to {MAX_EDGE}, as GPU kernels need, "
+            f"got {spec.block}; use such a mask, or the reference"
+        )
+    if config.num_warps not in (1, 2, 4, 8, 16, 32):
+        raise TargetError(f"expected a power of two up to 32 for num_warps, got {config}")
+    outputs, inputs = product_block(spec)
+    tiles = (config.outputs, config.inputs) if config.is_vector else (config.tokens, config.outputs, config.inputs)
+    if not all(_is_edge(edge) for edge in tiles) or config.outputs > outputs or config.inputs > inputs:
+        raise TargetError(
+            f"expected tiles that are powers of two from {MIN_EDGE} to {MAX_EDGE}, outputs and inputs no larger than "
+            f"the block {(outputs, inputs)}, got {config}"
+        )
+    if reason := _conflict(spec, config):
+        raise TargetError(f"expected a config of {spec.op} {reason}, got {config}; change it")
+
+
+def _conflict(spec: Spec, config: TritonConfig) -> str | None:
+    """What a config must keep to beyond its tiles, where it does not."""
+    is_product = spec.op != "weight_grad"
+    if config.splits < 1 or config.group < 1 or config.blocks < 1:
+        return "whose splits, group and blocks are at least 1"
+    if is_product and config.blocks > 1:
+        return "without blocks: they are of a weight gradient"
+    if not is_product and (config.is_vector or config.group > 1 or config.splits > 1 or _is_variant(config)):
+        return "without what is of products alone: one token, splits, group, swapped, persistent, ordered, descriptors"
+    if config.blocks & (config.blocks - 1) or (config.blocks > 1 and config.inputs < spec.block[1]):
+        return "with a power of two of whole blocks side by side"
+    if config.is_vector and (config.is_swapped or config.uses_descriptors):
+        return "that is neither swapped nor has descriptors where a tile is one token"
+    if config.splits > 1 and (config.is_persistent or spec.op in GRADIENTS):
+        return "without splits where it is persistent or a gradient"
+    if config.uses_descriptors and spec.weight_dtype != spec.dtype:
+        return "without descriptors where weights are of another dtype"
+    return None
+
+
+def _is_variant(config: TritonConfig) -> bool:
+    return config.is_swapped or config.is_persistent or config.is_ordered or config.uses_descriptors
+
+
+def _weight_grad_config(spec: Spec, most: int, warp_size: int) -> TritonConfig:
+    """Two or more small blocks of a row side by side read the gradient once; 64 tokens deep."""
+    bn, bk = spec.block
+    outputs, inputs = min(bn, most), min(bk, most)
+    blocks = max(1, most // inputs) if inputs == bk else 1
+    num_warps = min(max(4 if most == 128 else 1, outputs * inputs * blocks // (32 * warp_size)), 8)
+    return TritonConfig(min(64, most // 2), outputs, inputs, num_warps, 3 if warp_size == 32 else 2, blocks=blocks)
+
+
+def _is_edge(edge: int) -> bool:
+    return MIN_EDGE <= edge <= MAX_EDGE and edge & (edge - 1) == 0

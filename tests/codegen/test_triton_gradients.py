@@ -1,0 +1,105 @@
+"""Generated gradients in Triton compute what dense float64 computes, in Triton's interpreter."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from blast_compile import layout
+from blast_compile.codegen.spec import Activation, Epilogue
+from blast_compile.codegen.triton import TritonConfig
+from blast_compile.codegen.triton_index import transposed_index
+from tests.codegen.interpreted_gradients import input_grad_error, weight_grad_error
+from tests.op_cases import FORMS, Case, Form
+
+# As in test_triton_launch.py.
+LIMITS = {torch.float32: 1e-5, torch.float16: 2**-10, torch.bfloat16: 2**-7}
+TILES = TritonConfig(tokens=16, outputs=16, inputs=16, num_warps=4, num_stages=3)
+BLOCKS = ((16, 32), (32, 16))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", list(LIMITS))
+def test_input_gradient(form: Form, dtype: torch.dtype, interpreter: ProcessPoolExecutor, folder: Path) -> None:
+    for block in BLOCKS:
+        case = Case("linear", dtype, block, form)
+        assert interpreter.submit(input_grad_error, case, folder).result() < LIMITS[dtype]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", list(LIMITS))
+def test_weight_gradient_and_norms(
+    form: Form, dtype: torch.dtype, interpreter: ProcessPoolExecutor, folder: Path
+) -> None:
+    for block in BLOCKS:
+        errors = interpreter.submit(weight_grad_error, Case("linear", dtype, block, form), folder).result()
+        assert errors[0] < LIMITS[dtype]
+        assert max(errors[1:]) < LIMITS[torch.float32]  # norms are not rounded to 16 bits
+
+
+@pytest.mark.parametrize("form", ["masked", "packed"])
+@pytest.mark.parametrize("num_tokens", [0, 1, 16, 100])
+def test_any_number_of_tokens(form: Form, num_tokens: int, interpreter: ProcessPoolExecutor, folder: Path) -> None:
+    case = Case("linear", torch.float32, (16, 32), form)
+    assert interpreter.submit(input_grad_error, case, folder, num_tokens).result() < 1e-5
+    assert max(interpreter.submit(weight_grad_error, case, folder, num_tokens).result()) < 1e-5
+
+
+@pytest.mark.parametrize("form", ["masked", "packed"])
+@pytest.mark.parametrize("density", [0.0, 1.0])
+def test_all_empty_and_all_dense(form: Form, density: float, interpreter: ProcessPoolExecutor, folder: Path) -> None:
+    case = Case("linear", torch.float32, (16, 32), form)
+    assert interpreter.submit(input_grad_error, case, folder, density=density).result() < 1e-5
+    assert max(interpreter.submit(weight_grad_error, case, folder, density=density).result()) < 1e-5
+
+
+@pytest.mark.parametrize("form", ["masked", "packed"])
+@pytest.mark.parametrize("sizes", [(64, 0, 96), (1, 0, 1), (65, 0, 96), (5, 0, 200)], ids=str)
+def test_even_tiny_and_ragged_sizes(
+    form: Form, sizes: tuple[int, int, int], interpreter: ProcessPoolExecutor, folder: Path
+) -> None:
+    case = Case("linear", torch.float32, (16, 32), form)
+    assert interpreter.submit(input_grad_error, case, folder, sizes=sizes).result() < 1e-5
+    assert max(interpreter.submit(weight_grad_error, case, folder, sizes=sizes).result()) < 1e-5
+
+
+@pytest.mark.parametrize("activation", get_args(Activation))
+@pytest.mark.parametrize("gate", [False, True])
+def test_gradient_through_the_activation_before(
+    activation: Activation, gate: bool, interpreter: ProcessPoolExecutor, folder: Path
+) -> None:
+    case, before = Case("linear", torch.float32, (16, 16), "packed"), Epilogue(activation, gate=gate)
+    assert interpreter.submit(input_grad_error, case, folder, before=before).result() < 1e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tiles_smaller_than_the_block_and_blocks_side_by_side(
+    form: Form, interpreter: ProcessPoolExecutor, folder: Path
+) -> None:
+    case = Case("linear", torch.float32, (32, 64), form)
+    assert interpreter.submit(input_grad_error, case, folder, 33, config=TILES).result() < 1e-5
+    assert max(interpreter.submit(weight_grad_error, case, folder, config=TILES).result()) < 1e-5
+    beside = TritonConfig(tokens=32, outputs=16, inputs=64, num_warps=4, num_stages=3, blocks=4)
+    assert max(interpreter.submit(weight_grad_error, case, folder, config=beside).result()) < 1e-5
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_transposed_index_lists_each_column_and_drops_what_is_damaged(is_packed: bool) -> None:
+    kept = torch.rand(7, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+    kept[:, 3] = False
+    index = layout.packed_index(kept, num_stored=40) if is_packed else layout.masked_index(kept)
+    transposed = transposed_index(index, (7, 5))
+    assert torch.equal(transposed[:, :8], layout.masked_index(kept.t()))
+    if is_packed:
+        places = kept.flatten().cumsum(0).view(7, 5) - 1
+        for column in range(5):
+            count = int(transposed[column, 0])
+            assert transposed[column, 8 : 8 + count].tolist() == places[kept[:, column], column].tolist()
+        index[8] = 99
+    else:
+        index[0, 1] = -99
+    assert transposed_index(index, (7, 5))[:, 0].sum() == kept.sum() - 1
