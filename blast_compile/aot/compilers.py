@@ -6,16 +6,15 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from blast_compile import kernels, native
+from blast_compile.aot.cpu_code import cpu_facts
 from blast_compile.aot.gpu_pool import GpuPool
 from blast_compile.aot.jobs import Job
-from blast_compile.aot.machine_code import cpu_facts
-from blast_compile.aot.occupancy import MULTIPROCESSORS, occupancy, programs_at_once
 from blast_compile.bundles.format import Fact
 from blast_compile.codegen import build
 from blast_compile.errors import BuildError, StoreError, TargetError
@@ -109,27 +108,25 @@ def _gpu(job: Job, pool: GpuPool) -> Built:
 
 
 def _judged(job: Job, facts: dict[str, Fact], entry: Path) -> Built:
-    """With its occupancy, or with the reason why its target cannot run it."""
-    use = {
-        "registers": int(facts["registers"]),
-        "num_warps": int(asdict(job.config)["num_warps"]),
-        "shared_bytes": int(facts["shared_bytes"]),
-    }
-    if programs_at_once(job.spec.target, **use) == 0:
-        room = MULTIPROCESSORS[job.spec.target]
-        problem = f"one program needs {use}, and a multiprocessor of {job.spec.target} has {room}"
+    """Without a binary, and with the reason, where its target cannot run it."""
+    if facts["programs"] == 0:
+        problem = f"not one program fits on a multiprocessor, for {facts['limited_by']}: {facts}"
         return Built(job, facts=facts, problem=problem)
-    known = facts | {"num_warps": use["num_warps"], "occupancy": round(occupancy(job.spec.target, **use), 4)}
-    return Built(job, (entry / "binary").read_bytes(), (entry / "text").read_text(), known)
+    return Built(job, (entry / "binary").read_bytes(), (entry / "text").read_text(), facts)
 
 
 def _numbers(compiled: dict[str, Any]) -> dict[str, Fact]:
     """The facts of a `CompiledKernel`, generations of tensor cores added up."""
+    occupancy = compiled["occupancy"]
     facts: dict[str, Fact] = {
         "registers": compiled["registers"],
         "spills": compiled["num_spills"],
         "shared_bytes": compiled["shared_bytes"],
         "tensor_core_instructions": sum(compiled[name] for name in _TENSOR_CORES),
+        "num_warps": compiled["num_warps"],
+        "occupancy": round(occupancy["warps_frac"], 4),
+        "programs": occupancy["programs"],
+        "limited_by": occupancy["limit"],
     }
     if widths := compiled["copy_bytes"]:
         facts["copy_bytes"] = ", ".join(map(str, widths))

@@ -25,7 +25,7 @@ class GpuPool:
         self._lock = threading.Lock()
 
     def compile(self, job: Job) -> dict[str, Any]:
-        """The fields of a `triton_cross.CompiledKernel`, the binary as bytes; a `BuildError` where there is none."""
+        """The fields of a `triton_cross.CompiledKernel`, and its occupancy; a `BuildError` where there is none."""
         request = {
             "spec": asdict(job.spec),
             "config": asdict(job.config),

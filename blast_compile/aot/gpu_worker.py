@@ -38,8 +38,9 @@ def _answer(job: dict[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _plain(compiled: CompiledKernel) -> dict[str, Any]:
-    """Every field of what came out, the binary as text."""
-    return asdict(compiled) | {"binary": base64.b64encode(compiled.binary).decode()}
+    """Every field of what came out, the binary as text, and the occupancy."""
+    binary = base64.b64encode(compiled.binary).decode()
+    return asdict(compiled) | {"binary": binary, "occupancy": asdict(compiled.occupancy)}
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton import TritonConfig
 from blast_compile.errors import TargetError
+from blast_compile.gpu import kernels as gpu_kernels
 
 
 @dataclass(frozen=True)
@@ -69,10 +70,10 @@ def _jobs_of(need: Need, spec: Spec, tokens: Sequence[int]) -> Iterable[Job]:
             raise TargetError(f"{spec.dtype} in blocks of {spec.block[0]}x{spec.block[1]} has no kernel on CPUs")
         config = cpp.default_config(spec)
         return [Job(spec, config, cpp.generate(spec, config), tuple(tokens))]
-    return [_gpu_job(need, spec, count) for count in tokens]
+    return [_gpu_job(need, step, count) for step in gpu_kernels.steps(spec) for count in tokens]
 
 
-def _gpu_job(need: Need, spec: Spec, tokens: int) -> Job:
-    config = triton.default_config(spec, tokens)
-    source = triton.triton_source(spec, config)
-    return Job(spec, config, source, (tokens,), need.is_ragged, need.is_transposed)
+def _gpu_job(need: Need, step: Spec, tokens: int) -> Job:
+    config = triton.default_config(step, gpu_kernels.bucket(tokens))
+    source = triton.triton_source(step, config)
+    return Job(step, config, source, (tokens,), need.is_ragged, need.is_transposed)

@@ -97,7 +97,7 @@ def write(contents: Contents, files: Mapping[str, Fingerprint]) -> bytes:
         **asdict(contents),
         "files": {name: asdict(files[name]) for name in sorted(files)},
     }
-    return (json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1, allow_nan=False) + "\n").encode()
+    return _text_of(manifest)
 
 
 def read(text: bytes) -> tuple[Contents, dict[str, Fingerprint]]:
@@ -109,7 +109,8 @@ def read(text: bytes) -> tuple[Contents, dict[str, Fingerprint]]:
     fields = _typed(manifest, dict, "the manifest")
     if (number := fields.get("format")) != FORMAT:
         raise ValueError(f"expected format {FORMAT}, got {number!r}")
-    if fields.pop("sha256", None) != _digest(fields):
+    fields.pop("sha256", None)
+    if text != _text_of(fields):
         raise ValueError("it is not what was written")
     files = {
         _path(name): Fingerprint(_text(entry, "sha256"), _number(entry, "size"))
@@ -151,6 +152,11 @@ def _artifact(entry: Any, files: Mapping[str, Fingerprint]) -> Artifact:
 
 def _launcher(entry: Any, files: Mapping[str, Fingerprint]) -> LauncherFile:
     return LauncherFile(_text(entry, "torch"), _text(entry, "source_sha256"), _listed(entry, "binary", files))
+
+
+def _text_of(manifest: dict[str, Any]) -> bytes:
+    """As it lies on the disk, to the byte, with its own hash at the end."""
+    return (json.dumps(manifest | {"sha256": _digest(manifest)}, indent=1) + "\n").encode()
 
 
 def _digest(manifest: Mapping[str, Any]) -> str:

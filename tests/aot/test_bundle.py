@@ -1,0 +1,254 @@
+"""A bundle is opened where every file is what was written and nobody else could have written it, and nowhere else."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blast_compile import bundles, kernels
+from blast_compile.bundles import Artifact, Bundle, Contents, LauncherFile, Skipped
+from blast_compile.bundles import format as manifests
+from blast_compile.bundles.format import MANIFEST, Fingerprint
+from blast_compile.codegen.spec import Epilogue, Spec
+from blast_compile.errors import BundleError, OptionsError
+from blast_compile.options import BackendOptions
+from blast_compile.serve import use_bundle
+
+SPEC = Spec("linear", "float32", "float32", (32, 32), (Epilogue("gelu", bias=True),), "packed", "cpu:avx2")
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def refused(folder: Path, named: Path, match: str | None = None) -> None:
+    """Opening fails, names the file, and leaves the process without the bundle."""
+    with pytest.raises(BundleError, match=match) as caught:
+        use_bundle(folder)
+    assert str(named) in str(caught.value)
+    assert bundles.find(SPEC) is None
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def append(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\n")
+
+
+@pytest.mark.parametrize("damage", [flip, truncate, append, Path.unlink])
+def test_every_damaged_file_is_named(damage: Callable[[Path], None], bundle_folder: Path) -> None:
+    Bundle.open(bundle_folder)
+    for path in files_of(bundle_folder):
+        before = path.read_bytes()
+        damage(path)
+        refused(bundle_folder, path)
+        path.write_bytes(before)
+    Bundle.open(bundle_folder)
+
+
+def test_an_edited_manifest_is_refused(bundle_folder: Path) -> None:
+    path = bundle_folder / MANIFEST
+    path.write_text(path.read_text().replace('"op": "linear"', '"op": "mlp"'))
+    refused(bundle_folder, path, "it is not what was written; build it again")
+
+
+@pytest.mark.parametrize("part", ["", "..", MANIFEST, "launcher.so", "kernels"])
+@pytest.mark.parametrize("mode", [0o777, 0o775])
+def test_what_others_may_write_is_refused(part: str, mode: int, bundle_folder: Path) -> None:
+    if part == "kernels":
+        part = kernels.cpu_target().replace(":", "-")
+    path = (bundle_folder / part).resolve()
+    before = path.stat().st_mode
+    path.chmod(mode)
+    refused(bundle_folder, path, "writable by user .* alone")
+    if path.is_dir():
+        path.chmod(mode | 0o1000)
+        sticky_parent = part == ".."
+        if sticky_parent:
+            Bundle.open(bundle_folder)
+    path.chmod(before)
+    Bundle.open(bundle_folder)
+
+
+@pytest.mark.parametrize("part", ["", "..", MANIFEST, "launcher.so"])
+def test_what_others_own_is_refused(part: str, bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = (bundle_folder / part).resolve()
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    refused(bundle_folder, path if os.geteuid() == 0 else bundle_folder, "owned by user")
+
+
+def test_a_link_is_judged_by_what_it_points_to(bundle_folder: Path, tmp_path: Path) -> None:
+    open_to_all = tmp_path / "open"
+    open_to_all.mkdir()
+    (bundle_folder / "launcher.so").rename(open_to_all / "launcher.so")
+    (bundle_folder / "launcher.so").symlink_to(open_to_all / "launcher.so")
+    Bundle.open(bundle_folder)
+    open_to_all.chmod(0o777)
+    refused(bundle_folder, open_to_all)
+
+
+def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
+    refused(tmp_path / "nothing", tmp_path / "nothing", "No such file")
+    (tmp_path / "file").write_text("text")
+    refused(tmp_path / "file", tmp_path / "file", "Not a directory")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"generator": "0" * 64}, "got .* by 0.0.9, whose kernels are called in another way"),
+        ({"machine": "riscv128"}, "got .* for riscv128; build it on such a machine"),
+    ],
+)
+def test_bundles_of_others_are_refused(change: dict[str, Any], match: str, bundle_folder: Path) -> None:
+    contents, files = manifests.read((bundle_folder / MANIFEST).read_bytes())
+    changed = replace(contents, versions={"blast_compile": "0.0.9"}, **change)
+    (bundle_folder / MANIFEST).write_bytes(manifests.write(changed, files))
+    refused(bundle_folder, bundle_folder, match)
+
+
+@pytest.mark.usefixtures("no_bundles")
+def test_a_bundle_is_attached_once(bundle_folder: Path) -> None:
+    assert bundles.attach(bundle_folder)
+    assert not bundles.attach(str(bundle_folder))
+
+
+def test_the_option_is_a_folder() -> None:
+    assert BackendOptions.parse({"bundle": "here"}).bundle == "here"
+    with pytest.raises(OptionsError, match="expected the folder of a bundle as option 'bundle', got 3"):
+        BackendOptions.parse({"bundle": 3})
+
+
+# The manifest as text: what is written is read, and anything else is an error that says so.
+WORDS = st.text(max_size=8)
+SPECS = st.builds(
+    Spec,
+    st.sampled_from(["linear", "mlp", "gated_mlp", "weight_grad"]),
+    st.sampled_from(["float32", "bfloat16"]),
+    st.sampled_from(["float32", "bfloat16"]),
+    st.tuples(st.integers(1, 256), st.integers(1, 256)),
+    st.lists(st.builds(Epilogue, st.sampled_from(["relu", "silu"]), st.booleans(), st.booleans()), max_size=2).map(
+        tuple
+    ),
+    st.sampled_from(["masked", "packed"]),
+    WORDS,
+)
+FACTS = st.dictionaries(WORDS, st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), WORDS))
+FILES = {name: Fingerprint.of(name.encode()) for name in ("a.so", "b/c.cubin")}
+NAMES = st.sampled_from(sorted(FILES))
+ARTIFACTS = st.builds(
+    Artifact,
+    SPECS,
+    WORDS,
+    WORDS,
+    st.lists(st.integers()).map(tuple),
+    NAMES,
+    NAMES,
+    st.one_of(NAMES, st.just("")),
+    FACTS,
+)
+
+
+def tuples(values: st.SearchStrategy[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(values, max_size=3).map(tuple)
+
+
+CONTENTS = st.builds(
+    Contents, WORDS, WORDS, st.dictionaries(WORDS, WORDS, max_size=2), tuples(WORDS), WORDS, tuples(ARTIFACTS),
+    tuples(st.builds(LauncherFile, WORDS, WORDS, NAMES)), tuples(st.builds(Skipped, WORDS, WORDS, WORDS)),
+)  # fmt: skip
+
+
+@given(CONTENTS)
+def test_what_is_written_is_read(contents: Contents) -> None:
+    assert manifests.read(manifests.write(contents, FILES)) == (contents, FILES)
+
+
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), WORDS),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(WORDS, inner, max_size=3)),
+    max_leaves=6,
+)
+
+
+@given(CONTENTS, st.data())
+def test_a_manifest_with_anything_in_any_place_is_read_or_refused(contents: Contents, data: st.DataObject) -> None:
+    """Signed again, so that the hash of the manifest does not hide what lies behind it."""
+    manifest = json.loads(manifests.write(contents, FILES))
+    del manifest["sha256"]
+    place: Any = manifest
+    while True:
+        keys = range(len(place)) if isinstance(place, list) else sorted(place)
+        key = data.draw(st.sampled_from(list(keys)))
+        if not isinstance(place[key], (dict, list)) or not place[key] or data.draw(st.booleans()):
+            break
+        place = place[key]
+    if data.draw(st.booleans()):
+        place[key] = data.draw(JSON)
+    else:
+        del place[key]
+    with suppress(ValueError):  # and nothing else
+        manifests.read(manifests._text_of(manifest))
+
+
+@given(st.one_of(st.binary(), JSON.map(lambda value: json.dumps(value).encode())))
+def test_any_bytes_are_refused_in_words(content: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - of many kinds, all of them wrapped by Bundle.open
+        manifests.read(content)
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../x", "a/../../x", "", ".", "a//b", MANIFEST, "a\0b"])
+def test_paths_stay_inside(name: str) -> None:
+    contents = Contents("", "", {}, (), "", (), (), ())
+    with pytest.raises(ValueError, match="expected plain paths inside the bundle|lists itself"):
+        manifests.read(manifests.write(contents, {name: Fingerprint("", 0)}))
+
+
+def test_nested_without_end() -> None:
+    with pytest.raises(ValueError, match="nested too deeply"):
+        manifests.read(b"[" * 200_000)
+
+
+def artifact(spec: Spec, config: str, *tokens: int) -> Artifact:
+    return Artifact(spec, config, config, tokens, "", "", "", {})
+
+
+def test_the_best_kernel_is_found() -> None:
+    other = replace(SPEC, target="cpu:avx512")
+    gpu = replace(SPEC, target="cuda:sm_90")
+    found = (artifact(SPEC, "a", 1), artifact(SPEC, "b", 16, 512), artifact(other, "c", 1), artifact(gpu, "d", 1))
+    bundle = Bundle(Path(), Contents("", "", {}, (), "", found, (), ()))
+
+    def config(spec: Spec, **wanted: Any) -> str | None:
+        chosen = bundle.find(spec, **wanted)
+        return None if chosen is None else chosen.config
+
+    assert config(SPEC) == "a"
+    assert config(other) == config(replace(SPEC, target="cpu:avx512_bf16")) == "c"
+    assert config(replace(SPEC, target="cpu:portable")) is None
+    assert config(replace(SPEC, op="input_grad", epilogues=())) is None
+    assert [config(SPEC, tokens=tokens) for tokens in (1, 3, 4, 5, 100, 10**6)] == ["a", "a", "a", "b", "b", "b"]
+    assert config(SPEC, config="b") == "b"
+    assert config(SPEC, config="c") is None
+    assert config(gpu) == "d"
+    assert config(replace(gpu, target="cuda:sm_80")) is None

@@ -1,0 +1,77 @@
+"""Building for GPUs that are not here: what their compilers made, what cannot run there, and compilers that die."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from blast_compile.aot import build, compilers
+from blast_compile.aot.compilers import compile_all
+from blast_compile.aot.gpu_pool import GpuPool
+from blast_compile.aot.jobs import Job, plan_jobs
+from blast_compile.aot.needs import needs
+from blast_compile.errors import BuildError
+from tests.aot.models import packed_net
+
+pytest.importorskip("triton")
+GPUS = ("cuda:sm_90", "hip:gfx942")
+
+
+def planned(*targets: str) -> list[Job]:
+    jobs, skipped = plan_jobs(needs(packed_net(32), (torch.zeros(2, 64),), {}), targets, (512,))
+    assert not skipped
+    return jobs
+
+
+def test_a_bundle_for_gpus_holds_what_their_compilers_made(tmp_path: Path) -> None:
+    model = packed_net(32).bfloat16()
+    inputs = torch.zeros(2, 64, dtype=torch.bfloat16)
+    report = build(model, inputs, targets=GPUS, out=tmp_path / "out", tokens=(256, 512), jobs=2)
+    assert not report.skipped
+    found = {(kernel.spec.target, kernel.spec.op, kernel.spec.epilogues[0].residual) for kernel in report.kernels}
+    products = {("gated_linear", False), ("linear", True), ("linear", False)}
+    assert found == {(target, *product) for target in GPUS for product in products}
+    for kernel in report.kernels:
+        assert kernel.tokens == (256, 512), "one text serves both"
+        assert report.bundle.path(kernel.binary).read_bytes().startswith(b"\x7fELF")
+        assert ("wgmma" if "sm_90" in kernel.spec.target else "v_mfma") in report.bundle.path(kernel.text).read_text()
+        assert int(kernel.facts["tensor_core_instructions"]) > 0
+        assert 16 <= int(kernel.facts["registers"]) <= 255
+        assert 0 < float(kernel.facts["occupancy"]) <= 1
+        source = report.bundle.path(kernel.source).read_text()
+        assert all(field in source for field in kernel.config.removeprefix("TritonConfig(").rstrip(")").split(", "))
+
+
+def test_an_op_is_split_where_gpus_have_no_kernel_for_the_whole() -> None:
+    assert [job.spec.op for job in planned("cuda:sm_80")] == ["gated_linear", "linear", "linear"]
+
+
+def test_a_compiler_that_dies_costs_its_job_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nread line\nkill -11 $$\n")
+    script.chmod(0o700)
+    monkeypatch.setattr("sys.executable", str(script))
+    (job, *_) = planned("cuda:sm_80")
+    pool = GpuPool()
+    for _ in range(2):
+        with pytest.raises(BuildError, match="a compiler process that ended with status -11"):
+            pool.compile(job)
+    pool.close()
+
+
+def test_what_does_not_fit_is_dropped_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    too_much = {
+        "binary": b"\x7fELF", "text": "", "registers": 200, "num_spills": 0, "num_warps": 8, "shared_bytes": 300_000,
+        "num_mma": 1, "num_wgmma": 0, "num_tcgen05": 0, "num_mfma": 0, "copy_bytes": [],
+        "occupancy": {"programs": 0, "warps_frac": 0.0, "limit": "shared memory"},
+    }  # fmt: skip
+    monkeypatch.setattr(GpuPool, "compile", lambda *_: dict(too_much))
+    monkeypatch.setattr(compilers, "version", lambda _: str(os.urandom(8)))  # not from the store
+    (job, *_) = planned("cuda:sm_80")
+    ((built,), _) = compile_all([replace(job)], 1, lambda _: None)
+    assert not built.binary
+    assert built.problem.startswith("not one program fits on a multiprocessor, for shared memory: ")
