@@ -63,5 +63,9 @@ class RewriteError(BlastError, RuntimeError):
     """A graph rewrite that failed; raised only under `fallback="error"`."""
 
 
+class TuningError(BlastError, RuntimeError):
+    """A configuration whose results are wrong, or a search that was asked for what it cannot do."""
+
+
 class RecordError(BlastError, ValueError):
     """A record or plan that cannot be read, or that another version or machine wrote."""

@@ -20,6 +20,7 @@ BUILTINS = {
     "BuildError": RuntimeError,
     "RewriteError": RuntimeError,
     "RecordError": ValueError,
+    "TuningError": RuntimeError,
 }
 
 

@@ -35,10 +35,11 @@ class Space:
                 yield config
 
     def random(self, rng: random.Random) -> CpuConfig:
-        """A point that may be tried."""
+        """A point that may be tried; fields that change nothing keep their defaults."""
         while True:
-            values = {name: fragment.random(rng) for name, fragment in self.fragments.items()}
-            config = _with(self.default, values)
+            config = _with(self.default, {name: fragment.random(rng) for name, fragment in self.fragments.items()})
+            idle = [name for name, _ in _idle(self.problem, config)]
+            config = _with(config, {name: getattr(self.default, name) for name in idle})
             if not reason_against(self.problem, config):
                 return config
 
@@ -79,8 +80,13 @@ def space_of(problem: Problem) -> Space:
 
 def reason_against(problem: Problem, config: CpuConfig) -> str:
     """Why a config is not tried: it cannot run, or it does what another one does; empty where nothing is against it."""
+    if reason := is_runnable(problem, config):
+        return reason
     default = cpp.default_config(problem.spec)
-    return next((reason for reason, holds in _objections(problem, config, default) if holds), "")
+    for name, why in _idle(problem, config):
+        if getattr(config, name) != getattr(default, name):
+            return f"{name} changes nothing: {why}"
+    return ""
 
 
 def is_runnable(problem: Problem, config: CpuConfig) -> str:
@@ -88,14 +94,16 @@ def is_runnable(problem: Problem, config: CpuConfig) -> str:
     return next((reason for reason, holds in _impossible(problem, config) if holds), "")
 
 
-def _objections(problem: Problem, config: CpuConfig, default: CpuConfig) -> Iterator[tuple[str, bool]]:
-    yield from _impossible(problem, config)
+def _idle(problem: Problem, config: CpuConfig) -> Iterator[tuple[str, str]]:
+    """The fields that change nothing beside the others, and why."""
+    default = cpp.default_config(problem.spec)
     tokens, threads = problem.tokens, min(problem.threads, config.threads or problem.threads)
-    changed = {name for name in vars(config) if getattr(config, name) != getattr(default, name)}
     shared = shares_tokens(problem, config, threads)
+    usual = shares_tokens(problem, replace(config, share="auto"), threads)
     for name, is_idle, why in (
         ("prefetch_bytes", not cpp.is_direct(problem.spec), "gathered blocks are fetched by fetch_ahead"),
         ("fetch_ahead", cpp.is_direct(problem.spec), "blocks are read where they lie"),
+        ("share", shared == usual, "auto does the same"),
         ("share_tokens", not shared, "threads share block rows"),
         ("task_bytes", shared, "threads share tokens"),
         ("span", shared or tokens <= min(config.span, default.span), "all tokens are in one span"),
@@ -105,11 +113,8 @@ def _objections(problem: Problem, config: CpuConfig, default: CpuConfig) -> Iter
         ("threads", problem.threads == 1, "there is one thread"),
         ("stream_bytes", tokens * problem.outputs * problem.x_bytes < 64 * _KIB, "results are small"),
     ):
-        yield f"{name} changes nothing: {why}", name in changed and is_idle
-    wants_shares = config.share == "tokens" and not shared
-    yield "share changes nothing: too few tokens to share", wants_shares
-    usual = shares_tokens(problem, _with(config, {"share": "auto"}), threads)
-    yield "share changes nothing: auto does the same", config.share != "auto" and shared == usual
+        if is_idle:
+            yield name, why
 
 
 def _with(config: CpuConfig, values: Mapping[str, Any]) -> CpuConfig:

@@ -37,6 +37,14 @@ def interleaved(
     At least `rounds` rounds, and more until `seconds` have passed or there were `max_rounds`. Each round starts with
     another candidate, so that none always follows the same one.
     """
+    times_us = rounds_of(candidates, rounds=rounds, seconds=seconds, max_rounds=max_rounds)
+    return {name: Timing.of(times) for name, times in times_us.items()}
+
+
+def rounds_of(
+    candidates: Mapping[Name, Callable[[], object]], *, rounds: int, seconds: float = 0.0, max_rounds: int = 1000
+) -> dict[Name, list[float]]:
+    """The microseconds of each round, by candidate, so that times of one round can be compared; as `interleaved`."""
     names = list(candidates)
     for call in candidates.values():
         call()
@@ -49,4 +57,4 @@ def interleaved(
             candidates[name]()
             times_us[name].append((time.perf_counter_ns() - begin) / 1e3)
         done += 1
-    return {name: Timing.of(times) for name, times in times_us.items()}
+    return times_us

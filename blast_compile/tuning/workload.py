@@ -1,0 +1,195 @@
+"""A problem as tensors: layers that no cache holds, the calls of a kernel on them, the truth and the dense op."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blast_compile import layout, reference
+from blast_compile.errors import TuningError
+from blast_compile.kernels import Kernel
+from blast_compile.tuning.problem import Problem
+from blast_compile.tuning.processor import l3_bytes
+
+_TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_MOST_COPIES, _NUM_ROWS = 64, 12
+_FLOAT32_BOUND = 1e-5
+_ROUNDING_FACTOR = 1.5  # of a 16-bit reference's own error: sums in another order, no worse precision
+
+
+@dataclass(frozen=True)
+class _Layer:
+    weight: Tensor
+    index: Tensor
+    bias: Tensor | None
+    num_blocks: int
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """One set of operands and its result; `residual` None without one."""
+
+    x: Tensor
+    layers: tuple[_Layer, ...]
+    residual: Tensor | None
+    y: Tensor
+
+
+class Workload:
+    """Random operands of a problem, in as many copies as exceed the last-level cache twice; always the same ones."""
+
+    def __init__(self, problem: Problem) -> None:
+        self.problem = problem
+        self._generator = torch.Generator().manual_seed(0)
+        kept_bytes = sum(problem.num_blocks) * math.prod(problem.block) * problem.weight_bytes
+        call_bytes = kept_bytes + problem.tokens * (problem.inputs + problem.outputs) * problem.x_bytes
+        count = min(max(1, math.ceil(2 * l3_bytes() / max(call_bytes, 1))), _MOST_COPIES)
+        self._copies = [self._copy() for _ in range(count)]
+        self._arguments = [array("q", self._numbers(copy)) for copy in self._copies]
+
+    @property
+    def num_calls(self) -> int:
+        """Calls of one pass."""
+        return len(self._copies)
+
+    def calls(self, kernel: Kernel) -> Callable[[], None]:
+        """One pass of a kernel: a call on each copy."""
+        run = kernel.run
+        assert run is not None, kernel
+        addresses = [arguments.buffer_info()[0] for arguments in self._arguments]
+
+        def run_all() -> None:
+            for address in addresses:
+                run(address)
+
+        return run_all
+
+    def verify(self, kernel: Kernel) -> float:
+        """The relative error of a kernel against the reference in float64; a `TuningError` where it is no rounding."""
+        assert kernel.run is not None, kernel
+        copy, (truth, bound) = self._copies[0], self._truth
+        copy.y.fill_(math.nan)
+        status = kernel.run(self._arguments[0].buffer_info()[0])
+        error = _relative_error(copy.y[self._rows], truth)
+        if status != 0 or not error <= bound:  # NaN is not
+            raise TuningError(
+                f"expected status 0 and a relative error of at most {bound:.2e} from {kernel.name}, got {status} and "
+                f"{error:.2e}; it is not timed"
+            )
+        return error
+
+    @cached_property
+    def dense(self) -> Callable[[], None]:
+        """One pass of the dense op in plain torch, on weights that no cache holds either, over `num_dense_calls`."""
+        problem, first = self.problem, self._copies[0]
+        count = max(1, math.ceil(2 * l3_bytes() / (problem.num_weights * problem.x_bytes)))
+        self.num_dense_calls = min(count, self.num_calls, _MOST_COPIES)
+        dtype, scale = _TORCH[problem.dtype], problem.inputs**-0.5
+        weights = [
+            [torch.randn(N, K, generator=self._generator).mul_(scale).to(dtype) for N, K in problem.shapes]
+            for _ in range(self.num_dense_calls)
+        ]
+        biases = [None if layer.bias is None else layer.bias.to(dtype) for layer in first.layers]
+        each = [
+            partial(_dense, problem, copy.x, of_copy, biases, copy.residual)
+            for copy, of_copy in zip(self._copies, weights, strict=False)
+        ]
+
+        def run_all() -> None:
+            for call in each:
+                call()
+
+        return run_all
+
+    def _copy(self) -> _Copy:
+        problem, dtype = self.problem, _TORCH[self.problem.dtype]
+        epilogues = problem.spec.epilogues
+        biases = [flag for e in epilogues for flag in ((e.gate_bias, e.bias) if e.gate else (e.bias,))] or [False]
+        layers = tuple(
+            self._layer(shape, blocks, bias)
+            for shape, blocks, bias in zip(problem.shapes, problem.num_blocks, biases, strict=True)
+        )
+        x = torch.randn(problem.tokens, problem.inputs, generator=self._generator).to(dtype)
+        y = torch.zeros(problem.tokens, problem.outputs, dtype=dtype)
+        return _Copy(x, layers, torch.zeros_like(y) if epilogues and epilogues[-1].residual else None, y)
+
+    def _layer(self, shape: tuple[int, int], num_blocks: int, has_bias: bool) -> _Layer:
+        (N, K), (bn, bk), dtype = shape, self.problem.block, _TORCH[self.problem.spec.weight_dtype]
+        R, C = layout.grid(shape, (bn, bk))
+        kept = torch.zeros(R * C, dtype=torch.bool)
+        kept[torch.randperm(R * C, generator=self._generator)[:num_blocks]] = True
+        kept = kept.view(R, C)
+        is_packed = self.problem.spec.layout == "packed"
+        size = (num_blocks, bk, bn) if is_packed else (N, K)
+        weight = torch.randn(size, generator=self._generator).mul_(K**-0.5).to(dtype)
+        bias = torch.randn(N, generator=self._generator).to(dtype) if has_bias else None
+        return _Layer(weight, layout.packed_index(kept) if is_packed else layout.masked_index(kept), bias, num_blocks)
+
+    def _numbers(self, copy: _Copy) -> list[int]:
+        """The arguments of a kernel, as in `forward.cpp.jinja`."""
+        x, y, residual = copy.x, copy.y, copy.residual
+        numbers = [self.problem.threads, x.shape[0], x.data_ptr(), x.stride(0), y.data_ptr()]
+        numbers.append(0 if residual is None else residual.data_ptr())
+        for layer, (N, K) in zip(copy.layers, self.problem.shapes, strict=True):
+            weight, bias = layer.weight, layer.bias
+            numbers += [weight.data_ptr(), layer.index.data_ptr(), 0 if bias is None else bias.data_ptr()]
+            numbers += [*weight.stride()[:2], *((K, N) if self.problem.op == "input_grad" else (N, K))]
+            numbers.append(weight.shape[0] if weight.dim() == 3 else layer.index.numel() - layer.index.shape[0])
+        return numbers
+
+    @property
+    def _rows(self) -> list[int]:
+        last = self.problem.tokens - 1
+        return sorted({round(i * last / (_NUM_ROWS - 1)) for i in range(_NUM_ROWS)})
+
+    @cached_property
+    def _truth(self) -> tuple[Tensor, float]:
+        """Some rows of the right result, float64, and the error that is allowed."""
+        truth = self._by_reference(torch.float64)
+        if self.problem.dtype == "float32":
+            return truth, _FLOAT32_BOUND
+        return truth, _ROUNDING_FACTOR * _relative_error(self._by_reference(_TORCH[self.problem.dtype]), truth)
+
+    def _by_reference(self, dtype: torch.dtype) -> Tensor:
+        problem, copy = self.problem, self._copies[0]
+        x = copy.x[self._rows].to(dtype)
+        layers = [(layer.weight.to(dtype), layer.index, layer.bias) for layer in copy.layers]
+        if problem.op == "input_grad":
+            return reference.input_grad(x, *layers[0][:2], problem.outputs, problem.block)
+        operands = [part if part is None else part.to(dtype) if part.is_floating_point() else part
+                    for layer in layers for part in layer]  # fmt: skip
+        if problem.op != "gated_linear":
+            operands.append(None if copy.residual is None else copy.residual[self._rows].to(dtype))
+        sizes = [problem.shapes[0][0], problem.outputs][-2 if problem.op in ("mlp", "gated_mlp") else -1 :]
+        y: Tensor = getattr(reference, problem.op)(
+            x, *operands, *sizes, problem.block, problem.spec.epilogues[0].activation
+        )
+        return y
+
+
+def _dense(
+    problem: Problem, x: Tensor, weights: list[Tensor], biases: list[Tensor | None], residual: Tensor | None
+) -> Tensor:
+    """The op on dense weights."""
+    if problem.op == "input_grad":
+        return x @ weights[0]
+    activate = reference.ACTIVATIONS[problem.spec.epilogues[0].activation]
+    y = activate(F.linear(x, weights[0], biases[0]))
+    if problem.op in ("gated_linear", "gated_mlp"):
+        y = y * F.linear(x, weights[1], biases[1])
+    if problem.op in ("mlp", "gated_mlp"):
+        y = F.linear(y, weights[-1], biases[-1])
+    return y if residual is None else y + residual
+
+
+def _relative_error(got: Tensor, truth: Tensor) -> float:
+    """Root mean square of the difference, over that of the truth."""
+    error = (got.double() - truth.double()).norm() / truth.double().norm().clamp_min(1e-300)
+    return float(error.item())
