@@ -89,8 +89,14 @@ def _define(name: str, schema: str, implementation: Callable[..., Any], *, has_g
         _lib.impl(name, torch.library.fallthrough_kernel, "Autograd")  # type: ignore[no-untyped-call]
 
 
+def schema_of(name: Op) -> str:
+    """The arguments and the result of an op, as `torch.library` takes them, without its name."""
+    probes = (f"Tensor? {probe}=None" for probe in _PROBES.get(name, ()))
+    return f"({', '.join((_ARGUMENTS[name], *probes))}) -> Tensor"
+
+
 def _register(name: Op, arguments: str) -> None:
-    schema = f"({', '.join((arguments, *(f'Tensor? {probe}=None' for probe in _PROBES.get(name, ()))))}) -> Tensor"
+    schema = schema_of(name)
     if name != "weight_grad":
         _define(f"_plain_{name}", schema, launch.OPS[name])
         _define(f"_plan_{name}", f"({arguments}) -> int[]", partial(launch.plan_numbers, name))
