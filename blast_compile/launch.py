@@ -112,13 +112,18 @@ def block_norms(grad: Tensor, x: Tensor, probe: Tensor, block: Any, _abi: int = 
 
     Raises `LayerError` where the probe has another shape.
     """
+    check_probe(grad, x, probe, block)
+    with torch.no_grad(), compat.without_autocast(grad.device.type):
+        return reference.block_norms(grad, x, probe, block)
+
+
+def check_probe(grad: Tensor, x: Tensor, probe: Tensor, block: Any) -> None:
+    """Raises `LayerError` where a probe has another shape than the blocks of the weight."""
     if probe.shape != layout.grid((grad.shape[-1], x.shape[-1]), block):
         raise LayerError(
             f"expected a probe of one number a block, got shape {tuple(probe.shape)} for a weight of "
             f"[{grad.shape[-1]}, {x.shape[-1]}] in blocks of {tuple(block)}; attach_probe_ makes it"
         )
-    with torch.no_grad(), compat.without_autocast(grad.device.type):
-        return reference.block_norms(grad, x, probe, block)
 
 
 OPS: dict[Op, Callable[..., Tensor]] = {

@@ -117,6 +117,7 @@ def _register(name: Op, arguments: str) -> None:
 def _register_block_norms() -> None:
     """It has no gradient: the norms are numbers to look at."""
     _define("block_norms", _BLOCK_NORMS, launch.block_norms)
+    _lib.impl("block_norms", gpu_launch.block_norms, "CUDA")  # type: ignore[no-untyped-call]
     torch.library.register_fake("blast::block_norms", lambda _grad, _x, probe, *_: torch.empty_like(probe), lib=_lib)
     torch.library.register_vmap("blast::block_norms", transforms.batched(torch.ops.blast.block_norms.default), lib=_lib)
 

@@ -49,6 +49,14 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: B
     return torch.where(is_kept[:, None, None], chosen, chosen.new_zeros(())).to(weight.dtype)
 
 
+def block_norms(grad: Tensor, x: Tensor, probe: Tensor, block: Block) -> Tensor:
+    """Frobenius norms of the blocks of `grad.T @ x` where `probe` `[R, C]` is not zero, zeros elsewhere."""
+    dense = grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
+    precision = torch.promote_types(dense.dtype, torch.float32)
+    norms = layout.to_blocks(dense, block).to(precision).flatten(2).norm(dim=-1).to(probe.dtype)
+    return torch.where(probe != 0, norms, torch.zeros_like(probe))
+
+
 def dense_weight(weight: Tensor, index: Tensor, shape: tuple[int, int], block: Block) -> Tensor:
     """`W * mask` as a dense `[N, K]`, from either form."""
     R, C = layout.grid(shape, block)

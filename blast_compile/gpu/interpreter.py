@@ -29,5 +29,6 @@ def serve_cpu_tensors(target: str = "cuda:sm_90") -> None:
         for name, function in gpu_launch.OPS.items():
             for overload in (name, f"{name}.nograd"):
                 _library.impl(overload, function, "CPU")  # type: ignore[no-untyped-call]
+        _library.impl("block_norms", gpu_launch.block_norms, "CPU")  # type: ignore[no-untyped-call]
     device.interpret_as(target)
     launch.forget()

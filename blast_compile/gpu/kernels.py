@@ -21,6 +21,7 @@ from blast_compile.log import debug
 
 MAX_BUCKET = 8192
 _PRODUCTS: dict[Op, tuple[Op, ...]] = {"mlp": ("linear", "linear"), "gated_mlp": ("gated_linear", "linear")}
+_chosen: dict[tuple[Spec, int], TritonConfig] = {}
 
 
 @dataclass(frozen=True)
@@ -57,10 +58,17 @@ def bucket(num_tokens: int) -> int:
     return min(1 << max(num_tokens - 1, 0).bit_length(), MAX_BUCKET)
 
 
+def choose(step: Spec, num_tokens: int, config: TritonConfig) -> None:
+    """Has this process use `config` for one step and one bucket of tokens; a `TargetError` where there is none such."""
+    triton.triton_source(step, config)
+    _chosen[step, bucket(num_tokens)] = config
+    loaded.cache_clear()
+
+
 @functools.cache
 def loaded(step: Spec, num_tokens: int) -> TritonKernel:
     """The kernel of one step for a bucket of tokens, generated at most once a process; compiled when first launched."""
-    return load(step, triton.default_config(step, num_tokens))
+    return load(step, _chosen.get((step, num_tokens)) or triton.default_config(step, num_tokens))
 
 
 @functools.cache
@@ -75,6 +83,7 @@ def load(step: Spec, config: TritonConfig) -> TritonKernel:
 
 def forget() -> None:
     """Drops what this process has chosen and loaded, so that changed settings are read anew."""
+    _chosen.clear()
     for memo in (find, loaded, load):
         memo.cache_clear()
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from blast_compile import layout
+from blast_compile.codegen.triton import TritonConfig
 from tests.op_cases import Call, Case, Layer, check, make_call, relative_error
 
 
@@ -85,6 +86,37 @@ def _as_operand(weight_grad: Tensor, layer: Layer, case: Case) -> Tensor:
     if case.form == "packed":
         return layout.pack(weight_grad, layer.kept, case.block)
     return weight_grad * layout.spread(layer.kept, (weight_grad.shape[0], weight_grad.shape[1]), case.block)
+
+
+def chosen_config_errors(config: TritonConfig) -> list[float]:
+    """Errors of products whose steps run at `config` because that was chosen for their bucket."""
+    from blast_compile import launch, plans
+    from blast_compile.gpu import kernels
+
+    errors = []
+    for op in ("linear", "gated_mlp"):
+        call = make_call(Case(op, torch.float32, (32, 32), "packed", "silu"))
+        plan = launch.plan_of(op, plans.read_call(op, call.args[:-1]))
+        assert isinstance(plan.kernel, kernels.GpuKernel)
+        for step in plan.kernel.steps:
+            kernels.choose(step, 7, config)
+            assert kernels.loaded(step, kernels.bucket(7)).config == config
+        errors.append(relative_error(call.run("nograd"), call.dense()))
+        kernels.forget()
+        assert kernels.loaded(plan.kernel.steps[0], 8).config != config
+    return [*errors, *gradient_errors(Case("linear", torch.float32, (16, 16), "packed", "silu"))[:1]]
+
+
+def norms_error(dtype: torch.dtype, probed: str) -> float:
+    """The error of the norms of blocks where a probe is filled, as the op gives them."""
+    generator = torch.Generator().manual_seed(0)
+    grad, x = torch.randn(9, 70, generator=generator).to(dtype), torch.randn(9, 50, generator=generator).to(dtype)
+    probe = torch.zeros(5, 4) if probed == "none" else torch.ones(5, 4)
+    if probed == "some":
+        probe[:, ::2] = 0
+    norms = torch.ops.blast.block_norms(grad, x, probe, [16, 16], 0)
+    blocks = layout.to_blocks(grad.double().t() @ x.double(), (16, 16))
+    return relative_error(norms, blocks.flatten(2).norm(dim=-1) * probe)
 
 
 def model_error(form: str) -> tuple[float, int]:

@@ -10,8 +10,16 @@ import pytest
 import torch
 
 import blast_compile.ops  # noqa: F401 - registers what is looked at
+from blast_compile.codegen.triton import TritonConfig
 from tests.gpu import interpreted
-from tests.gpu.interpreted import check_call, check_edits, gradient_errors, model_error
+from tests.gpu.interpreted import (
+    check_call,
+    check_edits,
+    chosen_config_errors,
+    gradient_errors,
+    model_error,
+    norms_error,
+)
 from tests.op_cases import OPS, Case, OpName
 
 CASES = [
@@ -59,9 +67,20 @@ def test_gradients(op: OpName, form: str, interpreter: ProcessPoolExecutor) -> N
     assert max(interpreter.submit(gradient_errors, case).result()) < 1e-5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("probed", ["none", "some", "all"])
+def test_norms_of_blocks(dtype: torch.dtype, probed: str, interpreter: ProcessPoolExecutor) -> None:
+    assert interpreter.submit(norms_error, dtype, probed).result() < 1e-5
+
+
 @pytest.mark.parametrize("case", [Case(block=(8, 8)), Case("mlp", block=(13, 17)), Case("gated_mlp", torch.float64)])
 def test_what_has_no_kernel_runs_dense(case: Case, interpreter: ProcessPoolExecutor) -> None:
     assert interpreter.submit(check_call, case).result() == "reference"
+
+
+def test_chosen_configs_run(interpreter: ProcessPoolExecutor) -> None:
+    ordered = TritonConfig(16, 16, 16, num_warps=4, num_stages=2, is_ordered=True)
+    assert interpreter.submit(chosen_config_errors, ordered).result() == pytest.approx([0.0] * 3, abs=1e-5)
 
 
 @pytest.mark.parametrize("form", ["masked", "packed"])
@@ -72,6 +91,6 @@ def test_a_compiled_model(form: str, interpreter: ProcessPoolExecutor) -> None:
 
 
 @pytest.mark.parametrize("name", [*OPS, "input_grad", "weight_grad"])
-@pytest.mark.parametrize("overload", ["", ".nograd"])
-def test_tensors_of_a_gpu_are_dispatched_there(name: str, overload: str) -> None:
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"blast::{name}{overload}", "CUDA")
+def test_tensors_of_a_gpu_are_dispatched_there(name: str) -> None:
+    for full_name in (f"blast::{name}", f"blast::{name}.nograd", "blast::block_norms"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(full_name, "CUDA")
