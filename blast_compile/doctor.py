@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,9 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from blast_compile import __version__, compat, env
+from blast_compile import __version__, compat, env, inventory
 from blast_compile.errors import BlastError
-from blast_compile.store import Store
+from blast_compile.store import Store, default_root
+from blast_compile.tuning.processor import cpu_model, l2_bytes, l3_bytes
+
+_PACKAGES = ("torch", "triton", "transformers", "matplotlib")
 
 
 @dataclass(frozen=True)
@@ -28,11 +32,18 @@ def examine() -> Iterator[Finding]:
     """Every finding, versions first."""
     yield Finding("blast_compile", __version__)
     yield Finding("python", platform.python_version())
-    for package in ("torch", "triton", "transformers"):
+    for package in _PACKAGES:
         yield Finding(package, _version(package))
-    yield Finding("cpu", f"{torch.get_num_threads()} threads")
-    yield Finding("gpu", torch.cuda.get_device_name() if torch.cuda.is_available() else "none")
-    for name, look in (("instruction set", _isa), ("C++ compiler", _compiler), ("store", _store)):
+    yield Finding("cpu", _cpu())
+    looks = (
+        ("instruction set", _isa),
+        ("C++ compiler", _compiler),
+        ("gpu", _gpu),
+        ("gpu kernels", _gpu_kernels),
+        ("store", _store),
+        ("plans", _plans),
+    )
+    for name, look in looks:
         yield _careful(name, look)
 
 
@@ -48,6 +59,13 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
+
+
+def _cpu() -> str:
+    gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    caches = f"L2 {l2_bytes() // 2**10} KiB a core, L3 {l3_bytes() // 2**20} MiB"
+    cores = len(os.sched_getaffinity(0))
+    return f"{cpu_model()}, {cores} cores, {torch.get_num_threads()} threads, {caches}, {gib:.0f} GiB of memory"
 
 
 def _isa(name: str) -> Finding:
@@ -69,9 +87,38 @@ def _compiler(name: str) -> Finding:
     return Finding(name, f"{path} ({done.stdout.partition(chr(10))[0]})")
 
 
+def _gpu(name: str) -> Finding:
+    if not torch.cuda.is_available():
+        return Finding(name, "none")
+    found = []
+    for number in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(number)
+        kind = getattr(properties, "gcnArchName", f"sm_{properties.major}{properties.minor}")
+        found.append(f"{properties.name} ({kind}, {properties.total_memory / 2**30:.0f} GiB)")
+    return Finding(name, ", ".join(found))
+
+
+def _gpu_kernels(name: str) -> Finding:
+    has_triton = _version("triton") != "not installed"
+    if torch.cuda.is_available() and not has_triton:
+        return Finding(name, "none", "layers on the GPU run on the plain-torch reference; pip install triton")
+    return Finding(name, "can be built" if has_triton else "cannot be built without Triton, and no GPU needs them")
+
+
 def _store(name: str) -> Finding:
-    report = Store.default().report()
+    store = Store.default()
+    report = store.report()
     value = f"{report.root} (entries {report.num_entries}, {report.size_bytes / 2**20:.1f} MiB)"
     if not report.is_writable:
         return Finding(name, value, "it cannot be written; set BLAST_CACHE_DIR to another folder")
+    damaged = sum(bool(entry.damage) for entry in inventory.verify(store))
+    if damaged:
+        return Finding(name, value, f"{damaged} entries are damaged; `blast-compile cache verify` names them")
     return Finding(name, value)
+
+
+def _plans(name: str) -> Finding:
+    folder = default_root() / "plans"
+    num_chosen = sum(1 for _ in folder.glob("*/chosen-*.json"))
+    num_tried = sum(1 for _ in folder.glob("*/trial-*.json"))
+    return Finding(name, f"{num_chosen} tuned, {num_tried} configurations tried" if num_tried else "none tuned yet")

@@ -49,11 +49,20 @@ def write(key: StoreKey, files: Mapping[str, bytes]) -> bytes:
     return (json.dumps(manifest, indent=2) + "\n").encode()
 
 
-def damage(entry: Path, key: StoreKey) -> str | None:
-    """What is wrong with the folder `entry` as the entry of `key`, or None."""
+def read(entry: Path) -> dict[str, Any]:
+    """The manifest of the folder `entry`; an OSError or a ValueError where it cannot be read."""
+    manifest = json.loads((entry / NAME).read_bytes())
+    if not isinstance(manifest, dict):
+        raise ValueError(f"the manifest is a {type(manifest).__name__}")
+    return manifest
+
+
+def damage(entry: Path, key: StoreKey | None = None) -> str | None:
+    """What is wrong with the folder `entry` as the entry of `key`, or of the key that its name stands for, or None."""
     try:
-        manifest = json.loads((entry / NAME).read_bytes())
-        if manifest["key"] != describe(key):
+        manifest = read(entry)
+        found = hashlib.sha256(_canonical(manifest["key"]).encode()).hexdigest()
+        if found != (entry.name if key is None else digest(key)):
             return "the manifest holds another key"
         for name, expected in manifest["files"].items():
             if _fingerprint((entry / name).read_bytes()) != expected:

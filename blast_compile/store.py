@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -29,6 +30,7 @@ T = TypeVar("T")
 _LOCKS = ".locks"
 _TEMPORARY = ".temporary-"
 _DAMAGED = ".damaged-"
+_ENTRY = re.compile("[0-9a-f]{64}")  # a digest; tuning keeps its records in a folder beside them
 # What a killed process left behind, and what was kept for a person to look at: seconds until it is swept away.
 _STALE_AFTER_S = {_TEMPORARY: 3600.0, _DAMAGED: 7 * 86400.0}
 
@@ -65,8 +67,8 @@ class Store:
 
     @classmethod
     def default(cls) -> Store:
-        """The store in `BLAST_CACHE_DIR`, else in the user's cache folder."""
-        return cls(env.cache_dir() or platformdirs.user_cache_path("blast_compile", appauthor=False))
+        """The store of `default_root`."""
+        return cls(default_root())
 
     def get(self, key: StoreKey) -> Path | None:
         """The folder of an undamaged entry, or None. A damaged one is moved away, logged once, and None."""
@@ -100,36 +102,43 @@ class Store:
 
     def report(self) -> StoreReport:
         """Counts entries and bytes."""
-        names = [path.name for path in _children(self.root)]
-        size_bytes = 0
-        for folder, _, files in os.walk(self.root):
-            for name in files:
-                with suppress(FileNotFoundError):
-                    size_bytes += Path(folder, name).lstat().st_size
         return StoreReport(
             root=self.root,
-            num_entries=sum(not name.startswith(".") for name in names),
-            num_damaged=sum(name.startswith(_DAMAGED) for name in names),
-            size_bytes=size_bytes,
+            num_entries=sum(1 for _ in self.entries()),
+            num_damaged=sum(1 for _ in self.damaged()),
+            size_bytes=size_bytes(self.root),
             is_writable=os.access(self.root, os.W_OK | os.X_OK),
         )
 
+    def entries(self) -> Iterator[Path]:
+        """The folders of the entries, undamaged as far as anybody has looked."""
+        return (path for path in _children(self.root) if _ENTRY.fullmatch(path.name))
+
+    def damaged(self) -> Iterator[Path]:
+        """The folders of damaged entries that were moved away."""
+        return (path for path in _children(self.root) if path.name.startswith(_DAMAGED))
+
+    def remove(self, path: Path) -> bool:
+        """Removes one of `entries` or `damaged` at once; False where another process was faster."""
+        doomed = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
+        try:
+            path.rename(doomed)  # at once, so that nobody finds half an entry
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            raise StoreError(f"expected to remove {path}, got {error}; make {self.root} writable") from error
+        shutil.rmtree(doomed, ignore_errors=True)
+        return True
+
     def clear(self) -> int:
-        """Removes the entries, the damaged ones too; returns how many undamaged ones there were."""
-        num_removed = 0
-        for path in _children(self.root):
-            # A live writer needs its temporary folder; and unlinking a held lock would let a second process in.
-            if path.name == _LOCKS or path.name.startswith(_TEMPORARY):
-                continue
-            doomed = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
-            try:
-                path.rename(doomed)  # at once, so that nobody finds half an entry
-                num_removed += not path.name.startswith(".")
-            except FileNotFoundError:
-                continue  # another process was faster
-            except OSError as error:
-                raise StoreError(f"expected to remove {path}, got {error}; make {self.root} writable") from error
-            shutil.rmtree(doomed, ignore_errors=True)
+        """Removes the entries, the damaged ones too; returns how many undamaged ones there were.
+
+        All else stays: a live writer needs its temporary folder, and unlinking a held lock would let a second process
+        in.
+        """
+        for path in list(self.damaged()):
+            self.remove(path)
+        num_removed = sum(self.remove(path) for path in list(self.entries()))
         _sweep(self.root)
         return num_removed
 
@@ -211,6 +220,21 @@ def _sweep(root: Path) -> None:
             with suppress(FileNotFoundError):
                 if path.name.startswith(prefix) and now - path.lstat().st_mtime > age_s:
                     shutil.rmtree(path, ignore_errors=True)
+
+
+def default_root() -> Path:
+    """`BLAST_CACHE_DIR`, else the user's cache folder."""
+    return env.cache_dir() or platformdirs.user_cache_path("blast_compile", appauthor=False)
+
+
+def size_bytes(folder: Path) -> int:
+    """Bytes of the files in a folder and in those inside it."""
+    total = 0
+    for inner, _, files in os.walk(folder):
+        for name in files:
+            with suppress(FileNotFoundError):
+                total += Path(inner, name).lstat().st_size
+    return total
 
 
 def _children(root: Path) -> Iterator[Path]:

@@ -41,7 +41,7 @@ def test_version() -> None:
 
 def test_help_names_every_command() -> None:
     output = call("--help")
-    for command in ("demo", "doctor", "cache"):
+    for command in ("demo", "explain", "bench", "report", "doctor", "cache"):
         assert command in output
 
 
@@ -70,13 +70,13 @@ def test_cache_shows_its_size_and_clears(store: Store) -> None:
     (entry / "kernel.so").unlink()
     store.get(Key("b"))
     assert call("cache") == f"{store.root}: entries 1, damaged 1, 3.0 MiB\n"
-    assert call("cache", "--clear") == f"{store.root}: removed 1\n"
+    assert call("cache", "clear") == f"{store.root}: removed 1\n"
     assert call("cache") == f"{store.root}: entries 0, damaged 0, 0.0 MiB\n"
 
 
 def test_cache_that_others_may_write_is_an_error_message(store: Store) -> None:
     store.root.chmod(0o777)
-    for options in ([], ["--clear"]):
+    for options in ([], ["clear"], ["list"], ["verify"], ["prune", "--older-than", "1d"]):
         output = call("cache", *options, exit_code=1)
         assert output.startswith("error: expected a store folder that only its owner can write")
 

@@ -17,7 +17,7 @@ ORDER = (
     ("activations",),
     ("reference",),
     ("codegen",),
-    ("store", "manifest", "folders", "state_file"),
+    ("store", "manifest", "folders", "inventory", "state_file"),
     ("bundles",),
     ("kernels", "native", "plans", "launch", "gpu", "tuning"),
     ("ops", "gradients", "transforms"),
@@ -26,12 +26,13 @@ ORDER = (
     ("passes",),
     ("prepare", "serve"),
     ("backend", "exported"),
-    ("report",),
+    ("report", "tuner"),
     ("packing", "mlps"),
     ("sparsify",),
     ("checkpoint",),
     ("aot",),
-    ("demo", "doctor", "cli"),
+    ("forecast",),
+    ("demo", "doctor", "commands", "cli"),
 )
 RANKS = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 

@@ -1,0 +1,1 @@
+"""What `blast-compile` runs, a module a command. They print; the library does not."""

@@ -1,0 +1,63 @@
+"""`blast-compile explain MODEL`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from blast_compile.commands.options import (
+    Block,
+    Json,
+    Layers,
+    Masked,
+    ModelChoice,
+    ModelName,
+    Sparsity,
+    Targets,
+    Weights,
+)
+from blast_compile.commands.output import errors_as_messages, show_json
+
+if TYPE_CHECKING:
+    from blast_compile.report import Explanation
+
+
+def explain(
+    model: ModelName,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens that the model is run with.")] = 16,
+    every: Annotated[bool, typer.Option("--every", help="A line for every layer, alike ones too.")] = False,
+    weights: Weights = None,
+    sparsity: Sparsity = 0.9,
+    block: Block = 32,
+    targets: Targets = "mlp",
+    masked: Masked = False,
+    layers: Layers = None,
+    json: Json = False,
+) -> None:
+    """Run a model once and say what becomes of each sparse layer, and why."""
+    import torch
+
+    from blast_compile.commands.model import load
+    from blast_compile.report import explain as explained
+
+    with errors_as_messages():
+        loaded = load(ModelChoice(model, weights, sparsity, block, targets, masked, layers))
+        args, kwargs = loaded.inputs(tokens)
+        with torch.no_grad():
+            explanation = explained(loaded.model, *args, **kwargs)
+    if json:
+        show_json(_plain(explanation))
+    else:
+        typer.echo(explanation.table(grouped=not every))
+
+
+def _plain(explanation: Explanation) -> dict[str, Any]:
+    rows = [{**asdict(row), "dtype": str(row.dtype).removeprefix("torch.")} for row in explanation.layers]
+    return {
+        "layers": rows,
+        "counts": dict(explanation.counts),
+        "num_graphs": explanation.num_graphs,
+        "warnings": list(explanation.warnings),
+    }

@@ -1,0 +1,183 @@
+"""From MODEL on the command line to a model with sparse layers, and inputs for it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blast_compile.checkpoint import load_model
+from blast_compile.commands.options import ModelChoice
+from blast_compile.errors import BlastError, OptionsError
+from blast_compile.layers import SparseLayer
+from blast_compile.packing import pack_
+from blast_compile.surgery import BlockSparse, sparsify_
+
+_FORMS = "a folder of transformers, a config.json, or module:function"
+_IDS_UP_TO = 32_000  # of random tokens, where a config does not say
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model, and what it is called with for so many tokens: positional and keyword arguments."""
+
+    name: str
+    model: nn.Module
+    inputs: Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]]
+
+
+def load(choice: ModelChoice) -> Loaded:
+    """The model, for inference. One without sparse layers gets some, by magnitude, packed unless told otherwise.
+
+    Raises `OptionsError` where `choice.name` is none of the forms, and what `load_model`, `sparsify_` and `pack_` do.
+    """
+    loaded = _find(choice)
+    model = loaded.model
+    if choice.weights is not None:
+        load_model(model, choice.weights)
+    if not any(isinstance(module, SparseLayer) for module in model.modules()):
+        targets = choice.targets if choice.targets in ("mlp", "all") else [choice.targets]
+        sparsify_(model, BlockSparse(sparsity=choice.sparsity, block=choice.block, targets=targets))
+        if not choice.masked:
+            pack_(model)
+    model.eval().requires_grad_(False)
+    return loaded
+
+
+def build_dense(choice: ModelChoice) -> nn.Module:
+    """The model as it is, on the meta device where it is a config of transformers: shapes without memory."""
+    path = _config_path(choice)
+    if path is None:
+        return _find(choice).model
+    with torch.device("meta"):
+        return _from_config(path, choice.layers)
+
+
+def _find(choice: ModelChoice) -> Loaded:
+    path = Path(choice.name).expanduser()
+    config = _config_path(choice)
+    if config is not None:
+        has_weights = config.parent == path and any(path.glob("*.safetensors*"))
+        model = _from_pretrained(path) if has_weights else _from_config(config, choice.layers)
+        return Loaded(path.stem if path.is_file() else path.resolve().name, model, lambda tokens: _ids(model, tokens))
+    if path.is_dir():
+        raise OptionsError(
+            f"expected a folder with a config.json, got {path}; for one of save_model, name the module:function that "
+            "builds the model, and pass the folder as --weights"
+        )
+    module, colon, function = choice.name.partition(":")
+    if not colon or not function:
+        raise OptionsError(f"expected {_FORMS}, got {choice.name!r}, which is none of them; is the path right?")
+    return _from_function(choice.name, module, function)
+
+
+def _config_path(choice: ModelChoice) -> Path | None:
+    path = Path(choice.name).expanduser()
+    if path.is_file() and path.suffix == ".json":
+        return path
+    return path / "config.json" if (path / "config.json").is_file() else None
+
+
+def _from_pretrained(folder: Path) -> nn.Module:
+    transformers = _transformers()
+    importlib.import_module("blast_compile.integrations.transformers")  # which reads sparse layers
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        model: nn.Module = _class_of(config).from_pretrained(folder, dtype="auto")
+    except (OSError, ValueError, RuntimeError) as error:
+        raise OptionsError(f"expected a model that transformers can load, got {folder}: {error}") from error
+    return model
+
+
+def _from_config(path: Path, layers: int | None) -> nn.Module:
+    transformers = _transformers()
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise OptionsError(f"expected a config of transformers, got {path}: {error}") from error
+    if layers is not None:
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+    dtype = getattr(config, "dtype", None) or torch.bfloat16
+    kind = _class_of(config)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        model: nn.Module = kind(config) if hasattr(kind, "config_class") else kind.from_config(config)
+    return model.to(dtype)
+
+
+def _class_of(config: Any) -> Any:
+    """The class that a config names, else the causal language model of its kind, else the bare model."""
+    transformers = _transformers()
+    names = getattr(config, "architectures", None) or ()
+    found = [kind for name in names if (kind := getattr(transformers, name, None)) is not None]
+    if found:
+        return found[0]
+    is_causal = type(config) in transformers.AutoModelForCausalLM._model_mapping
+    return transformers.AutoModelForCausalLM if is_causal else transformers.AutoModel
+
+
+def _transformers() -> Any:
+    try:
+        return importlib.import_module("transformers")
+    except ImportError as error:
+        raise BlastError("expected transformers for a config, got none; pip install 'blast-compile[hf]'") from error
+
+
+def _ids(model: Any, tokens: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Random inputs of a model of transformers: token ids, or what else its main input is."""
+    generator = torch.Generator().manual_seed(0)
+    name = getattr(model, "main_input_name", "input_ids")
+    if name != "input_ids":
+        example = model.dummy_inputs.get(name)
+        if not isinstance(example, Tensor):
+            raise OptionsError(
+                f"expected a model of token ids, got one of {name}; name a module:function that returns the model and "
+                "its inputs"
+            )
+        return (), {name: example.to(next(model.parameters()).dtype)}
+    most = getattr(model.config.get_text_config(), "vocab_size", _IDS_UP_TO)
+    return (), {"input_ids": torch.randint(most, (1, tokens), generator=generator)}
+
+
+def _from_function(text: str, module: str, function: str) -> Loaded:
+    sys.path.insert(0, "")  # as `python -m` has it
+    try:
+        made = getattr(importlib.import_module(module), function)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise OptionsError(
+            f"expected {_FORMS}, got {text!r}, which cannot be called without arguments: {error}"
+        ) from error
+    finally:
+        sys.path.remove("")
+    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(model, nn.Module):
+        raise OptionsError(f"expected {text} to return a module, or a module and inputs, got {type(made).__name__}")
+    return Loaded(function, model, lambda tokens: _given(model, inputs, tokens))
+
+
+def _given(model: nn.Module, inputs: Any, tokens: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What the function returned beside the model or, without that, a random activation for its first linear layer."""
+    made = inputs(tokens) if callable(inputs) and not isinstance(inputs, Tensor) else inputs
+    if made is None:
+        if hasattr(model, "config") and hasattr(model, "main_input_name"):
+            return _ids(model, tokens)
+        return (_activation(model, tokens),), {}
+    if isinstance(made, Mapping):
+        return (), dict(made)
+    return made if isinstance(made, tuple) else (made,), {}
+
+
+def _activation(model: nn.Module, tokens: int) -> Tensor:
+    for layer in model.modules():
+        if isinstance(layer, SparseLayer | nn.Linear):
+            generator = torch.Generator().manual_seed(0)
+            return torch.randn(tokens, layer.in_features, generator=generator).to(layer.weight.dtype)
+    raise OptionsError("expected a model with linear layers, or inputs beside it, got neither; return (model, inputs)")

@@ -1,0 +1,29 @@
+"""Models for commands: `tests.commands.made:...`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+import blast_compile as blast
+from tests.nets import Net
+
+# Blocks under 8 run on the reference: these tests need no compiled kernel.
+
+
+def sparse() -> nn.Module:
+    return blast.pack_(blast.sparsify_(Net(), blast.BlockSparse(block=4, sparsity=0.5, targets="all")))
+
+
+def dense_with_inputs() -> tuple[nn.Module, Any]:
+    return Net(), lambda tokens: torch.ones(2, tokens, 8)
+
+
+def with_keywords() -> tuple[nn.Module, Any]:
+    return sparse(), {"x": torch.ones(3, 8)}
+
+
+def number() -> int:
+    return 3

@@ -1,0 +1,127 @@
+"""MODEL on the command line: what it may be, and what is said where it is none of that."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+import blast_compile as blast
+from blast_compile.commands.model import build_dense, load
+from blast_compile.commands.options import ModelChoice
+from blast_compile.errors import BlastError, OptionsError
+from blast_compile.layers import MaskedLayer, PackedLayer
+from tests.commands.made import sparse
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 50,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "dtype": "float32",
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(LLAMA))
+    return path
+
+
+def num_layers(model: nn.Module, kind: type[nn.Module]) -> int:
+    return sum(isinstance(layer, kind) for layer in model.modules())
+
+
+def test_a_function_that_returns_a_sparse_model() -> None:
+    loaded = load(ModelChoice("tests.commands.made:sparse"))
+    args, kwargs = loaded.inputs(5)
+    assert (loaded.name, num_layers(loaded.model, PackedLayer)) == ("sparse", 6)
+    assert loaded.model(*args, **kwargs).shape == (5, 8)
+    assert not loaded.model.training
+
+
+def test_a_function_may_bring_inputs() -> None:
+    choice = ModelChoice("tests.commands.made:dense_with_inputs", sparsity=0.5, block=4, targets="ups", masked=True)
+    loaded = load(choice)
+    args, _ = loaded.inputs(5)
+    assert args[0].shape == (2, 5, 8)
+    assert num_layers(loaded.model, MaskedLayer) == 2
+    assert load(ModelChoice("tests.commands.made:with_keywords")).inputs(7)[1]["x"].shape == (3, 8)
+
+
+def test_weights_of_save_model_are_loaded(tmp_path: Path) -> None:
+    saved = sparse()
+    saved.get_parameter("ups.0.weight").data.fill_(2.0)
+    blast.save_model(saved, tmp_path / "saved")
+    loaded = load(ModelChoice("tests.commands.made:dense_with_inputs", weights=tmp_path / "saved"))
+    assert torch.equal(loaded.model.get_parameter("ups.0.weight"), saved.get_parameter("ups.0.weight"))
+
+
+def test_a_config_of_transformers(config: Path) -> None:
+    loaded = load(ModelChoice(str(config), block=8, sparsity=0.75))
+    args, kwargs = loaded.inputs(5)
+    assert (loaded.name, num_layers(loaded.model, PackedLayer)) == ("tiny", 6)
+    assert kwargs["input_ids"].shape == (1, 5)
+    with torch.no_grad():
+        assert loaded.model(*args, **kwargs).logits.shape == (1, 5, 50)
+
+
+def test_fewer_layers_of_a_config(config: Path) -> None:
+    assert num_layers(load(ModelChoice(str(config), block=8, layers=1)).model, PackedLayer) == 3
+
+
+def test_a_folder_of_save_pretrained(config: Path, tmp_path: Path) -> None:
+    model = load(ModelChoice(str(config), block=8)).model
+    cast(Any, model).save_pretrained(tmp_path / "folder")
+    loaded = load(ModelChoice(str(tmp_path / "folder"), block=16))
+    assert loaded.name == "folder"
+    name = "model.layers.0.mlp.up_proj"
+    assert torch.equal(model.get_parameter(f"{name}.weight"), loaded.model.get_parameter(f"{name}.weight"))
+    assert cast(PackedLayer, loaded.model.get_submodule(name)).block == (8, 8)
+
+
+def test_shapes_without_memory(config: Path) -> None:
+    model = build_dense(ModelChoice(str(config)))
+    assert all(parameter.is_meta for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nothing", "expected a folder of transformers, a config.json, or module:function, got 'nothing'"),
+        ("tests.commands.made:nothing", "which cannot be called without arguments: module"),
+        ("tests.nothing:model", "which cannot be called without arguments: No module"),
+        ("tests.commands.made:number", "to return a module, or a module and inputs, got int"),
+    ],
+)
+def test_what_is_no_model_is_an_error(name: str, message: str) -> None:
+    with pytest.raises(OptionsError, match=message):
+        load(ModelChoice(name))
+
+
+def test_a_folder_without_a_config_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(OptionsError, match="pass the folder as --weights"):
+        load(ModelChoice(str(tmp_path)))
+
+
+def test_a_damaged_config_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(OptionsError, match="expected a config of transformers"):
+        load(ModelChoice(str(tmp_path)))
+
+
+def test_configs_need_transformers(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "transformers", None)
+    with pytest.raises(BlastError, match="expected transformers for a config"):
+        load(ModelChoice(str(config)))
