@@ -2,6 +2,7 @@
 
 from blast_compile.aot.build import build
 from blast_compile.aot.build_report import BuildReport
+from blast_compile.aot.package import load_package, package
 from blast_compile.bundles import Bundle
 
-__all__ = ["BuildReport", "Bundle", "build"]
+__all__ = ["BuildReport", "Bundle", "build", "load_package", "package"]

@@ -6,7 +6,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,8 +19,8 @@ from blast_compile import __version__, native
 from blast_compile.aot import folder as folders
 from blast_compile.aot.build_report import BuildReport, markdown
 from blast_compile.aot.compilers import Built, compile_all
-from blast_compile.aot.jobs import describe, plan_jobs
-from blast_compile.aot.needs import default_inputs, needs
+from blast_compile.aot.jobs import Job, describe, plan_jobs
+from blast_compile.aot.needs import Need, default_inputs, needs
 from blast_compile.aot.targets import parse_target
 from blast_compile.bundles import Artifact, Bundle, Contents, LauncherFile, Skipped
 from blast_compile.codegen.fingerprint import fingerprint
@@ -53,19 +53,44 @@ def build(
     build that makes no kernel at all is a `BuildError`, and leaves `out` as it was. Raises `TargetError` on an unknown
     target, `LayerError` where no layer is sparse.
     """
+    args, kwargs = arguments_of(example_inputs if example_inputs is not None else default_inputs(model))
+    return make(lambda: needs(model, args, kwargs), Request(tuple(targets), Path(out), tuple(tokens), jobs, progress))
+
+
+@dataclass(frozen=True)
+class Request:
+    """What `build` and `package` are asked for; fields as in `build`."""
+
+    targets: tuple[str, ...]
+    out: Path
+    tokens: tuple[int, ...]
+    jobs: int | None
+    progress: Callable[[str], None]
+
+    @property
+    def workers(self) -> int:
+        """Compilers at once."""
+        return self.jobs or len(os.sched_getaffinity(0))
+
+
+def make(
+    find: Callable[[], Sequence[Need]],
+    request: Request,
+    more: Callable[[Sequence[Job]], Mapping[str, bytes | Path]] = lambda _jobs: {},
+) -> BuildReport:
+    """Builds the kernels of what `find` finds, and further files from the jobs that have a kernel."""
     start = time.perf_counter()
-    names = list(dict.fromkeys(parse_target(name) for name in targets))
-    if not names or not tokens or min(tokens) < 1:
-        raise TargetError(f"expected targets, and numbers of tokens from 1 on, got {names} and {list(tokens)}")
-    destination = folders.checked(Path(out))
-    args, kwargs = _arguments(example_inputs if example_inputs is not None else default_inputs(model))
-    planned, skipped = plan_jobs(needs(model, args, kwargs), names, tokens)
-    built, launcher = compile_all(planned, jobs or len(os.sched_getaffinity(0)), lambda done: progress(_line(done)))
+    names = list(dict.fromkeys(parse_target(name) for name in request.targets))
+    if not names or not request.tokens or min(request.tokens) < 1:
+        raise TargetError(f"expected targets, and numbers of tokens from 1 on, got {names} and {list(request.tokens)}")
+    destination = folders.checked(request.out)
+    planned, skipped = plan_jobs(find(), names, request.tokens)
+    built, launcher = compile_all(planned, request.workers, lambda done: request.progress(_line(done)))
     skipped += [Skipped(describe(each.job.spec), each.job.spec.target, each.problem) for each in built if each.problem]
     usable = [each for each in built if not each.problem]
     if not usable:
         raise BuildError(f"expected a kernel for {', '.join(names)}, got none: {skipped[0].reason if skipped else ''}")
-    files: dict[str, bytes] = {}
+    files: dict[str, bytes | Path] = {}
     artifacts = tuple(_artifact(number, each, files) for number, each in enumerate(usable))
     contents = Contents(
         generator=fingerprint(),
@@ -78,8 +103,16 @@ def build(
         skipped=tuple(skipped),
     )
     files["report.md"] = ("\n".join(["# Kernels", *markdown(artifacts, contents.skipped)]) + "\n").encode()
-    folders.write(destination, contents, files)
-    return BuildReport(Bundle.open(destination), time.perf_counter() - start, sum(map(len, files.values())))
+    files.update(more([each.job for each in usable]))
+    size_bytes = folders.write(destination, contents, files)
+    return BuildReport(Bundle.open(destination), time.perf_counter() - start, size_bytes)
+
+
+def arguments_of(inputs: Inputs) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Positional and keyword arguments of a call."""
+    if isinstance(inputs, Mapping):
+        return (), inputs
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
 def _line(built: Built) -> str:
@@ -87,13 +120,7 @@ def _line(built: Built) -> str:
     return f"{name}: {built.problem}" if built.problem else name
 
 
-def _arguments(inputs: Inputs) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    if isinstance(inputs, Mapping):
-        return (), inputs
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
-
-
-def _artifact(number: int, built: Built, files: dict[str, bytes]) -> Artifact:
+def _artifact(number: int, built: Built, files: dict[str, bytes | Path]) -> Artifact:
     """Adds the files of a kernel; a folder for each target, names that a person can tell apart."""
     spec, config = built.job.spec, built.job.config
     source, binary, text = _BINARIES[spec.target.partition(":")[0]]
@@ -120,7 +147,7 @@ def _name(target: str, config: Any) -> str:
     return f"{'c++' if device == 'cpu' else 'triton'} {kind} {'x'.join(map(str, astuple(config)[:2]))}"
 
 
-def _launchers(path: Path | None, files: dict[str, bytes]) -> tuple[LauncherFile, ...]:
+def _launchers(path: Path | None, files: dict[str, bytes | Path]) -> tuple[LauncherFile, ...]:
     """Adds the launcher of the torch that runs here."""
     if path is None:
         return ()

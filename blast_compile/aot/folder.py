@@ -29,35 +29,49 @@ def checked(out: Path) -> Path:
     return folder
 
 
-def write(folder: Path, contents: Contents, files: Mapping[str, bytes]) -> None:
+def write(folder: Path, contents: Contents, files: Mapping[str, bytes | Path]) -> int:
     """Writes a bundle beside its place and renames it; what was there before stays until then.
+
+    files: contents by path in the bundle, or files that are copied. Returns the bytes of them all.
 
     Raises OSError where the folder above cannot be written.
     """
-    prints = {name: Fingerprint.of(content) for name, content in files.items()}
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         for left in folder.parent.glob(f".{folder.name}.new-*"):  # of a build that was killed
             shutil.rmtree(left, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.new-", dir=folder.parent))
         try:
-            _fill(temporary, {**files, MANIFEST: manifests.write(contents, prints)})
+            prints = {name: _put(temporary / name, content) for name, content in files.items()}
+            _put(temporary / MANIFEST, manifests.write(contents, prints))
+            _settle(temporary)
             _replace(temporary, folder)
             folders.sync(folder.parent)
+            return sum(each.size for each in prints.values())
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
-    """Readable by all, as packages are, and writable by their owner alone, whatever the umask."""
-    by_folder: dict[Path, dict[str, bytes]] = {}
-    for name, content in files.items():
-        by_folder.setdefault((folder / name).parent, {})[Path(name).name] = content
-    for inner, group in by_folder.items():
-        inner.mkdir(parents=True, exist_ok=True)
-        folders.write_durably(inner, group)
+def _put(path: Path, content: bytes | Path) -> Fingerprint:
+    """Writes a file, and waits until it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("xb") as file:
+        if isinstance(content, bytes):
+            file.write(content)
+        else:
+            with content.open("rb") as source:
+                shutil.copyfileobj(source, file)
+        file.flush()
+        os.fsync(file.fileno())
+    return Fingerprint.of_file(path)
+
+
+def _settle(folder: Path) -> None:
+    """Readable by all, as packages are, and writable by their owner alone, whatever the umask; names on the disk."""
     for path in (folder, *folder.rglob("*")):
         path.chmod(0o755 if path.is_dir() else 0o644)
+        if path.is_dir():
+            folders.sync(path)
 
 
 def _replace(temporary: Path, folder: Path) -> None:

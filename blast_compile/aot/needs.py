@@ -65,6 +65,14 @@ def needs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
     return [*found, *_of_layers(layers, {need.call.x.dtype for need in found})]
 
 
+def needs_of_graph(gm: GraphModule) -> Iterator[Need]:
+    """The products of a graph as it stands."""
+    for op in survey(gm):
+        call = plans.read_call(op.kind, op.arguments)
+        cast = call._replace(x=call.x.to(op.result.dtype))  # as autocast does
+        yield Need(f"{op.kind} {op.activation}", op.kind, cast)
+
+
 def default_inputs(model: nn.Module) -> Mapping[str, Any]:
     """What a model of transformers says it can be called with; nothing of any other."""
     dummy = getattr(model, "dummy_inputs", None)
@@ -80,10 +88,7 @@ def _of_graphs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
             passes.rewrite(copied)
         except RewriteError:
             copied = gm  # as the backend does
-        for op in survey(copied):
-            call = plans.read_call(op.kind, op.arguments)
-            cast = call._replace(x=call.x.to(op.result.dtype))  # as autocast does
-            found.append(Need(f"{op.kind} {op.activation}", op.kind, cast))
+        found.extend(needs_of_graph(copied))
         return _answer_zeros(gm)
 
     with torch.no_grad():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from blast_compile import __version__, folders
 from blast_compile.bundles import format as manifests
@@ -15,6 +17,8 @@ from blast_compile.codegen.fingerprint import fingerprint
 from blast_compile.codegen.spec import Spec
 from blast_compile.env import ISAS
 from blast_compile.errors import BundleError
+
+T = TypeVar("T")
 
 _REBUILD = "build it again, or take an undamaged copy"
 
@@ -34,13 +38,15 @@ class Bundle:
         another version of this package made it.
         """
         root = Path(folder).expanduser().absolute()
-        text, where = _read(root, MANIFEST), root / MANIFEST
+        where = root / MANIFEST
         try:
-            contents, files = manifests.read(text)
+            contents, files = manifests.read(_trusted(where, Path.read_bytes))
+        except BundleError:
+            raise
         except ValueError as error:
             raise BundleError(f"expected the manifest of a bundle in {where}, got: {error}; {_REBUILD}") from error
         for name, expected in files.items():
-            if Fingerprint.of(_read(root, name)) != expected:
+            if _trusted(root / name, Fingerprint.of_file) != expected:
                 raise BundleError(f"expected {root / name} as its manifest says, got another content; {_REBUILD}")
         _check_origin(root, contents)
         return cls(root, contents)
@@ -82,12 +88,11 @@ def _distance(artifact: Artifact, tokens: int) -> float:
     return min((abs(math.log(max(tokens, 1) / each)) for each in artifact.tokens), default=math.inf)
 
 
-def _read(root: Path, name: str) -> bytes:
-    """The content of a file that nobody else can write, nor replace."""
-    path = root / name
+def _trusted(path: Path, read: Callable[[Path], T]) -> T:
+    """What is read from a file that nobody else can write, nor replace."""
     try:
         folders.check_owned(path)
-        return path.read_bytes()
+        return read(path)
     except OSError as error:
         raise BundleError(f"expected a file of a bundle at {path}, got: {error.strerror}; {_REBUILD}") from error
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from blast_compile.bundles.read_spec import read_spec
@@ -86,8 +86,14 @@ class Fingerprint:
 
     @classmethod
     def of(cls, content: bytes) -> Fingerprint:
-        """Of the whole content."""
+        """Of a whole content."""
         return cls(hashlib.sha256(content).hexdigest(), len(content))
+
+    @classmethod
+    def of_file(cls, path: Path) -> Fingerprint:
+        """Of a file of any size."""
+        with path.open("rb") as file:
+            return cls(hashlib.file_digest(file, "sha256").hexdigest(), file.tell())
 
 
 def write(contents: Contents, files: Mapping[str, Fingerprint]) -> bytes:

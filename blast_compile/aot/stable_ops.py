@@ -1,0 +1,106 @@
+"""Links `ops.cpp` and the kernels of a model into one shared object: the operators for processes without Python."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import torch
+
+from blast_compile import kernels, ops
+from blast_compile.aot.jobs import Job
+from blast_compile.codegen import build
+from blast_compile.codegen.spec import Op, Spec
+from blast_compile.env import ISAS
+from blast_compile.errors import BuildError
+
+_SOURCE = Path(__file__).with_name("ops.cpp")
+_TORCH = Path(torch.__file__).parent
+_TARGET_VERSION = "0x020b000000000000"  # the oldest torch that the package runs with, 2.11
+_OPS: tuple[Op, ...] = ("linear", "gated_linear", "mlp", "gated_mlp")
+
+_TABLE = """\
+#pragma once
+#include <cstdint>
+
+{declarations}
+
+namespace blast {{
+
+using Kernel = int (*)(const int64_t*);
+struct Entry {{
+  const char* key;
+  int isa;
+  Kernel run;
+}};
+constexpr Entry ENTRIES[] = {{
+{entries}
+}};
+constexpr const char* SCHEMAS[] = {{
+{schemas}
+}};
+
+}}  // namespace blast
+"""
+
+
+def link(jobs: Sequence[Job], workers: int) -> bytes:
+    """The shared object of the operators with these CPU kernels.
+
+    Raises `BuildError` without a compiler, where one fails, and where no kernel is of an op that such a process has.
+    """
+    chosen = [job for job in _best_first(jobs) if job.spec.op in _OPS]
+    if not chosen:
+        raise BuildError("expected CPU kernels of forward products, got none; build for a CPU")
+    with ThreadPoolExecutor(workers) as pool:
+        objects = list(pool.map(_object, range(len(chosen)), chosen))
+    source = _SOURCE.read_text().replace('#include "kernel_table.hpp"', _table(chosen))
+    path = kernels.compiled(source, _flags(objects), "the operators on torch's stable ABI")
+    return path.read_bytes()
+
+
+def key_of(spec: Spec) -> str:
+    """What a call of the spec's op must be like, as `ops.cpp` describes it."""
+    first, last = spec.epilogues[0], spec.epilogues[-1]
+    biases = [first.gate_bias] * first.gate + [first.bias] + [last.bias] * (len(spec.epilogues) - 1)
+    return (
+        f"{spec.op} {spec.dtype} {spec.weight_dtype} {spec.block[0]}x{spec.block[1]} {first.activation} "
+        f"{''.join(str(int(bias)) for bias in biases)} {'residual' if last.residual else 'alone'} {spec.layout}"
+    )
+
+
+def _best_first(jobs: Iterable[Job]) -> list[Job]:
+    cpu = [job for job in jobs if job.is_cpu]
+    return sorted(cpu, key=lambda job: -_isa(job.spec))
+
+
+def _isa(spec: Spec) -> int:
+    return [*ISAS].index(spec.target.removeprefix("cpu:"))  # type: ignore[arg-type]
+
+
+def _table(jobs: Sequence[Job]) -> str:
+    return _TABLE.format(
+        declarations="\n".join(f'extern "C" int {_entry(number)}(const int64_t*);' for number in range(len(jobs))),
+        entries="\n".join(
+            f'    {{"{key_of(job.spec)}", {_isa(job.spec)}, {_entry(number)}}},' for number, job in enumerate(jobs)
+        ),
+        schemas="\n".join(f'    "{op}{overload}{ops.schema_of(op)}",' for op in _OPS for overload in ("", ".nograd")),
+    )
+
+
+def _entry(number: int) -> str:
+    return f"blast_run_{number}"
+
+
+def _object(number: int, job: Job) -> Path:
+    """A kernel as an object file, under an entry point of its own."""
+    shared = build.flags(job.spec.target.removeprefix("cpu:"))
+    flags = tuple("-c" if flag == "-shared" else flag for flag in shared)
+    return kernels.compiled(job.source, (*flags, f"-Dblast_run={_entry(number)}"), f"a kernel to link for {job.spec}")
+
+
+def _flags(objects: Sequence[Path]) -> tuple[str, ...]:
+    language = ("-O2", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-w", "-fvisibility=hidden")
+    places = (f"-DTORCH_TARGET_VERSION={_TARGET_VERSION}", f"-I{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}")
+    return (*language, *places, *map(str, objects), "-ltorch_cpu", "-lc10")
