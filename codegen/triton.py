@@ -2,7 +2,8 @@
 
 A generated file is a standalone module. It opens with the spec and the config that made it, and the same two give the
 same bytes. Triton itself is not needed here: `triton_build` loads what comes out, `triton_launch` runs it, and
-`triton_cross` compiles it for devices that are not there. `triton_config` says how a kernel may be cut up.
+`triton_cross` compiles it for devices that are not there. `triton_config` says how a kernel may be cut up,
+`triton_space` which ways are worth a try.
 
 Programs are output-stationary: one program owns a tile of the result and walks over the kept blocks of one block row,
 so there are no atomics, an empty row costs its epilogue alone, and the same plan gives the same bits.
@@ -25,9 +26,10 @@ from blast_compile.codegen import epilogue as epilogues
 from blast_compile.codegen import triton_config
 from blast_compile.codegen.spec import Epilogue, Spec
 from blast_compile.codegen.triton_config import TritonConfig, default_config
+from blast_compile.codegen.triton_space import configs
 from blast_compile.errors import TargetError
 
-__all__ = ["TritonConfig", "default_config", "triton_source"]
+__all__ = ["TritonConfig", "configs", "default_config", "triton_source"]
 
 TITLES = {
     "linear": "Block-sparse linear",

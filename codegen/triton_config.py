@@ -9,9 +9,8 @@ from blast_compile.codegen.spec import Spec
 from blast_compile.errors import TargetError
 
 MIN_EDGE, MAX_EDGE = 16, 256
-MAX_TOKENS_IN_PARTS = 64
-"""Beyond it, partial sums would be more bytes than the weights."""
-GRADIENTS = ("input_grad", "weight_grad")
+FEW_TOKENS = 16
+"""Up to it a product reads its weights once, and bandwidth decides."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,8 @@ def default_config(spec: Spec, num_tokens: int) -> TritonConfig:
     most = 64 if spec.dtype == "float32" else 128
     if spec.op == "weight_grad":
         return _weight_grad_config(spec, most, warp_size)
+    if num_tokens == 1:
+        return _vector_config(bn, bk, warp_size)
     tokens = min(max(MIN_EDGE, 1 << (num_tokens - 1).bit_length()), most)
     outputs = min(bn, most // num_products)
     inputs = min(bk, most // 2)
@@ -117,8 +118,8 @@ def _conflict(spec: Spec, config: TritonConfig) -> str | None:
         return "with a power of two of whole blocks side by side"
     if config.is_vector and (config.is_swapped or config.uses_descriptors):
         return "that is neither swapped nor has descriptors where a tile is one token"
-    if config.splits > 1 and (config.is_persistent or spec.op in GRADIENTS):
-        return "without splits where it is persistent or a gradient"
+    if config.splits > 1 and (config.is_persistent or (spec.op == "input_grad" and spec.epilogues)):
+        return "without splits where it is persistent or goes on through an activation"
     if config.uses_descriptors and spec.weight_dtype != spec.dtype:
         return "without descriptors where weights are of another dtype"
     return None
@@ -126,6 +127,13 @@ def _conflict(spec: Spec, config: TritonConfig) -> str | None:
 
 def _is_variant(config: TritonConfig) -> bool:
     return config.is_swapped or config.is_persistent or config.is_ordered or config.uses_descriptors
+
+
+def _vector_config(bn: int, bk: int, warp_size: int) -> TritonConfig:
+    """32 sums a thread, which lets it load 16 bytes at a time."""
+    outputs, inputs = min(bn, 64), min(bk, 64)
+    num_warps = max(1, outputs * inputs // (32 * warp_size))
+    return TritonConfig(1, outputs, inputs, num_warps, 4 if warp_size == 32 else 2)
 
 
 def _weight_grad_config(spec: Spec, most: int, warp_size: int) -> TritonConfig:

@@ -176,6 +176,10 @@ def _descriptors(kernel: TritonKernel, x_MK: Tensor, layers: Mapping[str, Operan
     if is_adjacent:
         weights = {prefix: weight.t() for prefix, weight in weights.items()}
     tensors = {"x_desc": x_MK} | {f"{prefix}weight_desc": weight for prefix, weight in weights.items()}
+    # A descriptor covers a row at least; of no tokens or no blocks, none is read.
+    tensors = {
+        name: tensor if len(tensor) else tensor.new_empty(1, tensor.shape[1]) for name, tensor in tensors.items()
+    }
     for name, tensor in tensors.items():
         if tensor.stride(1) != 1 or tensor.stride(0) * tensor.itemsize % 16 or tensor.data_ptr() % 16:
             raise TargetError(

@@ -5,8 +5,10 @@ The interpreter must be chosen before Triton is imported, and a process that cho
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
@@ -54,20 +56,20 @@ def error_of(
     density: float = 0.4,
     config: TritonConfig | None = None,
     num_spare: int = 0,
+    padding: int = 3,
+    num_programs: int | None = None,
 ) -> float:
     """The relative error of a kernel on a call made by `make_call`, against float64; infinite where a result is NaN.
 
-    `x` lies in wider rows whose rest is NaN, so that reading over a row's end is seen. num_spare: unused blocks at the
-    end of packed values, NaN too.
+    `x` lies in rows wider by `padding`, which is NaN, so that reading over a row's end is seen. num_spare: unused
+    blocks at the end of packed values, NaN too. num_programs: of a persistent kernel. An ordered one gets a shuffled order.
     """
     call = make_call(case, leading, sizes, density=density)
     for layer in call.layers if num_spare else []:
         layer.operand = F.pad(layer.operand, (0, 0, 0, 0, 0, num_spare), value=float("nan"))
         layer.index = F.pad(layer.index, (0, num_spare), value=2**31 - 1)
-    wide = torch.full((*call.x.shape[:-1], call.x.shape[-1] + 3), float("nan"), dtype=call.x.dtype)
-    wide[..., : call.x.shape[-1]] = call.x
-    call.x = wide[..., : call.x.shape[-1]]
-    result = run(call, folder, config)
+    call.x = in_wider_rows(call.x, padding)
+    result = run(call, folder, config, num_programs)
     assert result.dtype == call.x.dtype
     assert result.is_contiguous()
     expected = call.dense()
@@ -75,11 +77,31 @@ def error_of(
     return relative_error(result, expected)
 
 
-def run(call: Call, folder: Path, config: TritonConfig | None = None) -> Tensor:
+def in_wider_rows(tensor: Tensor, padding: int = 3) -> Tensor:
+    """The same values in rows that are followed by NaN, so that reading over a row's end is seen.
+
+    Far behind a row's end nothing is written, so rows may be further apart than this machine has memory.
+    """
+    if not tensor.numel():
+        return tensor
+    *leading, width = tensor.shape
+    num_bytes = tensor[..., 0].numel() * (width + padding) * tensor.itemsize
+    with tempfile.TemporaryFile() as file:
+        file.truncate(num_bytes)
+        memory = mmap.mmap(file.fileno(), num_bytes)
+    wide = torch.frombuffer(memory, dtype=tensor.dtype).view(*leading, width + padding)
+    wide[..., width : width + 16] = float("nan")
+    wide[..., :width] = tensor
+    return wide[..., :width]
+
+
+def run(call: Call, folder: Path, config: TritonConfig | None = None, num_programs: int | None = None) -> Tensor:
     spec = spec_of(call.case)
     kernel = load_kernel(spec, config or default_config(spec, call.x[..., 0].numel()), folder)
     assert kernel.is_interpreted
     first, last = call.layers[0], call.layers[-1]
+    num_rows = first.kept.shape[0]
+    order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     if call.case.op == "gated_linear":
         return launch_gated_linear(
             kernel,
@@ -91,6 +113,8 @@ def run(call: Call, folder: Path, config: TritonConfig | None = None) -> Tensor:
             up_index=last.index,
             up_bias=last.bias,
             out_features=last.clean.shape[0],
+            order=order,
+            num_programs=num_programs,
         )
     return launch_linear(
         kernel,
@@ -100,4 +124,6 @@ def run(call: Call, folder: Path, config: TritonConfig | None = None) -> Tensor:
         bias=first.bias,
         residual=call.residual,
         out_features=first.clean.shape[0],
+        order=order,
+        num_programs=num_programs,
     )

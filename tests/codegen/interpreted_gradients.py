@@ -14,7 +14,7 @@ from blast_compile.codegen.triton_build import TritonKernel, load_kernel
 from blast_compile.codegen.triton_index import transposed_index
 from blast_compile.codegen.triton_launch import launch_input_grad
 from blast_compile.codegen.triton_launch_gradients import launch_block_norms, launch_weight_grad
-from tests.codegen.interpreted import spec_of
+from tests.codegen.interpreted import in_wider_rows, spec_of
 from tests.op_cases import Call, Case, make_call, relative_error
 
 Sizes = tuple[int, int, int]
@@ -28,6 +28,7 @@ def input_grad_error(
     density: float = 0.4,
     config: TritonConfig | None = None,
     before: Epilogue | None = None,
+    padding: int = 3,
     num_programs: int | None = None,
 ) -> float:
     """The relative error of an input gradient, the larger one where there are two.
@@ -44,7 +45,7 @@ def input_grad_error(
     order = torch.randperm(blocks[1], generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     result, gate_result = launch_input_grad(
         kernel,
-        _in_wider_rows(grad),
+        in_wider_rows(grad, padding),
         weight=layer.operand,
         transposed_index=transposed_index(layer.index, blocks),
         in_features=layer.clean.shape[1],
@@ -75,12 +76,12 @@ def weight_grad_error(
 ) -> tuple[float, float, float]:
     """The relative errors of a weight gradient, of the norms of its kept blocks, and of those of probed blocks."""
     call = make_call(case, (num_tokens,), sizes, density=density)
-    layer, x = call.layers[0], _in_wider_rows(call.x)
+    layer, x = call.layers[0], in_wider_rows(call.x)
     (N, K), kept = layer.clean.shape, layer.kept
     grad = _random_like(call, N, seed=1)
     kernel = _load(case, "weight_grad", (), grad, folder, config)
     result, norms = launch_weight_grad(
-        kernel, _in_wider_rows(grad), x, weight=layer.operand, index=layer.index, norms=True
+        kernel, in_wider_rows(grad), x, weight=layer.operand, index=layer.index, norms=True
     )
     assert norms is not None
     assert (result.dtype, result.stride()) == (layer.operand.dtype, layer.operand.stride())
@@ -119,10 +120,3 @@ def _load(
 def _random_like(call: Call, features: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(call.x.shape[0], features, generator=generator, dtype=torch.float64).to(call.x.dtype)
-
-
-def _in_wider_rows(tensor: Tensor) -> Tensor:
-    """The same values in rows that are followed by NaN, so that reading over a row's end is seen."""
-    wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 3), float("nan"), dtype=tensor.dtype)
-    wide[..., : tensor.shape[-1]] = tensor
-    return wide[..., : tensor.shape[-1]]

@@ -35,11 +35,25 @@ GATED_MASKED = Spec(
     "cuda:sm_90",
 )
 SPECS = {"packed": PACKED, "masked": MASKED, "gated_packed": GATED_PACKED, "gated_masked": GATED_MASKED}
+BEFORE = Epilogue("silu", gate=True)
+INPUT_GRAD = replace(PACKED, op="input_grad", epilogues=(BEFORE,), block=(64, 128))
+WEIGHT_GRAD = replace(PACKED, op="weight_grad", epilogues=())
+FEW = TritonConfig(16, 64, 64, num_warps=4, num_stages=4)
+MANY = TritonConfig(128, 64, 64, num_warps=8, num_stages=4)
+SOURCES = {name: (spec, default_config(spec, 512)) for name, spec in SPECS.items()} | {
+    "vector": (PACKED, replace(FEW, tokens=1)),
+    "split_swapped": (replace(GATED_PACKED, target="cuda:sm_90"), replace(FEW, splits=4, is_swapped=True)),
+    "persistent_descriptors": (PACKED, replace(MANY, is_persistent=True, is_ordered=True, uses_descriptors=True)),
+    "input_grad": (INPUT_GRAD, replace(MANY, group=8, inputs=32)),
+    "input_grad_masked": (replace(INPUT_GRAD, layout="masked", epilogues=()), MANY),
+    "weight_grad": (WEIGHT_GRAD, default_config(WEIGHT_GRAD, 512)),
+    "weight_grad_masked": (replace(WEIGHT_GRAD, layout="masked"), default_config(WEIGHT_GRAD, 512)),
+}
 
 
-@pytest.mark.parametrize("name", list(SPECS))
+@pytest.mark.parametrize("name", list(SOURCES))
 def test_source(name: str, golden: Callable[[str, str], None]) -> None:
-    source = triton_source(SPECS[name], default_config(SPECS[name], num_tokens=512))
+    source = triton_source(*SOURCES[name])
     golden(source, ".py")
     assert all(line == line.rstrip() and len(line) <= 120 for line in source.splitlines())
 
@@ -87,7 +101,8 @@ def test_odd_warps_are_refused() -> None:
 
 
 def test_default_tile_grows_with_tokens_and_stays_inside_the_block() -> None:
-    assert [default_config(PACKED, num_tokens).tokens for num_tokens in (1, 16, 17, 64, 100, 4097)] == [
+    assert [default_config(PACKED, num_tokens).tokens for num_tokens in (1, 2, 16, 17, 64, 100, 4097)] == [
+        1,
         16,
         16,
         32,
@@ -100,3 +115,23 @@ def test_default_tile_grows_with_tokens_and_stays_inside_the_block() -> None:
             for num_tokens in (1, 64, 512):
                 sized = replace(spec, block=block)
                 triton_source(sized, default_config(sized, num_tokens))
+
+
+@pytest.mark.parametrize(
+    ("spec", "changes", "message"),
+    [
+        (PACKED, {"splits": 0}, "at least 1"),
+        (PACKED, {"blocks": 2}, "of a weight gradient"),
+        (PACKED, {"tokens": 1, "is_swapped": True}, "one token"),
+        (PACKED, {"splits": 2, "is_persistent": True}, "without splits"),
+        (INPUT_GRAD, {"splits": 2}, "without splits"),
+        (replace(PACKED, weight_dtype="float32"), {"uses_descriptors": True}, "without descriptors"),
+        (WEIGHT_GRAD, {"is_swapped": True}, "of products alone"),
+        (WEIGHT_GRAD, {"blocks": 3}, "power of two of whole blocks"),
+        (WEIGHT_GRAD, {"blocks": 2, "inputs": 32}, "power of two of whole blocks"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(spec: Spec, changes: dict[str, int], message: str) -> None:
+    config = replace(MANY, **changes)  # type: ignore[arg-type]
+    with pytest.raises(TargetError, match=message):
+        triton_source(spec, config)

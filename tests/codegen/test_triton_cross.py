@@ -46,7 +46,7 @@ def build(
 @pytest.mark.parametrize("op", ["linear", "gated_linear"])
 @pytest.mark.parametrize(
     ("num_tokens", "block", "dtype"),
-    [(1, (64, 64), "bfloat16"), (64, (32, 32), "float16"), (512, (64, 64), "bfloat16"), (512, (256, 256), "bfloat16")],
+    [(16, (64, 64), "bfloat16"), (64, (32, 32), "float16"), (512, (64, 64), "bfloat16"), (512, (256, 256), "bfloat16")],
 )
 def test_hopper_uses_tensor_cores_and_wide_copies(
     op: Op, layout: Layout, num_tokens: int, block: tuple[int, int], dtype: Dtype, tmp_path: Path
@@ -58,7 +58,7 @@ def test_hopper_uses_tensor_cores_and_wide_copies(
 
 
 @pytest.mark.parametrize("layout", ["packed", "masked"])
-@pytest.mark.parametrize(("num_tokens", "block"), [(1, (64, 64)), (512, (32, 32)), (512, (128, 128))])
+@pytest.mark.parametrize(("num_tokens", "block"), [(16, (64, 64)), (512, (32, 32)), (512, (128, 128))])
 def test_cdna3_uses_matrix_cores(layout: Layout, num_tokens: int, block: tuple[int, int], tmp_path: Path) -> None:
     assert build(make_spec("gated_linear", "bfloat16", block, layout, "hip:gfx942"), num_tokens, tmp_path).num_mfma > 0
 
@@ -120,3 +120,38 @@ def test_unknown_targets_are_refused(target: str, tmp_path: Path) -> None:
     kernel = load_kernel(replace(LINEAR, target=target), default_config(LINEAR, 1), tmp_path)
     with pytest.raises(TargetError, match="expected cuda:sm_80, "):
         cross_compile(kernel)
+
+
+FEW = TritonConfig(16, 64, 64, num_warps=4, num_stages=4)
+MANY = TritonConfig(128, 64, 64, num_warps=8, num_stages=4)
+VARIANTS = {
+    "vector": replace(FEW, tokens=1),
+    "split": replace(FEW, splits=4),
+    "swapped": replace(FEW, is_swapped=True),
+    "grouped and ordered": replace(MANY, group=8, is_ordered=True),
+    "persistent": replace(MANY, is_persistent=True),
+    "descriptors": replace(MANY, uses_descriptors=True),
+}
+
+
+@pytest.mark.parametrize("target", ["cuda:sm_90", "hip:gfx942"])
+@pytest.mark.parametrize("name", list(VARIANTS))
+def test_variants(name: str, target: str, tmp_path: Path) -> None:
+    config = VARIANTS[name] if target == "cuda:sm_90" else replace(VARIANTS[name], num_stages=2)
+    compiled = build(make_spec("linear", "bfloat16", (64, 64), "packed", target), 1, tmp_path, config)
+    uses_engine = config.uses_descriptors and target == "cuda:sm_90"
+    assert ("cp.async.bulk.tensor" in compiled.text) == uses_engine
+    assert compiled.copy_bytes == ((16,) if target == "cuda:sm_90" and not uses_engine else ())
+    num_products = compiled.num_mma + compiled.num_wgmma + compiled.num_mfma
+    assert (num_products > 0) == (not config.is_vector)
+    if config.is_swapped and target == "cuda:sm_90":  # 64 outputs stand where 16 tokens would
+        assert compiled.num_wgmma > 0
+    if config.splits > 1:
+        build(make_spec("linear", "bfloat16", (64, 64), "packed", target), 1, tmp_path, config, helper="reduce")
+
+
+def test_tf32_and_wide_offsets(tmp_path: Path) -> None:
+    spec = make_spec("linear", "float32", (64, 64), "masked", "cuda:sm_90")
+    config = replace(default_config(spec, 512), precision="tf32")
+    assert build(spec, 512, tmp_path, config).num_wgmma > 0
+    assert build(spec, 512, tmp_path, config, is_wide=True).num_wgmma > 0
