@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from blast_compile import __version__
-from blast_compile.commands import bench, cache, demo, doctor, explain, report
+from blast_compile.commands import bench, cache, demo, doctor, explain, plan, report
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -36,5 +36,6 @@ app.command("demo")(demo.demo)
 app.command("explain")(explain.explain)
 app.command("bench")(bench.bench)
 app.command("report")(report.report)
+app.command("plan")(plan.plan)
 app.command("doctor")(doctor.doctor)
 app.add_typer(cache.app, name="cache")
