@@ -73,7 +73,7 @@ def product(
     num_blocks = tl.load(row_ptr + 1) - first_block
     columns_ptr = index_ptr + tl.cdiv(N, BLOCK_N) + 1 + first_block
     weight_ptr += first_block.to(tl.int64) * (BLOCK_K * BLOCK_N)
-    weight_ptr += first_output % BLOCK_N
+    weight_ptr += first_output % BLOCK_N // OUTPUTS * OUTPUTS  # a multiple that the compiler sees, for wide loads
     weight_offsets = ks[:, None] * BLOCK_N + ns[None, :]
     acc = tl.zeros([TOKENS, OUTPUTS], tl.float32)
     # A column is read one step ahead: loads that wait for it inside their own step would take a stage of the pipeline.

@@ -82,7 +82,7 @@ def product(
     columns_ptr += skipped
     first_block += skipped
     weight_ptr += first_block.to(tl.int64) * (BLOCK_K * BLOCK_N)
-    weight_ptr += first_output % BLOCK_N
+    weight_ptr += first_output % BLOCK_N // OUTPUTS * OUTPUTS  # a multiple that the compiler sees, for wide loads
     weight_offsets = ks[:, None] * BLOCK_N + ns[None, :]
     acc = tl.zeros([OUTPUTS, TOKENS], tl.float32)
     # A column is read one step ahead: loads that wait for it inside their own step would take a stage of the pipeline.
