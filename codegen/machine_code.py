@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 _SASS_LINE = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);")
@@ -16,6 +16,7 @@ _SASS_TENSOR_CORE = re.compile(r"(H|Q|I|D)G?MMA|UTC\w*MMA")
 _SASS_LOAD = re.compile(r"(LDG|LDGSTS)\b")
 _SASS_DESCRIPTOR_LOAD = re.compile(r"UTMALDG|UTMACCTL\.PF|UBLKCP")
 _AMD_LOAD = re.compile(r"(?:global|buffer|flat)_load_(?:lds_)?(dwordx(\d)|dword|[us]?short|[us]?byte)")
+_WIDE_BYTES = 16
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,15 @@ class InnerLoop:
 
     instructions: of one turn, if no part is jumped over. tensor_core: those that are products of matrices. other_math:
     multiply-adds of float32, where products are sums. load_bytes: widths of the loads from global memory by a thread,
-    ascending, without those of single numbers such as an index. descriptor_loads: of whole tiles, by a copy engine.
+    ascending, without those of single numbers such as an index. wide_frac: of the bytes so loaded, the share that comes
+    16 and more at a time; 0 without loads. descriptor_loads: of whole tiles, by a copy engine.
     """
 
     instructions: int = 0
     tensor_core: int = 0
     other_math: int = 0
     load_bytes: tuple[int, ...] = ()
+    wide_frac: float = 0.0
     descriptor_loads: int = 0
 
 
@@ -76,11 +79,13 @@ def amd(text: str) -> list[Instruction]:
 def sass_loop(code: Sequence[Instruction]) -> InnerLoop:
     """The inner loop of SASS."""
     body = _product_loop(code, lambda i: bool(_SASS_TENSOR_CORE.match(i.name)), lambda i: i.name.startswith("FFMA"))
+    widths = _widths(_sass_width(i) for i in body if _SASS_LOAD.match(i.name))
     return InnerLoop(
         instructions=len(body),
         tensor_core=sum(bool(_SASS_TENSOR_CORE.match(i.name)) for i in body),
         other_math=sum(i.name.startswith("FFMA") for i in body),
-        load_bytes=_widths(_sass_width(i) for i in body if _SASS_LOAD.match(i.name)),
+        load_bytes=tuple(sorted(widths)),
+        wide_frac=_wide_frac(widths),
         descriptor_loads=sum(bool(_SASS_DESCRIPTOR_LOAD.match(i.name)) for i in body),
     )
 
@@ -88,11 +93,13 @@ def sass_loop(code: Sequence[Instruction]) -> InnerLoop:
 def amd_loop(code: Sequence[Instruction]) -> InnerLoop:
     """The inner loop of AMD assembly."""
     body = _product_loop(code, lambda i: i.name.startswith("v_mfma"), _is_amd_math)
+    widths = _widths(_amd_width(i) for i in body if _AMD_LOAD.match(i.name))
     return InnerLoop(
         instructions=len(body),
         tensor_core=sum(i.name.startswith("v_mfma") for i in body),
         other_math=sum(map(_is_amd_math, body)),
-        load_bytes=_widths(_amd_width(i) for i in body if _AMD_LOAD.match(i.name)),
+        load_bytes=tuple(sorted(widths)),
+        wide_frac=_wide_frac(widths),
     )
 
 
@@ -112,12 +119,17 @@ def _holds(outer: tuple[int, int], inner: tuple[int, int]) -> bool:
     return outer[0] <= inner[0] and inner[1] <= outer[1]
 
 
-def _widths(widths: Iterable[int]) -> tuple[int, ...]:
-    """One index is read a turn; where tiles are read one number a thread, there are many such loads."""
+def _widths(widths: Iterable[int]) -> Counter[int]:
+    """Loads by width; an index, one or two numbers a turn, does not count beside tiles."""
     counts = Counter(widths)
     if counts[4] <= 2 and len(counts) > 1:
         del counts[4]
-    return tuple(sorted(counts))
+    return +counts
+
+
+def _wide_frac(widths: Mapping[int, int]) -> float:
+    total = sum(width * count for width, count in widths.items())
+    return sum(width * count for width, count in widths.items() if width >= _WIDE_BYTES) / total if total else 0.0
 
 
 def _sass_width(instruction: Instruction) -> int:

@@ -47,7 +47,7 @@ AMD = """
 
 def test_sass_loop_is_the_innermost_that_holds_a_product() -> None:
     loop = machine_code.sass_loop(machine_code.sass(SASS))
-    assert loop == InnerLoop(instructions=6, tensor_core=1, load_bytes=(16,))
+    assert loop == InnerLoop(instructions=6, tensor_core=1, load_bytes=(16,), wide_frac=1.0)
 
 
 def test_sums_count_where_no_loop_has_tensor_cores() -> None:
@@ -56,7 +56,16 @@ def test_sums_count_where_no_loop_has_tensor_cores() -> None:
 
 
 def test_amd_loop() -> None:
-    assert machine_code.amd_loop(machine_code.amd(AMD)) == InnerLoop(instructions=5, tensor_core=1, load_bytes=(16,))
+    assert machine_code.amd_loop(machine_code.amd(AMD)) == InnerLoop(
+        instructions=5, tensor_core=1, load_bytes=(16,), wide_frac=1.0
+    )
+
+
+def test_narrow_loads_are_weighed_by_their_bytes() -> None:
+    narrow = "        /*0038*/                   LDG.E.U16 R61, desc[UR14][R8.64+0x8] ;            /* 0x0 */\n" * 8
+    code = narrow.join(SASS.partition("        /*0040*/")[::2]).replace("LDGSTS", "/*0040*/ LDGSTS")
+    loop = machine_code.sass_loop(machine_code.sass(code))
+    assert (loop.load_bytes, loop.wide_frac) == ((2, 16), 0.5)
 
 
 def test_straight_code_has_no_loop() -> None:
