@@ -13,6 +13,7 @@ import typer
 
 from benchmarks import (
     break_even,
+    build,
     compare,
     compile_time,
     dispatch,
@@ -128,6 +129,22 @@ def compile_time_(
     torch.set_num_threads(threads)
     findings = compile_time.compare(compile_time.size(layers), 1 if quick else 3, report)
     finish(findings, json or RESULTS / "compile-time.jsonl")
+
+
+@app.command("build")
+def build_(
+    layers: Annotated[int, typer.Option(min=1, help="Decoder layers of the Llama-3.2-1B shape.")] = 16,
+    jobs: Annotated[int, typer.Option(min=1, help="Compilers at once.")] = 2,
+    threads: Threads = 2,
+    quick: Quick = False,
+    json: Json = None,
+) -> None:
+    """A bundle for a CPU and three kinds of GPU, and the first call that it serves without a compiler."""
+    torch.set_num_threads(threads)
+    shaped = replace(build.LLAMA_1B, layers=layers)
+    size = replace(shaped, hidden=256, intermediate=512, heads=4, kv_heads=2, vocabulary=512) if quick else shaped
+    findings = build.compare(size, jobs, 1 if quick else 5, report, ("cpu",) if quick else build.TARGETS)
+    finish(findings, json or RESULTS / "build.jsonl")
 
 
 app.command("quality")(quality)

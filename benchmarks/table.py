@@ -13,6 +13,8 @@ from benchmarks.rows import Row
 _BEGIN, _END = "<!-- python benchmarks/run.py table --write -->", "<!-- end of table -->"
 _NAMES = {"linear": "linear", "gated_mlp": "gated MLP", "prefill": "model, prefill", "decode": "model, decode"}
 _TERMINAL_NAMES = _NAMES | {
+    "build": "model, building a bundle",
+    "call": "model, calls of a process without a compiler",
     "compile": "model, first call",
     "step": "model, step of training",
     "passes": "model, forward and backward",

@@ -70,10 +70,12 @@ def loading() -> Iterator[None]:
     load()
 
 
-def retry() -> None:
-    """Lets the next `load` try again, after a bundle came that may hold what could not be built."""
+def is_bundled() -> bool:
+    """Whether a bundle of this process holds the C++ form; an earlier failure to build it then counts no more."""
     global _has_failed
-    _has_failed = False
+    is_there = bundles.launcher(torch.__version__, source_sha256()) is not None
+    _has_failed = _has_failed and not is_there
+    return is_there
 
 
 def source_sha256() -> str:

@@ -8,7 +8,8 @@ from blast_compile import bundles, launch, native
 
 
 def use_bundle(folder: str | os.PathLike[str]) -> None:
-    """Opens a bundle for the rest of the process; raises `BundleError`, as `Bundle.open` does."""
+    """Opens a bundle for the rest of the process, with its launcher; raises `BundleError`, as `Bundle.open` does."""
     if bundles.attach(folder):
-        native.retry()
+        if native.is_bundled():
+            native.load()
         launch.forget()
