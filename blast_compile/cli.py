@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from blast_compile import __version__
-from blast_compile.commands import bench, cache, demo, doctor, explain, plan, report
+from blast_compile.commands import bench, build, cache, demo, doctor, explain, plan, report, tune
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -34,6 +34,8 @@ def _options(
 
 app.command("demo")(demo.demo)
 app.command("explain")(explain.explain)
+app.command("tune")(tune.tune)
+app.command("build")(build.build)
 app.command("bench")(bench.bench)
 app.command("report")(report.report)
 app.command("plan")(plan.plan)

@@ -41,7 +41,7 @@ def test_version() -> None:
 
 def test_help_names_every_command() -> None:
     output = call("--help")
-    for command in ("demo", "explain", "bench", "report", "doctor", "cache"):
+    for command in ("demo", "explain", "tune", "build", "bench", "report", "plan", "doctor", "cache"):
         assert command in output
 
 

@@ -1,14 +1,14 @@
 """How commands talk: results on standard output, all else on standard error, and what an exit code means.
 
 0: done, and nothing is wrong. 1: something is wrong, and a message or the result says what. 2: the command line is
-wrong.
+wrong. 130: Ctrl-C ended it; what was done is kept where the command says so.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from blast_compile.errors import BlastError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
+INTERRUPTED = 130
 _WIDTH = 160  # where no terminal has one
 
 
@@ -40,6 +41,16 @@ def fail(message: str) -> None:
 def tell(message: str) -> None:
     """Says what happens now."""
     typer.secho(message, dim=True, err=True)
+
+
+@contextmanager
+def status(message: str) -> Iterator[Callable[[str], None]]:
+    """A line that says what happens now, on a terminal alone; what it yields changes it, from any thread."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    with Console(stderr=True).status(message) as line:
+        yield lambda text: line.update(f"{message}: {escape(text)}")
 
 
 def show(content: RenderableType) -> None:

@@ -123,7 +123,7 @@ def _measured(
             dense_us=timed.dense.median_us,
             error=timed.error,
             predicted_us=limits.predicted_us(problem, config, device),
-            kernel=launch.plan_of(sites[0].kind, sites[0].arguments(timed.tokens)).kernel.name,
+            kernel=launch.plan_of(sites[0].kind, sites[0].arguments()).at(timed.tokens).name,
             config=repr(config),
             **asdict(known),
         )

@@ -13,8 +13,8 @@ from blast_compile import __version__, kernels, plans
 from blast_compile.codegen import cpp
 from blast_compile.report.data import Machine
 from blast_compile.report.sites import Site
-from blast_compile.tuning import cost, records
-from blast_compile.tuning.configs import Config, parse
+from blast_compile.tuning import cost, records, serving
+from blast_compile.tuning.configs import Config
 from blast_compile.tuning.database import Database
 from blast_compile.tuning.devices import Device
 from blast_compile.tuning.machine import this_cpu
@@ -49,6 +49,9 @@ def this_machine() -> Device:
 def problem_of(sites: Sequence[Site], tokens: int) -> Problem | str:
     """What alike sites compute for so many tokens, at their mean density; or why no kernel does that."""
     first = sites[0]
+    device = first.layers[0].weight_operand().device.type
+    if device != "cpu":
+        return f"it is on {device}, and only CPUs are timed here; `python benchmarks/gpu.py` times GPUs"
     spec = plans.spec_of(first.kind, first.arguments(), kernels.cpu_target())
     if isinstance(spec, str):
         return spec
@@ -74,8 +77,9 @@ def limits_of(problem: Problem, device: Device) -> Limits:
 
 def chosen_config(problem: Problem) -> Config:
     """The configuration that a call runs with: a tuned one, or the default."""
-    best = Database.default().best(problem)
-    return cpp.default_config(problem.spec) if best is None else parse(best.config)
+    served = serving.ranges(problem.spec, problem.shapes, problem.tokens, problem.density)
+    tuned = next((config for most, config in served if problem.tokens <= most), None)
+    return tuned or cpp.default_config(problem.spec)
 
 
 def predicted_us(problem: Problem, config: Config, device: Device) -> float:
@@ -85,5 +89,7 @@ def predicted_us(problem: Problem, config: Config, device: Device) -> float:
 
 def records_of(problem: Problem) -> list[records.Record]:
     """What tuning tried for a problem's bucket on this machine, the fastest first, refused ones last."""
-    found = Database.default().trials(problem).values()
-    return sorted(found, key=lambda record: (record.median_us is None, record.median_us or 0.0, record.config))
+    database = Database.default()
+    found = database.trials(problem)
+    found |= {record.config: record for record in database.chosen(problem) if record.problem.bucket == problem.bucket}
+    return sorted(found.values(), key=lambda record: (record.median_us is None, record.median_us or 0.0, record.config))

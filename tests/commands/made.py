@@ -25,5 +25,11 @@ def with_keywords() -> tuple[nn.Module, Any]:
     return sparse(), {"x": torch.ones(3, 8)}
 
 
+def linear() -> nn.Module:
+    """A layer with a compiled kernel."""
+    masked = blast.sparsify_(nn.Sequential(nn.Linear(64, 64)), blast.BlockSparse(block=16, sparsity=0.5, targets="all"))
+    return blast.pack_(masked)
+
+
 def number() -> int:
     return 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,12 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import blast_compile as blast
+from blast_compile.codegen import cpp
+from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.errors import LayerError
 from blast_compile.report import limits
 from blast_compile.report.data import Report
+from blast_compile.report.explainer import observe
 from blast_compile.report.gather import Effort, gather
-from blast_compile.report.sites import Site
+from blast_compile.report.sites import Site, sites_of
+from blast_compile.tuning.database import Database
 from blast_compile.tuning.devices import Device
+from blast_compile.tuning.problem import Problem
+from blast_compile.tuning.records import Record
 from tests.nets import Net
 
 QUICK = Effort(rounds=2, seconds=0.0)
@@ -144,6 +151,27 @@ def test_dtypes_without_kernels_are_named_and_not_timed() -> None:
     assert report.measurements == ()
     assert report.ops[0].untimed == "no kernels for torch.float64"
     assert report.warnings == ("not timed: linear of 0: no kernels for torch.float64",)
+
+
+def test_what_tuning_tried_is_reported(packed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BLAST_CACHE_DIR", str(tmp_path / "store"))
+    with torch.no_grad():
+        sites = sites_of(packed, observe(packed, (torch.randn(3, 8),), {})[1])[0][0]
+    problem = limits.problem_of(sites, 5)
+    assert isinstance(problem, Problem)
+    database = Database.default()
+    default, other = repr(cpp.default_config(problem.spec)), repr(CpuConfig(2, 1, 2**20))
+    known: dict[str, Any] = {"problem": problem, "device": database.device}
+    database.add(Record(config=default, outcome="chosen", median_us=9.0, predicted_us=8.0, rank=1, **known))
+    database.add(Record(config=other, outcome="lost", median_us=11.0, rank=2, reason="slower", **known))
+    database.add(Record(config="CpuConfig(0)", outcome="rejected", reason="no tile of 0 tokens", **known))
+    trials = gathered(packed).trials
+    assert [(trial.op, trial.tokens, trial.outcome, trial.median_us) for trial in trials] == [
+        ("op1", 5, "chosen", 9.0),
+        ("op1", 5, "lost", 11.0),
+        ("op1", 5, "rejected", None),
+    ]
+    assert trials[2].reason == "no tile of 0 tokens"
 
 
 def test_layers_that_packing_left_dense_say_so() -> None:
