@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from blast_compile.report import explain
     from blast_compile.sparsify import Sparsifier, prune_
     from blast_compile.surgery import BlockSparse, sparsify_
+    from blast_compile.tuner import tune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,21 +29,20 @@ __all__ = [
     "prune_",
     "save_model",
     "sparsify_",
+    "tune",
     "unpack_",
 ]
 
-_HOMES = {
-    "BlockMask": "blast_compile.mask",
-    "BlockSparse": "blast_compile.surgery",
-    "Sparsifier": "blast_compile.sparsify",
-    "explain": "blast_compile.report",
-    "load_model": "blast_compile.checkpoint",
-    "pack_": "blast_compile.packing",
-    "prune_": "blast_compile.sparsify",
-    "save_model": "blast_compile.checkpoint",
-    "sparsify_": "blast_compile.surgery",
-    "unpack_": "blast_compile.packing",
+_NAMES_OF = {
+    "checkpoint": ("load_model", "save_model"),
+    "mask": ("BlockMask",),
+    "packing": ("pack_", "unpack_"),
+    "report": ("explain",),
+    "sparsify": ("Sparsifier", "prune_"),
+    "surgery": ("BlockSparse", "sparsify_"),
+    "tuner": ("tune",),
 }
+_HOMES = {name: f"blast_compile.{module}" for module, names in _NAMES_OF.items() for name in names}
 
 
 if not TYPE_CHECKING:  # a checker would take any misspelt name for an object

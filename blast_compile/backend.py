@@ -10,11 +10,14 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from blast_compile import compat, passes
-from blast_compile.errors import RewriteError
+from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.errors import OptionsError, RecordError, RewriteError
 from blast_compile.log import logger, warn_once
 from blast_compile.options import BackendOptions
-from blast_compile.prepare import preparing
+from blast_compile.passes.pin_config import pin_config
+from blast_compile.prepare import preparing, tune_graph
 from blast_compile.serve import use_bundle
+from blast_compile.tuning.configs import parse
 
 
 def blast(
@@ -33,12 +36,17 @@ def blast(
     chosen = _runnable(BackendOptions.parse(options), example_inputs)
     if chosen.bundle is not None:
         use_bundle(chosen.bundle)
+    config = _config(chosen.config)
     if not passes.has_sparse_layers(gm):
         logger.info(
             "no sparse layer in this graph, %s compiles it as it is; sparsify_ makes layers sparse", chosen.delegate
         )
         return compat.compile_with(chosen.delegate, gm, example_inputs, mode)
     rewritten = _rewritten(gm, chosen)
+    if config is not None and rewritten is not gm:
+        pin_config(rewritten, config)
+    elif chosen.tune != "off":
+        tune_graph(rewritten, example_inputs, again=chosen.tune == "full")
     with preparing(rewritten):
         return compat.compile_with(chosen.delegate, rewritten, example_inputs, mode)
 
@@ -54,6 +62,18 @@ def _runnable(options: BackendOptions, example_inputs: Sequence[object]) -> Back
         "no C++ compiler", "Inductor finds no C++ compiler: graphs run by aot_eager, slowly but right; install g++"
     )
     return replace(options, delegate="aot_eager")
+
+
+def _config(asked: object) -> CpuConfig | None:
+    if asked is None:
+        return None
+    try:
+        config = parse(asked) if isinstance(asked, str) else asked
+    except RecordError as error:
+        raise OptionsError(str(error)) from error
+    if not isinstance(config, CpuConfig):
+        raise OptionsError(f"expected a CpuConfig or its text as option 'config', got {asked!r}")
+    return config
 
 
 def _rewritten(gm: GraphModule, options: BackendOptions) -> GraphModule:

@@ -12,6 +12,7 @@ from blast_compile.errors import OptionsError
 
 Delegate = Literal["inductor", "aot_eager", "eager"]
 Fallback = Literal["dense", "error"]
+Tune = Literal["off", "on-miss", "full"]
 
 
 @dataclass(frozen=True)
@@ -21,11 +22,16 @@ class BackendOptions:
     delegate: what compiles the graph once our operators are in it.
     fallback: what a failure of a rewrite does: `"dense"` compiles the original graph, warning once; `"error"` raises.
     bundle: the folder of a bundle whose kernels serve the process from now on; compiling is for what it lacks.
+    tune: `"off"` uses the plans there are; `"on-miss"` also measures, while a graph is compiled, what has none for its
+    number of tokens; `"full"` measures everything anew.
+    config: a config of the kernels, or its text, for every sparse op of the graph, whatever the plans say.
     """
 
     delegate: Delegate = "inductor"
     fallback: Fallback = "dense"
     bundle: str | os.PathLike[str] | None = None
+    tune: Tune = "off"
+    config: object = None
 
     def __post_init__(self) -> None:
         """Rejects values that are not among the good ones with an `OptionsError`."""
@@ -48,4 +54,8 @@ class BackendOptions:
         return replace(cls(), **dict(options or {}))
 
 
-_GOOD: dict[str, tuple[str, ...]] = {"delegate": get_args(Delegate), "fallback": get_args(Fallback)}
+_GOOD: dict[str, tuple[str, ...]] = {
+    "delegate": get_args(Delegate),
+    "fallback": get_args(Fallback),
+    "tune": get_args(Tune),
+}

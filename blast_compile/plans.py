@@ -167,33 +167,27 @@ def spec_of(op: Op, call: Call, target: str) -> Spec | str:
 def _tuned(
     op: Op, call: Call, layers: Sequence[_Layer], epilogues: tuple[Epilogue, ...]
 ) -> tuple[tuple[int, Kernel], ...]:
-    """The kernels that the plan database names, as `Plan.tuned`; those that cannot be built are left out."""
+    """The kernels that the plan database names, as `Plan.tuned`."""
     spec = _spec(op, call.x, layers, call.block, epilogues, kernels.cpu_target())
     assert isinstance(spec, Spec)
-    shapes = tuple((layer.N, layer.K) for layer in layers)
-    ranges = serving.ranges(spec, shapes, tokens_of(call.x), _density(layers, call.block))
-    found = [(most, kernels.kernel_for(spec, config)) for most, config in ranges]
-    return tuple((most, kernel) for most, kernel in found[:-1] if kernel.run is not None)
+    return serving.tuned_kernels(spec, shapes_of(op, call), tokens_of(call.x), density_of(op, call))
+
+
+def shapes_of(op: Op, call: Call) -> tuple[tuple[int, int], ...]:
+    """`(N, K)` of each layer of a call."""
+    return tuple((layer.N, layer.K) for layer in _layers(op, call))
+
+
+def density_of(op: Op, call: Call) -> float | None:
+    """Kept blocks of a call's layers over all of them, None where a masked layer has no values to read."""
+    layers = _layers(op, call)
+    grids = [layout.grid((layer.N, layer.K), call.block) for layer in layers]
+    return serving.density([(layer.weight, layer.index) for layer in layers], grids)
 
 
 def tokens_of(x: Tensor) -> int:
-    """Rows of an activation, 1 where they have no number yet."""
-    return 1 if any(isinstance(size, torch.SymInt) for size in x.shape) else math.prod(x.shape[:-1])
-
-
-def _density(layers: Sequence[_Layer], block: Block) -> float | None:
-    """Kept blocks over all blocks, a hint: of a masked layer as its index says now, None where that has no values."""
-    kept = blocks = 0
-    for layer in layers:
-        R, C = layout.grid((layer.N, layer.K), block)
-        blocks += R * C
-        if layer.weight.dim() == 3:
-            kept += layer.weight.shape[0]
-        elif compat.is_fake(layer.index):
-            return None
-        else:
-            kept += int(layer.index[:, 0].sum())
-    return min(max(kept / blocks, 0.0), 1.0)
+    """Rows of an activation; where they are symbols, those of the example that they were made from."""
+    return math.prod(int(compat.size_hint(size) or 1) for size in x.shape[:-1])
 
 
 def _choose(

@@ -66,7 +66,7 @@ class Record:
 
 def now() -> str:
     """The time of a measurement, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def digest(*parts: object) -> str:

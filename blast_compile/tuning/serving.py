@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
+from torch import Tensor
 
+from blast_compile import compat, kernels
 from blast_compile.codegen import cpp
 from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Spec
 from blast_compile.errors import RecordError, StoreError
+from blast_compile.kernels import Kernel
 from blast_compile.log import warn_once
 from blast_compile.tuning.configs import parse
 from blast_compile.tuning.database import Database, nearest
@@ -39,6 +42,30 @@ def ranges(
         return ()
     nearest(chosen, problem, counts_density=density is not None)  # speaks where it is not near
     return tuple(_merged(_of_buckets(chosen, problem, density is not None)))
+
+
+def tuned_kernels(
+    spec: Spec, shapes: tuple[tuple[int, int], ...], tokens: int, density: float | None
+) -> tuple[tuple[int, Kernel], ...]:
+    """The kernels of `ranges` but for the last one, the default; those that cannot be built are left out."""
+    found = [(most, kernels.kernel_for(spec, config)) for most, config in ranges(spec, shapes, tokens, density)]
+    return tuple((most, kernel) for most, kernel in found[:-1] if kernel.run is not None)
+
+
+def density(layers: Sequence[tuple[Tensor, Tensor]], grids: Sequence[tuple[int, int]]) -> float | None:
+    """Kept blocks over all blocks of layers (weight, index), a hint.
+
+    Of a masked layer it is as its index says now; None where that has no values.
+    """
+    kept = 0
+    for weight, index in layers:
+        if weight.dim() == 3:
+            kept += weight.shape[0]
+        elif compat.is_fake(index) or index.is_meta:
+            return None
+        else:
+            kept += int(index[:, 0].sum())
+    return min(max(kept / sum(R * C for R, C in grids), 0.0), 1.0)
 
 
 def _of_buckets(

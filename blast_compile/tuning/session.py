@@ -54,6 +54,7 @@ class Session:
         self._trials: dict[CpuConfig, Record] = {}
 
     def predicted_s(self, config: CpuConfig) -> float:
+        """Seconds of a call, as the cost model says."""
         return cost.predict(self.problem, config, self.machine)
 
     def measure(self, configs: Sequence[CpuConfig]) -> list[float]:

@@ -1,0 +1,63 @@
+"""The problem that a call of an op poses, and all problems of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blast_compile import kernels, plans
+from blast_compile.codegen.spec import Op
+from blast_compile.errors import BlastError
+from blast_compile.tuning.problem import Problem
+
+_UNKNOWN_DENSITY = 0.5  # of a masked layer whose index has no values to read
+
+
+def problem_of(op: Op, arguments: Sequence[Any], indices: Sequence[Tensor | None] = ()) -> Problem | str:
+    """The problem of a product on arguments as in `reference.py`, fake or not, or why there is nothing to tune.
+
+    indices: of the layers, with values, where those among the arguments are fake.
+    """
+    call = plans.read_call(op, arguments)
+    if call.x.device.type != "cpu":
+        return f"kernels for {call.x.device.type} are not tuned yet"
+    known = [index for index in indices if index is not None]
+    if len(known) == len(call.layers):
+        layers = zip(call.layers, known, strict=True)
+        call = call._replace(layers=tuple((weight, index, bias) for (weight, _, bias), index in layers))
+    spec = plans.spec_of(op, call, kernels.cpu_target())
+    if isinstance(spec, str):
+        return spec
+    kernel = kernels.kernel_for(spec)
+    if kernel.run is None:
+        return kernel.reason
+    density = plans.density_of(op, call)
+    return Problem(
+        spec=spec,
+        shapes=plans.shapes_of(op, call),
+        tokens=max(plans.tokens_of(call.x), 1),
+        density=_UNKNOWN_DENSITY if density is None else density,
+        threads=torch.get_num_threads(),
+    )
+
+
+def distinct(problems: Iterable[Problem], tokens: Sequence[int] = ()) -> Iterator[Problem]:
+    """One problem a bucket, for each of the given numbers of tokens or as they are."""
+    seen = set()
+    for problem in problems:
+        for number in tokens or (problem.tokens,):
+            sized = problem.at(number)
+            if sized.bucket not in seen:
+                seen.add(sized.bucket)
+                yield sized
+
+
+def try_problem(op: Op, arguments: Sequence[Any], indices: Sequence[Tensor | None] = ()) -> Problem | str:
+    """As `problem_of`; what would raise when it is called is a reason here."""
+    try:
+        return problem_of(op, arguments, indices)
+    except BlastError as error:
+        return str(error)
