@@ -27,7 +27,6 @@ from blast_compile.codegen import triton_config
 from blast_compile.codegen.spec import Epilogue, Spec
 from blast_compile.codegen.triton_config import TritonConfig, default_config
 from blast_compile.codegen.triton_space import configs
-from blast_compile.errors import TargetError
 
 __all__ = ["TritonConfig", "configs", "default_config", "triton_source"]
 
@@ -36,7 +35,10 @@ TITLES = {
     "gated_linear": "Block-sparse gated linear",
     "input_grad": "Input gradient of a block-sparse linear",
     "weight_grad": "Weight gradient of a block-sparse linear",
+    "mlp": "Whole block-sparse MLP",
+    "gated_mlp": "Whole block-sparse gated MLP",
 }
+_TEMPLATES = {"weight_grad": "weight_grad", "mlp": "mlp", "gated_mlp": "mlp"}
 REDUCED = 256
 """Elements of a row of the result that one program adds up, where a product is split."""
 
@@ -54,15 +56,13 @@ class _Product:
 
 def triton_source(spec: Spec, config: TritonConfig) -> str:
     """The text of a module that defines a kernel named like `spec.op`; a `TargetError` for what has no kernel."""
-    if spec.op not in TITLES:
-        raise TargetError(
-            f"expected an op with a Triton kernel ({', '.join(TITLES)}), got {spec.op}; use the reference"
-        )
     triton_config.check(spec, config)
-    template = "weight_grad" if spec.op == "weight_grad" else "linear"
+    template = _TEMPLATES.get(spec.op, "linear")
     values = _common(spec, config)
-    if spec.op != "weight_grad":
+    if template == "linear":
         values |= _product_values(spec)
+    if template == "mlp":
+        values |= _mlp_values(spec)
     return _environment().get_template(f"{template}.py.jinja").render(values)
 
 
@@ -106,6 +106,9 @@ def _common(spec: Spec, config: TritonConfig) -> dict[str, object]:
         "config": config,
         "config_text": _lines(config),
         "is_packed": spec.layout == "packed",
+        "walk": walk(spec),
+        "converts_weight": spec.weight_dtype != spec.dtype,
+        "reduced": REDUCED,
     }
 
 
@@ -120,7 +123,6 @@ def _product_values(spec: Spec) -> dict[str, object]:
         products.insert(0, _Product("gate", "gate_", epilogue.gate_bias))
     return {
         "transposed": transposed,
-        "walk": walk(spec),
         "products": products,
         "residual": epilogue.residual,
         "gradient": gradient,
@@ -129,8 +131,23 @@ def _product_values(spec: Spec) -> dict[str, object]:
         "activation_definition": activation and epilogues.triton_definition(activation),
         "activation_derivative": gradient and activation and epilogues.triton_derivative(activation),
         "epilogue": epilogues.triton(epilogue),
-        "converts_weight": spec.weight_dtype != spec.dtype,
-        "reduced": REDUCED,
+    }
+
+
+def _mlp_values(spec: Spec) -> dict[str, object]:
+    hidden, out = spec.epilogues
+    activation = None if hidden.activation == "identity" else hidden.activation
+    products = [_Product("acc", "up_", hidden.bias)]
+    if hidden.gate:
+        products.insert(0, _Product("gate", "gate_", hidden.gate_bias))
+    return {
+        "hidden": products,
+        "down": _Product("acc", "down_", out.bias),
+        "residual": out.residual,
+        "activation": activation,
+        "activation_definition": activation and epilogues.triton_definition(activation),
+        "hidden_epilogue": epilogues.triton(hidden),
+        "epilogue": epilogues.triton(out),
     }
 
 
@@ -150,6 +167,13 @@ def _lines(value: Spec | TritonConfig) -> str:
     """The repr of a dataclass, one field a line, to be pasted back."""
     return (
         f"{type(value).__name__}(\n"
-        + "".join(f"    {f.name}={getattr(value, f.name)!r},\n" for f in fields(value))
+        + "".join(f"    {f.name}={_text(getattr(value, f.name))},\n" for f in fields(value))
         + ")"
     )
+
+
+def _text(value: object) -> str:
+    """The repr of a field; of several epilogues, each on a line."""
+    if isinstance(value, tuple) and len(value) > 1 and isinstance(value[0], Epilogue):
+        return "(\n" + "".join(f"        {item!r},\n" for item in value) + "    )"
+    return repr(value)

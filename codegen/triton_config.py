@@ -61,7 +61,7 @@ def default_config(spec: Spec, num_tokens: int) -> TritonConfig:
     is_hip = spec.target.startswith("hip")
     num_bytes = 4 if spec.weight_dtype == "float32" else 2
     warp_size = 64 if is_hip else 32
-    num_products = 2 if spec.op == "gated_linear" else 1
+    num_products = 2 if spec.op in ("gated_linear", "gated_mlp") else 1
     most = 64 if spec.dtype == "float32" else 128
     if spec.op == "weight_grad":
         return _weight_grad_config(spec, most, warp_size)
@@ -108,6 +108,8 @@ def check(spec: Spec, config: TritonConfig) -> None:
 def _conflict(spec: Spec, config: TritonConfig) -> str | None:
     """What a config must keep to beyond its tiles, where it does not."""
     is_product = spec.op != "weight_grad"
+    if spec.op in ("mlp", "gated_mlp") and (config.group > 1 or config.blocks > 1 or _is_scheduled(config)):
+        return "without group, blocks, persistent, ordered and descriptors: programs take all tiles as they come"
     if config.splits < 1 or config.group < 1 or config.blocks < 1:
         return "whose splits, group and blocks are at least 1"
     if is_product and config.blocks > 1:
@@ -126,7 +128,11 @@ def _conflict(spec: Spec, config: TritonConfig) -> str | None:
 
 
 def _is_variant(config: TritonConfig) -> bool:
-    return config.is_swapped or config.is_persistent or config.is_ordered or config.uses_descriptors
+    return config.is_swapped or _is_scheduled(config)
+
+
+def _is_scheduled(config: TritonConfig) -> bool:
+    return config.is_persistent or config.is_ordered or config.uses_descriptors
 
 
 def _vector_config(bn: int, bk: int, warp_size: int) -> TritonConfig:

@@ -22,6 +22,7 @@ from blast_compile.errors import BuildError, TargetError
 
 # Checked before Triton is asked: LLVM ends the process over an architecture that it does not know.
 CUDA_ARCHITECTURES = (80, 86, 89, 90, 100, 103, 120)
+_STRIDED = ("weight", "gate_weight", "up_weight", "down_weight", "out")
 _TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 
 
@@ -88,6 +89,8 @@ def cross_compile(
         "OUTPUTS_ADJACENT": is_transposed,
         "NORMS": True,
         "INTERPRETED": False,
+        "FIRST": 0,
+        "LAST": 2 if kernel.config.splits > 1 else 1,  # all phases of a whole MLP
     }
     constants |= dict.fromkeys(_unit_strides(is_transposed), 1)
     names = function.arg_names
@@ -127,7 +130,7 @@ def _type(name: str, kernel: TritonKernel, is_transposed: bool) -> str:
     if name.endswith("_desc"):
         rows, columns = descriptor_tile(spec, kernel.config, name, is_transposed)
         return f"tensordesc<{_TYPES[spec.dtype].removeprefix('*')}[{rows}, {columns}]>"
-    if name.endswith(("index_ptr", "order_ptr")):
+    if name.endswith(("index_ptr", "order_ptr", "barrier_ptr")):
         return "*i32"
     if name in ("partial_ptr", "norms_ptr", "probe_ptr"):
         return "*fp32"
@@ -138,7 +141,7 @@ def _type(name: str, kernel: TritonKernel, is_transposed: bool) -> str:
 
 def _unit_strides(is_transposed: bool) -> tuple[str, ...]:
     axis = "n" if is_transposed else "k"
-    return tuple(f"{operand}_{axis}_stride" for operand in ("weight", "gate_weight", "out"))
+    return tuple(f"{operand}_{axis}_stride" for operand in _STRIDED)
 
 
 def _is_aligned(name: str, type_: str, is_ragged: bool) -> bool:

@@ -19,6 +19,7 @@ from blast_compile import layout
 from blast_compile.codegen import triton_config
 from blast_compile.codegen.triton import REDUCED, descriptor_tile, walk
 from blast_compile.codegen.triton_build import TritonKernel, import_triton
+from blast_compile.codegen.triton_space import shared_bytes, shared_limit
 from blast_compile.errors import TargetError
 
 _REGISTERS = 64 * 1024  # of a multiprocessor; a thread takes 255 at most
@@ -30,19 +31,24 @@ Operands = tuple[Tensor, Tensor, Tensor | None]
 
 @dataclass
 class Launch:
-    """Arguments of a kernel by name. options: which an entry point may lack, so that only what it takes is passed."""
+    """Arguments by name, among them those that only some entry points take."""
 
     kernel: TritonKernel
     device: torch.device
     arguments: dict[str, object] = field(default_factory=dict)
 
-    def run(self, grid: tuple[int, ...], name: str | None = None) -> None:
-        """Runs the kernel, or one of its helpers, on a grid of programs; none, where an edge of the grid is 0."""
+    def run(self, grid: tuple[int, ...], name: str | None = None, *, is_cooperative: bool = False) -> None:
+        """Runs the kernel, or one of its helpers, on a grid of programs; none, where an edge of the grid is 0.
+
+        is_cooperative: all programs are resident at once, or the launch fails.
+        """
         function: Any = self.kernel.helpers[name] if name else self.kernel.function
         arguments = {name: self.arguments[name] for name in function.arg_names}
         options = {"num_warps": self.kernel.config.num_warps, "num_stages": self.kernel.config.num_stages}
         if 0 in grid:
             return
+        if is_cooperative:
+            options["launch_cooperative_grid"] = True
         with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
             function[grid](**arguments, **options)
 
@@ -159,7 +165,7 @@ def _product(
         launch.run((num_tiles, config.splits))
         launch.run((-(-N // REDUCED), M), "reduce")
     elif config.is_persistent:
-        launch.run((min(num_tiles, num_programs or _num_resident(kernel, x)),))
+        launch.run((min(num_tiles, num_programs or num_resident(kernel, x)),))
     else:
         launch.run((num_tiles,))
     return {name: tensor.view(*x.shape[:-1], N) for name, tensor in results.items()}
@@ -193,13 +199,14 @@ def _descriptors(kernel: TritonKernel, x_MK: Tensor, layers: Mapping[str, Operan
     return {**descriptors, "OUTPUTS_ADJACENT": is_adjacent}
 
 
-def _num_resident(kernel: TritonKernel, x: Tensor) -> int:
+def num_resident(kernel: TritonKernel, x: Tensor) -> int:
     """How many programs surely run at once: as many as there is room for where a thread takes all its registers."""
     if not x.is_cuda:
         return 1
-    num_threads = 32 * kernel.config.num_warps
-    per_multiprocessor = max(1, _REGISTERS // (255 * num_threads))
-    return per_multiprocessor * torch.cuda.get_device_properties(x.device).multi_processor_count
+    properties = torch.cuda.get_device_properties(x.device)
+    by_registers = _REGISTERS // (255 * properties.warp_size * kernel.config.num_warps)
+    by_shared = shared_limit(kernel.spec) // max(1, shared_bytes(kernel.spec, kernel.config))
+    return max(1, min(by_registers, by_shared)) * properties.multi_processor_count
 
 
 def check_device(kernel: TritonKernel, x: Tensor) -> None:

@@ -25,8 +25,14 @@ _DESCRIPTORS_FROM = 90  # the first generation with an engine for them
 def configs(spec: Spec, num_tokens: int, *, has_aligned_rows: bool = True) -> Iterator[TritonConfig]:
     """Configs for about `num_tokens` tokens, each once, the untuned one first; a `TargetError` where none fits.
 
+    Whole MLPs are for few tokens.
     has_aligned_rows: rows of x and of masked weights begin at multiples of 16 bytes, as descriptors need.
     """
+    if spec.op in ("mlp", "gated_mlp") and num_tokens > FEW_TOKENS:
+        raise TargetError(
+            f"expected up to {FEW_TOKENS} tokens for a whole {spec.op} in one launch, got {num_tokens}; "
+            "run its products one after another"
+        )
     first = default_config(spec, num_tokens)
     triton_config.check(spec, first)
     seen = set()
@@ -94,12 +100,12 @@ def _is_possible(spec: Spec, config: TritonConfig) -> bool:
     except TargetError:
         return False
     width = config.inputs * config.blocks if spec.op == "weight_grad" else config.tokens
-    num_products = 2 if spec.op == "gated_linear" else 1
+    num_products = 2 if spec.op in ("gated_linear", "gated_mlp") else 1
     num_threads = config.num_warps * (64 if _is_hip(spec) else 32)
     if config.is_vector:
         width, num_products = config.inputs, 1  # sums of a tile are held before they are added up
     has_registers = config.outputs * width * num_products <= _MOST_ACCUMULATORS * num_threads
-    return has_registers and shared_bytes(spec, config) <= _shared_limit(spec)
+    return has_registers and shared_bytes(spec, config) <= shared_limit(spec)
 
 
 def _has_descriptors(spec: Spec) -> bool:
@@ -107,7 +113,8 @@ def _has_descriptors(spec: Spec) -> bool:
     return not _is_hip(spec) and architecture.isdigit() and int(architecture) >= _DESCRIPTORS_FROM
 
 
-def _shared_limit(spec: Spec) -> int:
+def shared_limit(spec: Spec) -> int:
+    """Shared memory that one program may have, in bytes; the least known, where the device is not."""
     kilobytes = _SHARED_KB_HIP if _is_hip(spec) else _SHARED_KB.get(_architecture(spec), min(_SHARED_KB.values()))
     return kilobytes * 1024
 

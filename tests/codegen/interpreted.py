@@ -19,6 +19,7 @@ from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Spec
 from blast_compile.codegen.triton import TritonConfig, default_config
 from blast_compile.codegen.triton_build import load_kernel
 from blast_compile.codegen.triton_launch import launch_gated_linear, launch_linear
+from blast_compile.codegen.triton_launch_mlp import launch_mlp
 from tests.op_cases import Call, Case, make_call, relative_error
 
 
@@ -31,12 +32,16 @@ def choose_interpreter() -> None:
 
 
 def spec_of(case: Case) -> Spec:
-    is_gated = case.op == "gated_linear"
-    epilogue = Epilogue(case.activation, case.bias, is_gated, is_gated and case.bias, case.residual and not is_gated)
+    is_gated = case.op in ("gated_linear", "gated_mlp")
+    has_residual = case.residual and case.op != "gated_linear"
+    if case.op in ("mlp", "gated_mlp"):
+        hidden = Epilogue(case.activation, case.bias, is_gated, is_gated and case.bias)
+        epilogues: tuple[Epilogue, ...] = (hidden, Epilogue(bias=case.bias, residual=has_residual))
+    else:
+        epilogues = (Epilogue(case.activation, case.bias, is_gated, is_gated and case.bias, has_residual),)
     weight_dtype = _dtype(case.weight_dtype or case.dtype)
     layout: Layout = "packed" if case.form == "packed" else "masked"
-    assert case.op in ("linear", "gated_linear")
-    return Spec(case.op, _dtype(case.dtype), weight_dtype, case.block, (epilogue,), layout, "cuda:sm_90")
+    return Spec(case.op, _dtype(case.dtype), weight_dtype, case.block, epilogues, layout, "cuda:sm_90")
 
 
 def _dtype(dtype: torch.dtype) -> Dtype:
@@ -62,7 +67,8 @@ def error_of(
     """The relative error of a kernel on a call made by `make_call`, against float64; infinite where a result is NaN.
 
     `x` lies in rows wider by `padding`, which is NaN, so that reading over a row's end is seen. num_spare: unused
-    blocks at the end of packed values, NaN too. num_programs: of a persistent kernel. An ordered one gets a shuffled order.
+    blocks at the end of packed values, NaN too. num_programs: of a persistent kernel. An ordered one gets a shuffled
+    order.
     """
     call = make_call(case, leading, sizes, density=density)
     for layer in call.layers if num_spare else []:
@@ -102,6 +108,21 @@ def run(call: Call, folder: Path, config: TritonConfig | None = None, num_progra
     first, last = call.layers[0], call.layers[-1]
     num_rows = first.kept.shape[0]
     order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
+    if call.case.op in ("mlp", "gated_mlp"):
+        gate, up, down = [None, *((layer.operand, layer.index, layer.bias) for layer in call.layers)][-3:]
+        assert up is not None
+        assert down is not None
+        return launch_mlp(
+            kernel,
+            call.x,
+            gate=gate,
+            up=up,
+            down=down,
+            residual=call.residual,
+            hidden_features=first.clean.shape[0],
+            out_features=last.clean.shape[0],
+            num_programs=num_programs,
+        )
     if call.case.op == "gated_linear":
         return launch_gated_linear(
             kernel,
