@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from blast_compile.aot import build
     from blast_compile.checkpoint import load_model, save_model
     from blast_compile.mask import BlockMask
     from blast_compile.packing import pack_, unpack_
@@ -22,7 +23,7 @@ __all__ = [
     "BlockMask",
     "BlockSparse",
     "Sparsifier",
-    "__version__",
+    "build",
     "explain",
     "load_model",
     "pack_",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 _NAMES_OF = {
+    "aot": ("build",),
     "checkpoint": ("load_model", "save_model"),
     "mask": ("BlockMask",),
     "packing": ("pack_", "unpack_"),
@@ -44,15 +46,13 @@ _NAMES_OF = {
 }
 _HOMES = {name: f"blast_compile.{module}" for module, names in _NAMES_OF.items() for name in names}
 
-
 if not TYPE_CHECKING:  # a checker would take any misspelt name for an object
 
     def __getattr__(name: str) -> object:
         """Import a public name from the module it lives in (PEP 562) and remember it."""
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-        value = getattr(import_module(_HOMES[name]), name)
-        globals()[name] = value
+        globals()[name] = value = getattr(import_module(_HOMES[name]), name)
         return value
 
 
