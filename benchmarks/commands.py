@@ -16,6 +16,7 @@ from benchmarks import (
     build,
     compare,
     compile_time,
+    cost_model,
     dispatch,
     model,
     rows,
@@ -25,6 +26,7 @@ from benchmarks import (
     train,
     train_run,
     train_step,
+    tuning,
 )
 from benchmarks.findings import Findings, Report
 from benchmarks.limits import Limits
@@ -145,6 +147,31 @@ def build_(
     size = replace(shaped, hidden=256, intermediate=512, heads=4, kv_heads=2, vocabulary=512) if quick else shaped
     findings = build.compare(size, jobs, 1 if quick else 5, report, ("cpu",) if quick else build.TARGETS)
     finish(findings, json or RESULTS / "build.jsonl")
+
+
+@app.command("cost-model")
+def cost_model_(threads: Threads = 2, quick: Quick = False, json: Json = None) -> None:
+    """How well the cost model orders configurations, on cases that it was not made from."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    found = cost_model.compare(threads, quick, report)
+    cost_model.append(found, json or RESULTS / "cost-model.jsonl")
+    console.print(*cost_model.summary(found), sep="\n")
+
+
+@app.command("tuning")
+def tuning_(
+    budget: Annotated[float, typer.Option(min=1.0, help="Seconds of search a problem.")] = 30.0,
+    threads: Threads = 2,
+    quick: Quick = False,
+    json: Json = None,
+) -> None:
+    """What tuning gains over the default, and how near the guided search comes to an exhaustive one."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    found = [*tuning.gains(threads, budget, quick, report), *tuning.searches(threads, quick, report)]
+    tuning.append(found, json or RESULTS / "tuning.jsonl")
+    console.print(*tuning.summary(found), sep="\n")
 
 
 app.command("quality")(quality)
