@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from blast_compile.aot import tuned
 from blast_compile.aot.needs import Need
 from blast_compile.bundles import Skipped
 from blast_compile.codegen import cpp, triton
@@ -13,6 +14,7 @@ from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton import TritonConfig
 from blast_compile.errors import TargetError
 from blast_compile.gpu import kernels as gpu_kernels
+from blast_compile.tuning.records import Record
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,10 @@ class Job:
         return self.spec.target.startswith("cpu:")
 
 
-def plan_jobs(needs: Iterable[Need], targets: Sequence[str], tokens: Sequence[int]) -> tuple[list[Job], list[Skipped]]:
-    """Every job once, those of one target together, in the order of `needs`."""
+def plan_jobs(
+    needs: Iterable[Need], targets: Sequence[str], tokens: Sequence[int], records: Sequence[Record] = ()
+) -> tuple[list[Job], list[Skipped]]:
+    """Every job once, those of one target together, in the order of `needs`; default configs before tuned ones."""
     jobs: dict[Job, tuple[int, ...]] = {}
     skipped: dict[Skipped, None] = {}
     for target in targets:
@@ -47,7 +51,7 @@ def plan_jobs(needs: Iterable[Need], targets: Sequence[str], tokens: Sequence[in
                 skipped[Skipped(need.what, target, spec)] = None
                 continue
             try:
-                for job in _jobs_of(need, spec, tokens):
+                for job in _jobs_of(need, spec, tokens, records):
                     key = replace(job, tokens=())
                     jobs[key] = tuple(sorted({*jobs.get(key, ()), *job.tokens}))
             except TargetError as error:
@@ -64,12 +68,12 @@ def describe(spec: Spec) -> str:
     return " ".join([spec.op, *activation, *flags, *dtypes, f"{spec.block[0]}x{spec.block[1]}", spec.layout])
 
 
-def _jobs_of(need: Need, spec: Spec, tokens: Sequence[int]) -> Iterable[Job]:
+def _jobs_of(need: Need, spec: Spec, tokens: Sequence[int], records: Sequence[Record]) -> Iterable[Job]:
     if spec.target.startswith("cpu:"):
         if not cpp.supports(spec):
             raise TargetError(f"{spec.dtype} in blocks of {spec.block[0]}x{spec.block[1]} has no kernel on CPUs")
-        config = cpp.default_config(spec)
-        return [Job(spec, config, cpp.generate(spec, config), tuple(tokens))]
+        configs = dict.fromkeys([cpp.default_config(spec), *tuned.configs(records, spec)])
+        return [Job(spec, config, cpp.generate(spec, config), tuple(tokens)) for config in configs]
     return [_gpu_job(need, step, count) for step in gpu_kernels.steps(spec) for count in tokens]
 
 

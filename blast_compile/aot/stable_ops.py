@@ -71,8 +71,9 @@ def key_of(spec: Spec) -> str:
 
 
 def _best_first(jobs: Iterable[Job]) -> list[Job]:
-    cpu = [job for job in jobs if job.is_cpu]
-    return sorted(cpu, key=lambda job: -_isa(job.spec))
+    """One for each spec, the first: at its default config."""
+    first = {job.spec: job for job in reversed([*jobs]) if job.is_cpu}
+    return sorted(first.values(), key=lambda job: -_isa(job.spec))
 
 
 def _isa(spec: Spec) -> int:

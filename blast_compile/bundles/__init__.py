@@ -1,10 +1,11 @@
 """Bundles: kernels built ahead of time, in a folder, that a process runs without compiling anything."""
 
-from blast_compile.bundles.attached import attach, detach_all, find, launcher
+from blast_compile.bundles.attached import attach, detach_all, find, launcher, plan_folders
 from blast_compile.bundles.bundle import Bundle
-from blast_compile.bundles.format import Artifact, Contents, LauncherFile, Skipped
+from blast_compile.bundles.format import PLANS, Artifact, Contents, LauncherFile, Skipped
 
 __all__ = [
+    "PLANS",
     "Artifact",
     "Bundle",
     "Contents",
@@ -14,4 +15,5 @@ __all__ = [
     "detach_all",
     "find",
     "launcher",
+    "plan_folders",
 ]

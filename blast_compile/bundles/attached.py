@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 
 from blast_compile.bundles.bundle import Bundle
-from blast_compile.bundles.format import Artifact
+from blast_compile.bundles.format import PLANS, Artifact
 from blast_compile.codegen.spec import Spec
 
 _attached: tuple[Bundle, ...] = ()  # replaced, never edited: it is read without the lock
@@ -47,3 +47,8 @@ def launcher(torch: str, source_sha256: str) -> Path | None:
             if (entry.torch, entry.source_sha256) == (torch, source_sha256):
                 return bundle.path(entry.binary)
     return None
+
+
+def plan_folders() -> tuple[Path, ...]:
+    """The plan databases that came with bundles."""
+    return tuple(folder for bundle in _attached if (folder := bundle.path(PLANS)).is_dir())

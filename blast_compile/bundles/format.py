@@ -21,6 +21,8 @@ from blast_compile.codegen.spec import Spec
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+PLANS = "plans"
+"""The folder of what tuning chose, a plan database, where there is something."""
 Fact = int | float | str
 
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from blast_compile import compat, kernels
+from blast_compile import bundles, compat, kernels
 from blast_compile.codegen import cpp
 from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Spec
@@ -16,6 +16,7 @@ from blast_compile.kernels import Kernel
 from blast_compile.log import warn_once
 from blast_compile.tuning.configs import parse
 from blast_compile.tuning.database import Database, nearest
+from blast_compile.tuning.machine import device_name
 from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.records import Record
 from blast_compile.tuning.space import is_runnable
@@ -34,7 +35,7 @@ def ranges(
     """
     problem = Problem(spec, shapes, max(tokens, 1), 1.0 if density is None else density, torch.get_num_threads())
     try:
-        chosen = Database.default().chosen(problem)
+        chosen = _chosen(problem)
     except StoreError as error:
         warn_once("plans refused", f"{error}; every kernel runs at its default")
         return ()
@@ -42,6 +43,12 @@ def ranges(
         return ()
     nearest(chosen, problem, counts_density=density is not None)  # speaks where it is not near
     return tuple(_merged(_of_buckets(chosen, problem, density is not None)))
+
+
+def _chosen(problem: Problem) -> tuple[Record, ...]:
+    """What was measured here or, where nothing was, what came with a bundle for such a machine."""
+    databases = [Database.default(), *(Database(folder, device_name()) for folder in bundles.plan_folders())]
+    return next((chosen for database in databases if (chosen := database.chosen(problem))), ())
 
 
 def tuned_kernels(

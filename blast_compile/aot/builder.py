@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from blast_compile import __version__, native
 from blast_compile.aot import folder as folders
+from blast_compile.aot import tuned
 from blast_compile.aot.build_report import BuildReport, markdown
 from blast_compile.aot.compilers import Built, compile_all
 from blast_compile.aot.jobs import Job, describe, plan_jobs
@@ -24,6 +25,7 @@ from blast_compile.aot.needs import Need, default_inputs, needs
 from blast_compile.aot.targets import parse_target
 from blast_compile.bundles import Artifact, Bundle, Contents, LauncherFile, Skipped
 from blast_compile.codegen.fingerprint import fingerprint
+from blast_compile.codegen.spec import Spec
 from blast_compile.errors import BuildError, TargetError
 
 _BINARIES = {"cpu": ("cpp", "so", ""), "cuda": ("py", "cubin", "ptx"), "hip": ("py", "hsaco", "amdgcn")}
@@ -47,7 +49,8 @@ def build(
     example_inputs: an only argument, a tuple of arguments, or a mapping of keyword arguments; the model is captured on
     them, not run. Without them, a model of transformers is asked for its own, and of any other only the layers one by
     one are built, not what would fuse. targets: as in `aot/targets.py`. tokens: numbers of tokens that GPU kernels are
-    cut for. jobs: compilers at once, as many as CPUs where not given. progress: told of each kernel, by any thread.
+    cut for; what tuning chose on this machine goes along too. jobs: compilers at once, as many as CPUs where not
+    given. progress: told of each kernel, by any thread.
 
     A bundle that was in `out` is replaced at the end, in one step. What has no kernel is listed with its reason; a
     build that makes no kernel at all is a `BuildError`, and leaves `out` as it was. Raises `TargetError` on an unknown
@@ -84,13 +87,17 @@ def make(
     if not names or not request.tokens or min(request.tokens) < 1:
         raise TargetError(f"expected targets, and numbers of tokens from 1 on, got {names} and {list(request.tokens)}")
     destination = folders.checked(request.out)
-    planned, skipped = plan_jobs(find(), names, request.tokens)
+    found = find()
+    records = tuned.chosen(spec for name in names for need in found if isinstance(spec := need.spec_on(name), Spec))
+    planned, skipped = plan_jobs(found, names, request.tokens, records)
     built, launcher = compile_all(planned, request.workers, lambda done: request.progress(_line(done)))
     skipped += [Skipped(describe(each.job.spec), each.job.spec.target, each.problem) for each in built if each.problem]
     usable = [each for each in built if not each.problem]
     if not usable:
         raise BuildError(f"expected a kernel for {', '.join(names)}, got none: {skipped[0].reason if skipped else ''}")
+    made = {(each.job.spec, repr(each.job.config)) for each in usable}
     files: dict[str, bytes | Path] = {}
+    files |= tuned.files(record for record in records if (record.problem.spec, record.config) in made)
     artifacts = tuple(_artifact(number, each, files) for number, each in enumerate(usable))
     contents = Contents(
         generator=fingerprint(),

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from blast_compile.aot import stable_ops
-from blast_compile.aot.build import Inputs, Request, arguments_of, make
 from blast_compile.aot.build_report import BuildReport
+from blast_compile.aot.builder import Inputs, Request, arguments_of, make
 from blast_compile.aot.jobs import Job
 from blast_compile.aot.needs import needs_of_graph
 from blast_compile.bundles import Bundle

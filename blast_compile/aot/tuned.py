@@ -1,0 +1,62 @@
+"""What tuning chose on this machine for the kernels of a bundle, to be shipped with them."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from blast_compile.bundles import PLANS
+from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.codegen.spec import Spec
+from blast_compile.errors import RecordError, StoreError
+from blast_compile.log import logger
+from blast_compile.tuning.configs import parse
+from blast_compile.tuning.database import Database
+from blast_compile.tuning.records import Record
+from blast_compile.tuning.space import is_runnable
+
+
+def chosen(specs: Iterable[Spec]) -> list[Record]:
+    """The chosen records of this machine for these kernels, those whose config this version can build."""
+    wanted = set(specs)
+    try:
+        database = Database.default()
+        records = list(database.records())
+    except StoreError as error:
+        logger.info("a bundle is built without plans: %s", error)
+        return []
+    return [
+        record
+        for record in records
+        if record.outcome == "chosen"
+        and record.device == database.device
+        and record.problem.spec in wanted
+        and _config(record) is not None
+    ]
+
+
+def configs(records: Iterable[Record], spec: Spec) -> list[CpuConfig]:
+    """Their configs for one kernel, each once."""
+    found = (_config(record) for record in records if record.problem.spec == spec)
+    return list(dict.fromkeys(config for config in found if config is not None))
+
+
+def files(records: Iterable[Record]) -> dict[str, bytes]:
+    """A plan database of these records, by path in the bundle."""
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="blast-") as folder:
+        root = Path(folder, "plans")
+        for record in records:
+            Database(root, record.device).add(record)
+        for path in sorted(root.rglob("chosen-*.json")):
+            found[f"{PLANS}/{path.relative_to(root).as_posix()}"] = path.read_bytes()
+    return found
+
+
+def _config(record: Record) -> CpuConfig | None:
+    try:
+        config = parse(record.config)
+    except RecordError:
+        return None
+    return config if isinstance(config, CpuConfig) and not is_runnable(record.problem, config) else None
