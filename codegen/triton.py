@@ -3,14 +3,16 @@
 A generated file is a standalone module. It opens with the spec and the config that made it, and the same two give the
 same bytes. Triton itself is not needed here: `triton_build` loads what comes out, `triton_launch` runs it, and
 `triton_cross` compiles it for devices that are not there. `triton_config` says how a kernel may be cut up,
-`triton_space` which ways are worth a try.
+`triton_space` which ways are worth a try, and `triton_fit` cuts an untuned one finer for a small layer.
 
 Programs are output-stationary: one program owns a tile of the result and walks over the kept blocks of one block row,
-so there are no atomics, an empty row costs its epilogue alone, and the same plan gives the same bits.
+so nothing is added by atomics, an empty row costs its epilogue alone, and the same plan gives the same bits.
 
 An input gradient is a product with the transposed weight, through a transposed index (`triton_index`) and no copy of
 the values. With an epilogue, that of the layer before, it goes on through that layer's activation:
 `acc * act'(up)`, or beside a gate `acc * act(gate)` and `acc * up * act'(gate)`.
+
+An MLP runs as its products, one launch each; `triton_launch_mlp` runs a few tokens through all of it in one launch.
 """
 
 from __future__ import annotations

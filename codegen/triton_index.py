@@ -1,7 +1,7 @@
-"""Transposed indices, by which an input gradient finds the kept blocks of a block column; made where the index lies.
+"""What kernels need beside an index: the transposed one of an input gradient, and rows by their work.
 
-Shapes follow from shapes alone and nothing is read back, so the host never waits and CUDA graphs can hold it. What lies
-beyond the grid in a damaged index is dropped.
+Made where the index lies. Shapes follow from shapes alone and nothing is read back, so the host never waits and CUDA
+graphs can hold it. What lies beyond the grid in a damaged index is dropped.
 """
 
 from __future__ import annotations
@@ -17,6 +17,12 @@ def transposed_index(index: Tensor, blocks: tuple[int, int]) -> Tensor:
     Of a packed one, `[C, 1 + 2 * R]`: behind them the places of these blocks among the values.
     """
     return _of_masked(index, blocks) if index.dim() == 2 else _of_packed(index, blocks)
+
+
+def row_order(index: Tensor, num_rows: int) -> Tensor:
+    """The rows of an index of any form, those with the most blocks first, int32 `[R]`: for kernels that are ordered."""
+    counts = index[:, 0] if index.dim() == 2 else index[: num_rows + 1].diff()
+    return torch.argsort(counts, descending=True, stable=True).to(torch.int32)
 
 
 def _of_masked(index: Tensor, blocks: tuple[int, int]) -> Tensor:

@@ -44,7 +44,7 @@ def num_tokens_of(config: TritonConfig) -> int:
 
 
 @each_variant
-@pytest.mark.parametrize("case", [LINEAR, replace(LINEAR, form="masked"), GATED], ids=str)
+@pytest.mark.parametrize("case", [LINEAR, GATED], ids=str)
 def test_products(name: str, case: Case, interpreter: ProcessPoolExecutor, folder: Path) -> None:
     config = VARIANTS[name]
     error = interpreter.submit(
@@ -122,6 +122,22 @@ def test_inner_loop_divides_nothing(op: Op, layout: Layout) -> None:
     for config in VARIANTS.values():
         for loop in inner_loops(spec, replace(config, inputs=min(config.inputs, 16))):
             assert not [node for node in ast.walk(loop) if isinstance(node, ast.FloorDiv | ast.Mod | ast.Div)]
+
+
+@pytest.mark.parametrize("layout", ["masked", "packed"])
+def test_inner_loop_reads_a_column_when_a_block_ends(layout: Layout) -> None:
+    spec = replace(spec_of(LINEAR), op="input_grad", layout=layout, epilogues=())
+    (loop,) = inner_loops(spec, PLAIN)  # two steps a block
+    loads = [
+        ast.unparse(node)
+        for node in ast.walk(loop)
+        if isinstance(node, ast.Call)
+        if "tl.load(" in ast.unparse(node.func) + "("
+    ]
+    of_index = [load for load in loads if "next_ptr" in load or "places_ptr" in load]
+    assert len(of_index) == (2 if layout == "packed" else 1)
+    assert all("mask=is_next" in load for load in of_index)
+    assert "is_next = (slice == 1) & (step + 1 < num_steps)" in ast.unparse(loop)
 
 
 def inner_loops(spec: Spec, config: TritonConfig) -> list[ast.For]:

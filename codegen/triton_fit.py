@@ -1,0 +1,69 @@
+"""Fits an untuned config to a layer: a small one gives too few programs to fill a device, so its work is cut finer.
+
+Our own choice, by counting programs; nothing here was timed. A tuned config is taken as it is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from blast_compile.codegen.spec import Spec
+from blast_compile.codegen.triton_config import FEW_TOKENS, TritonConfig, check
+from blast_compile.errors import TargetError
+
+MANY_PROGRAMS = 264
+"""Two for each of the 132 multiprocessors of an H100 or H200; the other devices that are compiled for have fewer."""
+_MEAN_DENSITY = 0.1  # of a sparse layer, where nobody counted its blocks
+_LEAST_BLOCKS = 2  # of a split
+
+
+def fit(spec: Spec, config: TritonConfig, num_tokens: int, blocks: tuple[int, int]) -> TritonConfig:
+    """The config, or one of finer cuts, for a layer of `(R, C)` blocks and about so many tokens.
+
+    A few tokens are split over the blocks of a row, many are cut into smaller tiles, and then so are outputs. A weight
+    gradient takes fewer blocks side by side, and then parts of a block. R and C are as the product sees them: of
+    the transposed weight, for an input gradient.
+    """
+    while num_programs(spec, config, num_tokens, blocks) < MANY_PROGRAMS:
+        finer = next((finer for finer in _finer(config, num_tokens, blocks) if _is_possible(spec, finer)), None)
+        if finer is None:
+            break
+        config = finer
+    return config
+
+
+def num_programs(spec: Spec, config: TritonConfig, num_tokens: int, blocks: tuple[int, int]) -> int:
+    """How many programs work; for a weight gradient a guess, since only its kept blocks do."""
+    (R, C), (bn, bk) = blocks, spec.block
+    if spec.op == "weight_grad":
+        per_block = (bn // config.outputs) * (bk // config.inputs)
+        return round(R * C * _MEAN_DENSITY * per_block / config.blocks)
+    outputs = bk if spec.op == "input_grad" else bn
+    return -(-num_tokens // config.tokens) * R * (outputs // config.outputs) * config.splits
+
+
+def _finer(config: TritonConfig, num_tokens: int, blocks: tuple[int, int]) -> list[TritonConfig]:
+    """Cuts into twice the programs, the cheapest first."""
+    cuts = []
+    if config.blocks > 1:
+        cuts.append(replace(config, blocks=config.blocks // 2))
+    if num_tokens <= FEW_TOKENS and blocks[1] * _MEAN_DENSITY >= 2 * config.splits * _LEAST_BLOCKS:
+        cuts.append(replace(config, splits=2 * config.splits))
+    if config.tokens > 64:
+        cuts.append(_with_half_the_warps(replace(config, tokens=config.tokens // 2)))
+    if config.outputs > 32:
+        cuts.append(_with_half_the_warps(replace(config, outputs=config.outputs // 2)))
+    return cuts
+
+
+def _with_half_the_warps(config: TritonConfig) -> TritonConfig:
+    """As many results a thread as before; four warps stay together, which one instruction of Hopper takes."""
+    return replace(config, num_warps=config.num_warps // 2 if config.num_warps > 4 else config.num_warps)
+
+
+def _is_possible(spec: Spec, config: TritonConfig) -> bool:
+    try:
+        check(spec, config)
+    except TargetError:
+        return False
+    return True

@@ -1,0 +1,50 @@
+"""Untuned configs fitted to layers: more programs for small ones, as they were for large ones."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from blast_compile import layout
+from blast_compile.codegen.spec import Epilogue, Op, Spec
+from blast_compile.codegen.triton import default_config, triton_source
+from blast_compile.codegen.triton_fit import MANY_PROGRAMS, fit, num_programs
+from blast_compile.codegen.triton_index import row_order
+
+LINEAR = Spec("linear", "bfloat16", "bfloat16", (64, 64), (Epilogue(),), "packed", "cuda:sm_90")
+OPS: tuple[Op, ...] = ("linear", "input_grad", "weight_grad")
+
+
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("num_tokens", [1, 16, 128, 4096])
+def test_small_layers_get_more_programs_that_are_possible(op: Op, num_tokens: int) -> None:
+    spec = replace(LINEAR, op=op, epilogues=() if op != "linear" else LINEAR.epilogues)
+    for blocks in ((16, 64), (32, 224), (1, 1)):
+        usual = default_config(spec, num_tokens)
+        fitted = fit(spec, usual, num_tokens, blocks)
+        triton_source(spec, fitted)
+        before, after = (num_programs(spec, config, num_tokens, blocks) for config in (usual, fitted))
+        assert after > before or before >= MANY_PROGRAMS or blocks == (1, 1)
+
+
+def test_a_split_keeps_some_blocks() -> None:
+    usual = default_config(LINEAR, 16)
+    assert fit(LINEAR, usual, 16, (32, 224)).splits == 8
+    assert fit(LINEAR, usual, 16, (32, 16)).splits == 1
+
+
+def test_large_layers_keep_their_config() -> None:
+    for num_tokens in (1, 512):
+        usual = default_config(LINEAR, num_tokens)
+        assert fit(LINEAR, usual, num_tokens, (448, 128)) == usual
+
+
+@pytest.mark.parametrize("is_packed", [False, True])
+def test_rows_with_most_blocks_come_first(is_packed: bool) -> None:
+    kept = torch.tensor([[1, 0, 0], [1, 1, 1], [0, 0, 0], [0, 1, 1], [1, 1, 1]], dtype=torch.bool)
+    index = layout.packed_index(kept, num_stored=12) if is_packed else layout.masked_index(kept)
+    order = row_order(index, 5)
+    assert order.tolist() == [1, 4, 3, 0, 2]
+    assert order.dtype == torch.int32
