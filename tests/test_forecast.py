@@ -75,9 +75,9 @@ def tiny_gpt2() -> nn.Module:
 
 @pytest.mark.parametrize("make", [lambda: tiny_llama(tied=True), lambda: tiny_llama(tied=False), tiny_gpt2])
 def test_memory_is_what_a_packed_model_holds(make: Any) -> None:
-    config = blast.BlockSparse(sparsity=0.8, block=16)
+    config = blast.BlockSparse(sparsity=0.3, block=8)  # of so many blocks that some are spare
     model = make()
-    found = forecast(shape_of("tiny", model, config), Setting(H100, sparsity=0.8, block=16))
+    found = forecast(shape_of("tiny", model, config), Setting(H100, sparsity=0.3, block=8))
     assert found.dense.weight_bytes == sum(tensor.nbytes for tensor in model.parameters())
     blast.pack_(blast.sparsify_(model, config))
     index = sum(buffer.nbytes for name, buffer in model.named_buffers() if name.endswith("block_index"))

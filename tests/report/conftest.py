@@ -31,7 +31,7 @@ def measurement(op: str, tokens: int, median_us: float, dense_us: float, predict
         p90_us=1.2 * median_us,
         dense="eager",
         dense_us=dense_us,
-        error=1e-3,
+        error=1e-7 * median_us,  # of several orders: as text they would sort otherwise
         flops=1e6 * tokens,
         num_bytes=1e6 + 1e4 * tokens,
         dense_flops=1e7 * tokens,

@@ -64,14 +64,14 @@ def test_nothing_is_fetched_and_nothing_complains(page: Page, requests: list[str
 
 
 def test_a_table_sorts_by_numbers_both_ways(page: Page) -> None:
-    head = page.locator("#ops th").nth(2)
-    before = values(page, "ops", 3)
+    place = page.locator("#ops th").all_text_contents().index("largest error")
+    head, before = page.locator("#ops th").nth(place), values(page, "ops", place + 1)
     assert before != sorted(before)
     head.locator("button").click()
-    assert values(page, "ops", 3) == sorted(before)
+    assert values(page, "ops", place + 1) == sorted(before)
     assert head.get_attribute("aria-sort") == "ascending"
     head.locator("button").press("Enter")
-    assert values(page, "ops", 3) == sorted(before, reverse=True)
+    assert values(page, "ops", place + 1) == sorted(before, reverse=True)
     assert head.get_attribute("aria-sort") == "descending"
 
 
@@ -125,9 +125,10 @@ def test_masks_are_images_that_load(page: Page, masks: dict[str, Tensor]) -> Non
 
 def test_screenshots_are_kept(page: Page) -> None:
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    colors = set()
     for scheme in ("dark", "light"):
         page.emulate_media(color_scheme=scheme)
         page.screenshot(path=SCREENSHOTS / f"report-{scheme}.png", full_page=True)
-    dark, light = ((SCREENSHOTS / f"report-{scheme}.png").read_bytes() for scheme in ("dark", "light"))
-    assert min(len(dark), len(light)) > 50_000
-    assert dark != light
+        assert (SCREENSHOTS / f"report-{scheme}.png").stat().st_size > 50_000
+        colors.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert len(colors) == 2
