@@ -10,6 +10,8 @@ Where the disk takes nothing more, records stay in the memory of the process, af
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +22,11 @@ from blast_compile import env, folders
 from blast_compile.errors import RecordError
 from blast_compile.log import warn_once
 from blast_compile.tuning.machine import device_name
-from blast_compile.tuning.problem import Problem
+from blast_compile.tuning.problem import Problem, density_bucket, token_bucket
 from blast_compile.tuning.records import MAX_RECORD_BYTES, Record, digest
 
+_families: dict[Path, tuple[int, list[Record]]] = {}  # when a folder last changed, and the chosen records in it
+_SETTLED_NS = 10**9  # within this, a folder may change without a new time
 _REACH = 4  # a bucket this many times away still tells more than nothing
 
 
@@ -62,7 +66,7 @@ class Database:
 
     def chosen(self, problem: Problem) -> tuple[Record, ...]:
         """The chosen configurations of a family on this machine, by tokens; one warning if there are only others'."""
-        found = list(self._of(problem, "chosen-*.json"))
+        found = self._chosen_of(problem)
         mine = [record for record in found if record.device == self.device]
         if found and not mine:
             warn_once(
@@ -101,6 +105,18 @@ class Database:
 
     def _folder(self, problem: Problem) -> Path:
         return self.path / _family(problem)
+
+    def _chosen_of(self, problem: Problem) -> list[Record]:
+        """Read once while the folder stays as it is: the layers of a model ask for few families, again and again."""
+        folder = self._folder(problem)
+        try:
+            changed_ns = folder.stat().st_mtime_ns
+        except OSError:  # no folder: nothing, or what memory holds
+            return list(self._of(problem, "chosen-*.json"))
+        known = _families.get(folder)
+        if known is None or known[0] != changed_ns or self._in_memory or time.time_ns() - changed_ns < _SETTLED_NS:
+            known = _families[folder] = (changed_ns, list(self._of(problem, "chosen-*.json")))
+        return known[1]
 
     def _of(self, problem: Problem, pattern: str) -> Iterator[Record]:
         folder = self._folder(problem)
@@ -168,11 +184,10 @@ def _bucket(problem: Problem) -> str:
 
 def _distance(one: Problem, other: Problem, counts_density: bool) -> float:
     """How many times the buckets of one family lie apart, in tokens and density together."""
-    mine, others = one.bucket, other.bucket
-    apart = max(mine.tokens, others.tokens) / min(mine.tokens, others.tokens)
+    pairs: list[tuple[float, float]] = [(token_bucket(one.tokens), token_bucket(other.tokens))]
     if counts_density:
-        apart *= max(mine.density, others.density) / min(mine.density, others.density)
-    return apart
+        pairs.append((density_bucket(one.density), density_bucket(other.density)))
+    return math.prod(max(pair) / min(pair) for pair in pairs)
 
 
 def _place(record: Record) -> tuple[str, str, str, str]:

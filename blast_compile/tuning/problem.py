@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from math import prod
 from typing import Any, get_args
 
@@ -119,6 +120,7 @@ def token_bucket(tokens: int) -> int:
     return bucket
 
 
+@cache
 def density_bucket(density: float) -> float:
     """The nearest of `DENSITIES`, by their ratio."""
     return min(DENSITIES, key=lambda known: max(known, density) / max(min(known, density), 1e-9))
