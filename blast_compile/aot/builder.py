@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blast_compile import __version__, native
+from blast_compile import __version__, compat, native
 from blast_compile.aot import folder as folders
 from blast_compile.aot import tuned
 from blast_compile.aot.build_report import BuildReport, markdown
@@ -86,6 +86,8 @@ def make(
     names = list(dict.fromkeys(parse_target(name) for name in request.targets))
     if not names or not request.tokens or min(request.tokens) < 1:
         raise TargetError(f"expected targets, and numbers of tokens from 1 on, got {names} and {list(request.tokens)}")
+    if not compat.has_triton() and any(not name.startswith("cpu:") for name in names):
+        raise TargetError("expected Triton, which kernels for GPUs need, got none; pip install 'blast-compile[gpu]'")
     destination = folders.checked(request.out)
     found = find()
     records = tuned.chosen(spec for name in names for need in found if isinstance(spec := need.spec_on(name), Spec))

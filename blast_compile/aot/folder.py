@@ -34,8 +34,17 @@ def write(folder: Path, contents: Contents, files: Mapping[str, bytes | Path]) -
 
     files: contents by path in the bundle, or files that are copied. Returns the bytes of them all.
 
-    Raises OSError where the folder above cannot be written.
+    Raises `BundleError` where the disk is full, or the folder above cannot be written.
     """
+    try:
+        return _write(folder, contents, files)
+    except OSError as error:
+        raise BundleError(
+            f"expected to write the bundle {folder}, got: {error}; free some space there, or name another folder"
+        ) from error
+
+
+def _write(folder: Path, contents: Contents, files: Mapping[str, bytes | Path]) -> int:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         for left in folder.parent.glob(f".{folder.name}.new-*"):  # of a build that was killed
@@ -47,9 +56,9 @@ def write(folder: Path, contents: Contents, files: Mapping[str, bytes | Path]) -
             _settle(temporary)
             _replace(temporary, folder)
             folders.sync(folder.parent)
-            return sum(each.size for each in prints.values())
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+    return sum(each.size for each in prints.values())
 
 
 def _put(path: Path, content: bytes | Path) -> Fingerprint:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import subprocess
 import sys
@@ -15,12 +17,13 @@ from torch import nn
 import blast_compile as blast
 from blast_compile import bundles, compat, env, kernels
 from blast_compile.aot import Bundle, build
-from blast_compile.aot.needs import needs
+from blast_compile.aot.needs import default_inputs, needs
 from blast_compile.codegen import build as compilers
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import BuildError, BundleError, LayerError, TargetError
 from blast_compile.serve import use_bundle
 from tests.aot.models import Net, build_net, packed_net
+from tests.families import FAMILIES, sparse
 
 FUSED: Op = "gated_mlp"
 ALONE: Op = "linear"
@@ -154,6 +157,33 @@ def test_other_folders_are_not_overwritten(tmp_path: Path, bundle_folder: Path) 
     report = build_net(bundle_folder)
     assert report.bundle.contents.kernels == before.contents.kernels
     assert sorted(path.name for path in tmp_path.iterdir()) == [".bundle.lock", "bundle", "letters"]
+
+
+def test_a_full_disk_leaves_the_bundle_before(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Bundle.open(bundle_folder)
+    num_synced = itertools.count()
+
+    def fsync(_: int) -> None:
+        if next(num_synced) == 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("blast_compile.aot.folder.os.fsync", fsync)
+    with pytest.raises(BundleError, match="got: .*No space left on device.*; free some space there, or name another"):
+        build_net(bundle_folder)
+    assert Bundle.open(bundle_folder) == before
+    assert sorted(path.name for path in bundle_folder.parent.iterdir()) == [".bundle.lock", "bundle"]
+
+
+def test_models_of_transformers_have_inputs_of_their_own() -> None:
+    model = sparse(FAMILIES["llama"])
+    assert {need.op for need in needs(model, (), default_inputs(model))} == {FUSED, ALONE}
+    assert default_inputs(packed_net()) == {}
+
+
+def test_gpus_need_triton(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "has_triton", lambda: False)
+    with pytest.raises(TargetError, match=r"expected Triton, .*, got none; pip install 'blast-compile\[gpu\]'"):
+        build_net(tmp_path / "out", "cpu", "cuda:sm_90")
 
 
 def test_what_does_not_compile_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
