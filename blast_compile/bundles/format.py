@@ -14,8 +14,9 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import Any
 
+from blast_compile.bundles import fields
 from blast_compile.bundles.read_spec import read_spec
 from blast_compile.codegen.spec import Spec
 
@@ -24,8 +25,6 @@ MANIFEST = "manifest.json"
 PLANS = "plans"
 """The folder of what tuning chose, a plan database, where there is something."""
 Fact = int | float | str
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -114,43 +113,43 @@ def read(text: bytes) -> tuple[Contents, dict[str, Fingerprint]]:
         manifest = json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-    fields = _typed(manifest, dict, "the manifest")
-    if (number := fields.get("format")) != FORMAT:
+    said = fields.typed(manifest, dict, "the manifest")
+    if (number := said.get("format")) != FORMAT:
         raise ValueError(f"expected format {FORMAT}, got {number!r}")
-    fields.pop("sha256", None)
-    if text != _text_of(fields):
+    said.pop("sha256", None)
+    if text != _text_of(said):
         raise ValueError("it is not what was written")
     files = {
-        _path(name): Fingerprint(_text(entry, "sha256"), _number(entry, "size"))
-        for name, entry in _get(fields, "files", dict).items()
+        _path(name): Fingerprint(fields.text(entry, "sha256"), fields.number(entry, "size"))
+        for name, entry in fields.get(said, "files", dict).items()
     }
     contents = Contents(
-        generator=_text(fields, "generator"),
-        machine=_text(fields, "machine"),
-        versions=_texts(_get(fields, "versions", dict)),
-        targets=tuple(_typed(target, str, "a target") for target in _get(fields, "targets", list)),
-        created=_text(fields, "created"),
-        kernels=tuple(_artifact(entry, files) for entry in _get(fields, "kernels", list)),
-        launchers=tuple(_launcher(entry, files) for entry in _get(fields, "launchers", list)),
+        generator=fields.text(said, "generator"),
+        machine=fields.text(said, "machine"),
+        versions=fields.texts(fields.get(said, "versions", dict)),
+        targets=tuple(fields.typed(target, str, "a target") for target in fields.get(said, "targets", list)),
+        created=fields.text(said, "created"),
+        kernels=tuple(_artifact(entry, files) for entry in fields.get(said, "kernels", list)),
+        launchers=tuple(_launcher(entry, files) for entry in fields.get(said, "launchers", list)),
         skipped=tuple(
-            Skipped(_text(entry, "what"), _text(entry, "target"), _text(entry, "reason"))
-            for entry in _get(fields, "skipped", list)
+            Skipped(fields.text(entry, "what"), fields.text(entry, "target"), fields.text(entry, "reason"))
+            for entry in fields.get(said, "skipped", list)
         ),
     )
     return contents, files
 
 
 def _artifact(entry: Any, files: Mapping[str, Fingerprint]) -> Artifact:
-    facts = _get(entry, "facts", dict)
+    facts = fields.get(entry, "facts", dict)
     for name, value in facts.items():
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise ValueError(f"expected a number or a text as fact {name!r}, got {value!r}")
-    text = _text(entry, "text")
+    text = fields.text(entry, "text")
     return Artifact(
-        spec=read_spec(_get(entry, "spec", dict)),
-        name=_text(entry, "name"),
-        config=_text(entry, "config"),
-        tokens=tuple(_typed(tokens, int, "a number of tokens") for tokens in _get(entry, "tokens", list)),
+        spec=read_spec(fields.get(entry, "spec", dict)),
+        name=fields.text(entry, "name"),
+        config=fields.text(entry, "config"),
+        tokens=tuple(fields.typed(tokens, int, "a number of tokens") for tokens in fields.get(entry, "tokens", list)),
         source=_listed(entry, "source", files),
         binary=_listed(entry, "binary", files),
         text=_listed(entry, "text", files) if text else "",
@@ -159,7 +158,9 @@ def _artifact(entry: Any, files: Mapping[str, Fingerprint]) -> Artifact:
 
 
 def _launcher(entry: Any, files: Mapping[str, Fingerprint]) -> LauncherFile:
-    return LauncherFile(_text(entry, "torch"), _text(entry, "source_sha256"), _listed(entry, "binary", files))
+    return LauncherFile(
+        fields.text(entry, "torch"), fields.text(entry, "source_sha256"), _listed(entry, "binary", files)
+    )
 
 
 def _text_of(manifest: dict[str, Any]) -> bytes:
@@ -182,29 +183,7 @@ def _path(name: str) -> str:
 
 
 def _listed(entry: Any, key: str, files: Mapping[str, Fingerprint]) -> str:
-    name = _text(entry, key)
+    name = fields.text(entry, key)
     if name not in files:
         raise ValueError(f"expected the {key} of each kernel among the listed files, got {name!r}")
     return name
-
-
-def _typed(value: Any, kind: type[T], what: str) -> T:
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ValueError(f"expected {kind.__name__} as {what}, got {type(value).__name__}")
-    return value
-
-
-def _get(entry: Any, key: str, kind: type[T]) -> T:
-    return _typed(_typed(entry, dict, "an entry").get(key), kind, key)
-
-
-def _text(entry: Any, key: str) -> str:
-    return _get(entry, key, str)
-
-
-def _number(entry: Any, key: str) -> int:
-    return _get(entry, key, int)
-
-
-def _texts(entry: dict[str, Any]) -> dict[str, str]:
-    return {name: _typed(value, str, name) for name, value in entry.items()}
