@@ -107,14 +107,20 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Trial:
-    """A configuration that tuning tried, or refused to try. reason: why it was not chosen."""
+    """A configuration that tuning tried, or refused to try.
+
+    config: its `repr`, to be pasted. change: where it differs from the default. relative: its time over that of the
+    default in the same rounds. reason: why it was not chosen.
+    """
 
     op: str
     tokens: int
     config: str
+    change: str
     outcome: Outcome
     reason: str
     median_us: float | None
+    relative: float | None
     predicted_us: float | None
     rank: int | None
 

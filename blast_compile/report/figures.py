@@ -37,7 +37,7 @@ def prediction(report: Report) -> Plot | None:
     """
     series = _series(report)
     marks = [
-        Mark(trial.predicted_us, trial.median_us, series.index(_tokens(trial.tokens)), trial.config, hollow=True)
+        Mark(trial.predicted_us, trial.median_us, series.index(_tokens(trial.tokens)), trial.change, hollow=True)
         for trial in report.trials
         if trial.predicted_us and trial.median_us and _tokens(trial.tokens) in series
     ]

@@ -2,36 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from blast_compile import launch, select
-from blast_compile.layers import SparseLayer, dense_weight
-from blast_compile.mask import BlockMask
-from blast_compile.report import limits, names, quantities
+from blast_compile import launch
+from blast_compile.codegen import cpp
+from blast_compile.layers import SparseLayer
+from blast_compile.report import entries, limits
+from blast_compile.report.configs import difference
 from blast_compile.report.data import (
-    DenseEntry,
     Measurement,
-    Memory,
     OpEntry,
     Report,
-    SparseEntry,
     Total,
     Trial,
 )
+from blast_compile.report.doubts import doubts
 from blast_compile.report.explainer import observe
-from blast_compile.report.explanation import LayerRow
-from blast_compile.report.measure import DENSE, time_sites
+from blast_compile.report.measure import DENSE, time_sites, timed_sites
 from blast_compile.report.sites import Site, sites_of
 from blast_compile.tuning.devices import Device
 from blast_compile.tuning.problem import Problem
-
-_BLOCK = 32  # in which zeros of dense weights are counted
 
 
 @dataclass(frozen=True)
@@ -61,12 +57,14 @@ def gather(
     layers = {known: layer for known, layer in model.named_modules() if isinstance(layer, SparseLayer)}
     groups, left_out = sites_of(model, runs)
     device = limits.this_machine()
-    ops = [_op(f"op{number}", sites) for number, sites in enumerate(groups, 1)]
+    ops = [entries.op_entry(f"op{number}", sites) for number, sites in enumerate(groups, 1)]
     measurements: list[Measurement] = []
     trials: list[Trial] = []
+    weights: dict[str, float] = {}
     for op, sites in zip(ops, groups, strict=True):
         if not op.untimed:
             tell(f"timing {op.kind} of {op.layers}")
+            weights[f"{op.kind} of {op.layers}"] = entries.kept_bytes(timed_sites(sites))
             measurements += _measured(op, sites, tokens, effort or Effort(), device)
             trials += _trials(op, sites, tokens)
     untimed = [f"{op.kind} of {op.layers}: {op.untimed}" for op in ops if op.untimed]
@@ -75,34 +73,21 @@ def gather(
         model=name or type(model).__name__,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=limits.machine_of(device),
-        sparse=tuple(_sparse(row, layers[row.name], homes.get(row.name, "")) for row in explanation.layers),
-        dense=tuple(_dense(model)),
+        sparse=tuple(
+            entries.sparse_entry(row, layers[row.name], homes.get(row.name, "")) for row in explanation.layers
+        ),
+        dense=tuple(entries.dense_entries(model)),
         ops=tuple(ops),
         measurements=tuple(measurements),
         trials=tuple(trials),
         totals=tuple(_totals(ops, measurements)),
-        memory=_memory(model, layers.values()),
+        memory=entries.memory_of(model, layers.values()),
         num_graphs=explanation.num_graphs,
-        warnings=(*explanation.warnings, *(f"not timed: {reason}" for reason in [*left_out, *untimed])),
-    )
-
-
-def _op(id_: str, sites: Sequence[Site]) -> OpEntry:
-    first = sites[0]
-    masks = [layer.mask for site in sites for layer in site.layers]
-    problem = limits.problem_of(sites, 1)
-    return OpEntry(
-        id=id_,
-        kind=first.kind,
-        layers=names.in_one(name for site in sites for name in site.names),
-        count=len(sites),
-        shapes=tuple(layer.shape for layer in first.layers),
-        block=first.layers[0].block,
-        form=first.layers[0].form,
-        dtype=_plain(first.dtype),
-        activation=first.activation,
-        sparsity=1 - sum(mask.nnz for mask in masks) / sum(mask.kept.numel() for mask in masks),
-        untimed=problem if isinstance(problem, str) else "",
+        warnings=(
+            *explanation.warnings,
+            *(f"not timed: {reason}" for reason in [*left_out, *untimed]),
+            *doubts(measurements, weights, device.caches[-1]),
+        ),
     )
 
 
@@ -134,60 +119,18 @@ def _trials(op: OpEntry, sites: Sequence[Site], tokens: Sequence[int]) -> Iterat
         problem = limits.problem_of(sites, M)
         assert isinstance(problem, Problem)
         for record in limits.records_of(problem):
-            times = (record.median_us, record.predicted_us)
-            yield Trial(op.id, M, record.config, record.outcome, record.reason, *times, record.rank)
-
-
-def _sparse(row: LayerRow, layer: SparseLayer, op: str) -> SparseEntry:
-    kept = layer.mask.kept
-    per_row = kept.sum(1).float()
-    stored = (layer.weight_operand(), layer.block_index, layer.bias)
-    dense_bytes = layer.shape[0] * layer.shape[1] * layer.weight.itemsize + _bytes(layer.bias)
-    return SparseEntry(
-        name=row.name,
-        op=op,
-        kind=str(row.kind),
-        shape=row.shape,
-        block=row.block,
-        form=row.form,
-        dtype=_plain(row.dtype),
-        activation=row.activation,
-        kernel=row.kernel,
-        reason=row.reason,
-        sparsity=row.sparsity,
-        kept_blocks=int(kept.sum()),
-        busiest_row=float(per_row.max() / per_row.mean().clamp_min(1e-9)) if kept.any() else 1.0,
-        empty_rows=int((per_row == 0).sum()),
-        stored_bytes=sum(map(_bytes, stored)),
-        dense_bytes=dense_bytes,
-    )
-
-
-def _dense(model: nn.Module) -> Iterator[DenseEntry]:
-    """Dense linear layers; those that differ in the first number of their names alone are one entry."""
-    reasons = select.reasons_to_leave(model)
-    groups: dict[tuple[str, torch.Size, str], list[tuple[str, nn.Module]]] = {}
-    for name, layer in select.linear_layers(model):
-        if not isinstance(layer, SparseLayer):
-            reason = reasons.get(name) or _why_dense(layer)
-            key = (names.without_number(name), dense_weight(layer).shape, reason)
-            groups.setdefault(key, []).append((name, layer))
-    for (_, _, reason), members in groups.items():
-        weight = dense_weight(members[0][1])
-        shape, num_bytes = (weight.shape[0], weight.shape[1]), len(members) * _bytes(weight)
-        yield DenseEntry(names.joined([name for name, _ in members]), len(members), shape, num_bytes, reason)
-
-
-def _why_dense(layer: nn.Module) -> str:
-    """What the weights tell: packing leaves zeros where it makes a layer dense again."""
-    weight = dense_weight(layer)
-    edge = min(_BLOCK, *weight.shape)
-    zero = BlockMask.from_nonzero(weight, (edge, edge)).sparsity
-    if not zero:
-        return "no mask was made for it"
-    return (
-        f"{quantities.share(zero)} of its blocks of {edge} x {edge} are zero: too few to gain from, or not looked for"
-    )
+            yield Trial(
+                op=op.id,
+                tokens=M,
+                config=record.config,
+                change=difference(record.config, cpp.default_config(problem.spec)),
+                outcome=record.outcome,
+                reason=record.reason,
+                median_us=record.median_us,
+                relative=record.relative if math.isfinite(record.relative) else None,
+                predicted_us=record.predicted_us,
+                rank=record.rank,
+            )
 
 
 def _totals(ops: Sequence[OpEntry], measurements: Sequence[Measurement]) -> Iterator[Total]:
@@ -200,20 +143,3 @@ def _totals(ops: Sequence[OpEntry], measurements: Sequence[Measurement]) -> Iter
             dense_us=sum(count * measured.dense_us for count, measured in timed),
             limit_us=sum(count * measured.limit_us for count, measured in timed),
         )
-
-
-def _memory(model: nn.Module, layers: Iterable[SparseLayer]) -> Memory:
-    tensors = {id(tensor): _bytes(tensor) for tensor in (*model.parameters(), *model.buffers())}
-    layers = list(layers)
-    stored = sum(_bytes(layer.weight_operand()) + _bytes(layer.block_index) for layer in layers)
-    dense = sum(layer.shape[0] * layer.shape[1] * layer.weight.itemsize for layer in layers)
-    total = sum(tensors.values())
-    return Memory(stored, dense, total, total - stored + dense)
-
-
-def _bytes(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.numel() * tensor.element_size()
-
-
-def _plain(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -29,7 +29,6 @@ def html(report: Report, masks: Mapping[str, Tensor]) -> str:
         (name, f"{quantities.share(1 - float(kept.float().mean()))} zero", heatmaps.data_uri(kept))
         for name, kept in list(masks.items())[:_MAX_MASKS]
     ]
-    chosen = {(t.op, t.tokens): t.median_us for t in report.trials if t.outcome == "chosen"}
     return (
         _environment()
         .get_template("report.html.jinja")
@@ -41,7 +40,6 @@ def html(report: Report, masks: Mapping[str, Tensor]) -> str:
             canvas=_Canvas(),
             masks=images,
             num_more_masks=max(0, len(masks) - _MAX_MASKS),
-            chosen=chosen,
         )
     )
 

@@ -32,9 +32,7 @@ def time_sites(sites: Sequence[Site], tokens: Sequence[int], *, rounds: int, sec
 
     Raises `LayerError` where results differ by more than rounding does.
     """
-    first = sites[0]
-    dense_bytes = sum(N * K for N, K in (layer.shape for layer in first.layers)) * first.dtype.itemsize
-    chosen = sites[: max(1, _DENSE_BYTES // dense_bytes)]
+    first, chosen = sites[0], timed_sites(sites)
     with torch.inference_mode(False), torch.no_grad():
         twins = [DenseTwin(site) for site in chosen]
         for M in tokens:
@@ -46,6 +44,13 @@ def time_sites(sites: Sequence[Site], tokens: Sequence[int], *, rounds: int, sec
             }
             timings = interleaved(passes, rounds=rounds, seconds=seconds)
             yield Timed(M, _share(timings["ours"], len(chosen)), _share(timings[DENSE], len(chosen)), error)
+
+
+def timed_sites(sites: Sequence[Site]) -> Sequence[Site]:
+    """As many of alike sites as are timed together: dense twins of more would take too much memory."""
+    first = sites[0]
+    dense_bytes = sum(N * K for N, K in (layer.shape for layer in first.layers)) * first.dtype.itemsize
+    return sites[: max(1, _DENSE_BYTES // dense_bytes)]
 
 
 def _error(site: Site, twin: DenseTwin, x: Tensor, residual: Tensor | None) -> float:

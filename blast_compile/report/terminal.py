@@ -63,7 +63,7 @@ def _ops(report: Report) -> Table:
 
 
 def _trials(report: Report) -> Table:
-    table = _table("op", "tokens", "outcome", "time", "config", "reason", title="What tuning tried")
+    table = _table("op", "tokens", "outcome", "time", "of the default", "config", "reason", title="What tuning tried")
     shown: dict[tuple[str, int], int] = {}
     for trial in report.trials:
         place = (trial.op, trial.tokens)
@@ -71,7 +71,9 @@ def _trials(report: Report) -> Table:
         if shown[place] <= _MAX_LOST:
             time = "" if trial.median_us is None else quantities.time(trial.median_us)
             style = "bold" if trial.outcome == "chosen" else "dim"
-            cells = (report.op(trial.op).kind, str(trial.tokens), trial.outcome, time, trial.config, trial.reason)
+            relative = "" if trial.relative is None else quantities.ratio(trial.relative)
+            op, tokens = report.op(trial.op).kind, str(trial.tokens)
+            cells = (op, tokens, trial.outcome, time, relative, trial.change, trial.reason)
             table.add_row(*(Text(cell) for cell in cells), style=style)
     left_out = sum(max(0, number - _MAX_LOST) for number in shown.values())
     table.caption = f"and {left_out} more that lost, in the HTML report" if left_out else None

@@ -19,6 +19,8 @@ from blast_compile.report.data import (
 )
 
 CONFIG = "CpuConfig(token_tile=12, vectors=2, panel_bytes=1310720)"
+TOO_LARGE = "CpuConfig(token_tile=64, vectors=2, panel_bytes=1310720)"
+NO_ROOM = "64 x 2 sums do not fit in 32 registers"
 OTHER = "CpuConfig(token_tile=6, vectors=4, panel_bytes=1310720)"
 
 
@@ -107,18 +109,9 @@ def report() -> Report:
             measurement("op2", 512, 300.0, 250.0, None),
         ),
         trials=(
-            Trial("op1", 1, CONFIG, "chosen", "", 20.0, 18.0, 1),
-            Trial("op1", 1, OTHER, "lost", "1.25x the time of the chosen one", 25.0, 22.0, 2),
-            Trial(
-                "op1",
-                1,
-                "CpuConfig(token_tile=64)",
-                "rejected",
-                "64 x 2 sums do not fit in 32 registers",
-                None,
-                None,
-                None,
-            ),
+            Trial("op1", 1, CONFIG, "the default", "chosen", "", 20.0, 1.0, 18.0, 1),
+            Trial("op1", 1, OTHER, "token_tile 6, vectors 4", "lost", "beyond the noise", 25.0, 1.25, 22.0, 2),
+            Trial("op1", 1, TOO_LARGE, "token_tile 64", "rejected", NO_ROOM, None, None, None, None),
         ),
         totals=(Total(1, 116.0, 520.0, 70.0), Total(512, 4800.0, 17000.0, 2900.0)),
         memory=Memory(3000, 12288, 20000, 29288),

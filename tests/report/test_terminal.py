@@ -32,7 +32,7 @@ def test_tables_say_what_gains_what_loses_and_why(report: Report) -> None:
 
 
 def test_many_lost_trials_are_counted_instead(report: Report) -> None:
-    lost = tuple(Trial("op1", 1, f"config {i}", "lost", "slower", 20.0 + i, None, i) for i in range(9))
+    lost = tuple(Trial("op1", 1, "", f"config {i}", "lost", "slower", 20.0 + i, 1.0, None, i) for i in range(9))
     text = text_of(replace(report, trials=(*report.trials[:1], *lost)))
     assert "config 4" in text
     assert "config 5" not in text
