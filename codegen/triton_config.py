@@ -23,7 +23,7 @@ class TritonConfig:
     num_warps, num_stages: Triton's launch options.
     splits: programs that share a block row; each leaves a partial sum, and a second kernel adds them in order.
     group: tiles of tokens that run side by side on one block row before the next row's.
-    blocks: kept blocks, side by side, of one program of a weight gradient.
+    blocks: kept blocks that are taken side by side: by one step of a product, or one program of a weight gradient.
     is_swapped: the weight is the left operand of a product, the wide side of a tensor core.
     is_persistent: a grid of any size; programs take tile after tile.
     is_ordered: block rows are taken in the order of a permutation that the caller passes.
@@ -70,13 +70,15 @@ def default_config(spec: Spec, num_tokens: int) -> TritonConfig:
     tokens = min(max(MIN_EDGE, 1 << (num_tokens - 1).bit_length()), most)
     outputs = min(bn, most // num_products)
     inputs = min(bk, most // 2)
+    blocks = 1 if is_hip else most // 2 // inputs  # AMD's compiler gathers blocks by loads of two bytes
+    depth = blocks * inputs
     if tokens >= 64:  # wgmma is an instruction of four warps; 32 accumulators a thread leave room for the epilogue
         num_warps = min(max(4, tokens * outputs // (32 * warp_size)), 8)
     else:  # sixteen bytes a thread when the smaller operand is copied
-        num_warps = min(max(1, min(tokens, outputs) * inputs * num_bytes // (16 * warp_size)), 4)
-    stage_bytes = (tokens + outputs) * inputs * num_bytes
+        num_warps = min(max(1, min(tokens, outputs) * depth * num_bytes // (16 * warp_size)), 4)
+    stage_bytes = (tokens + outputs) * depth * num_bytes
     num_stages = 2 if is_hip else min(max(2, 96 * 1024 // stage_bytes), 4)
-    return TritonConfig(tokens, outputs, inputs, num_warps, num_stages)
+    return TritonConfig(tokens, outputs, inputs, num_warps, num_stages, blocks=blocks)
 
 
 def product_block(spec: Spec) -> tuple[int, int]:
@@ -108,15 +110,15 @@ def check(spec: Spec, config: TritonConfig) -> None:
 def _conflict(spec: Spec, config: TritonConfig) -> str | None:
     """What a config must keep to beyond its tiles, where it does not."""
     is_product = spec.op != "weight_grad"
-    if spec.op in ("mlp", "gated_mlp") and (config.group > 1 or config.blocks > 1 or _is_scheduled(config)):
-        return "without group, blocks, persistent, ordered and descriptors: programs take all tiles as they come"
+    if spec.op in ("mlp", "gated_mlp") and (config.group > 1 or _is_scheduled(config)):
+        return "without group, persistent, ordered and descriptors: programs take all tiles as they come"
     if config.splits < 1 or config.group < 1 or config.blocks < 1:
         return "whose splits, group and blocks are at least 1"
-    if is_product and config.blocks > 1:
-        return "without blocks: they are of a weight gradient"
+    if is_product and config.blocks > 1 and (config.uses_descriptors or config.blocks * config.inputs > MAX_EDGE):
+        return f"whose blocks side by side are at most {MAX_EDGE} deep and not behind descriptors"
     if not is_product and (config.is_vector or config.group > 1 or config.splits > 1 or _is_variant(config)):
         return "without what is of products alone: one token, splits, group, swapped, persistent, ordered, descriptors"
-    if config.blocks & (config.blocks - 1) or (config.blocks > 1 and config.inputs < spec.block[1]):
+    if config.blocks & (config.blocks - 1) or (config.blocks > 1 and config.inputs < product_block(spec)[1]):
         return "with a power of two of whole blocks side by side"
     if config.is_vector and (config.is_swapped or config.uses_descriptors):
         return "that is neither swapped nor has descriptors where a tile is one token"

@@ -51,7 +51,7 @@ def shared_bytes(spec: Spec, config: TritonConfig) -> int:
     if spec.op == "weight_grad":
         return num_buffers * config.tokens * (config.outputs + config.inputs * config.blocks) * x_bytes
     x_tile = 0 if config.is_vector else config.tokens * x_bytes
-    return num_buffers * config.inputs * (x_tile + config.outputs * weight_bytes)
+    return num_buffers * config.inputs * config.blocks * (x_tile + config.outputs * weight_bytes)
 
 
 def _candidates(spec: Spec, first: TritonConfig, num_tokens: int) -> Iterator[TritonConfig]:
@@ -67,9 +67,13 @@ def _candidates(spec: Spec, first: TritonConfig, num_tokens: int) -> Iterator[Tr
     yield from _tiles(first, tokens=sizes, outputs=(32, 64, 128, 256), inputs=(32, 64, 128))
     for variant in ({"group": 4}, {"group": 16}, {"is_persistent": True}, {"is_ordered": True, "group": 64}):
         for uses_descriptors in (False, True):
-            yield replace(first, uses_descriptors=uses_descriptors, **variant)
+            blocks = 1 if uses_descriptors else first.blocks
+            yield replace(first, uses_descriptors=uses_descriptors, blocks=blocks, **variant)
     for num_stages in (2, 3, 4, 5):
-        yield replace(first, uses_descriptors=True, num_stages=num_stages)
+        yield replace(first, uses_descriptors=True, num_stages=num_stages, blocks=1)
+    if first.blocks > 1:
+        for blocks, num_stages in itertools.product((1, 2, 4, 8), (2, 3, 4)):
+            yield replace(first, blocks=blocks, num_stages=num_stages)
 
 
 def _few(spec: Spec, first: TritonConfig, num_tokens: int) -> Iterator[TritonConfig]:
@@ -88,10 +92,9 @@ def _few(spec: Spec, first: TritonConfig, num_tokens: int) -> Iterator[TritonCon
 def _tiles(
     first: TritonConfig, *, tokens: tuple[int, ...], outputs: tuple[int, ...], inputs: tuple[int, ...]
 ) -> Iterator[TritonConfig]:
-    for sizes in itertools.product(tokens, outputs, inputs, (4, 8), (2, 3, 4)):
-        yield replace(
-            first, tokens=sizes[0], outputs=sizes[1], inputs=sizes[2], num_warps=sizes[3], num_stages=sizes[4]
-        )
+    for M, N, K, num_warps, num_stages in itertools.product(tokens, outputs, inputs, (4, 8), (2, 3, 4)):
+        blocks = first.blocks if first.inputs == K else 1
+        yield replace(first, tokens=M, outputs=N, inputs=K, blocks=blocks, num_warps=num_warps, num_stages=num_stages)
 
 
 def _is_possible(spec: Spec, config: TritonConfig) -> bool:
@@ -103,7 +106,7 @@ def _is_possible(spec: Spec, config: TritonConfig) -> bool:
     num_products = 2 if spec.op in ("gated_linear", "gated_mlp") else 1
     num_threads = config.num_warps * (64 if _is_hip(spec) else 32)
     if config.is_vector:
-        width, num_products = config.inputs, 1  # sums of a tile are held before they are added up
+        width, num_products = config.inputs * config.blocks, 1  # sums of a tile are held before they are added up
     has_registers = config.outputs * width * num_products <= _MOST_ACCUMULATORS * num_threads
     return has_registers and shared_bytes(spec, config) <= shared_limit(spec)
 

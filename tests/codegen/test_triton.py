@@ -44,6 +44,8 @@ SOURCES = {name: (spec, default_config(spec, 512)) for name, spec in SPECS.items
     "vector": (PACKED, replace(FEW, tokens=1)),
     "split_swapped": (replace(GATED_PACKED, target="cuda:sm_90"), replace(FEW, splits=4, is_swapped=True)),
     "persistent_descriptors": (PACKED, replace(MANY, is_persistent=True, is_ordered=True, uses_descriptors=True)),
+    "small_blocks": (replace(GATED_MASKED, block=(32, 16)), default_config(replace(GATED_MASKED, block=(32, 16)), 512)),
+    "input_grad_small_blocks": (replace(INPUT_GRAD, block=(16, 32)), replace(FEW, inputs=16, outputs=32, blocks=4)),
     "input_grad": (INPUT_GRAD, replace(MANY, group=8, inputs=32)),
     "input_grad_masked": (replace(INPUT_GRAD, layout="masked", epilogues=()), MANY),
     "mlp": (replace(PACKED, op="mlp", epilogues=(Epilogue("gelu", bias=True), Epilogue(bias=True))), FEW),
@@ -120,7 +122,7 @@ def test_default_tile_grows_with_tokens_and_stays_inside_the_block() -> None:
     ("spec", "changes", "message"),
     [
         (PACKED, {"splits": 0}, "at least 1"),
-        (PACKED, {"blocks": 2}, "of a weight gradient"),
+        (PACKED, {"blocks": 8}, "at most 256 deep"),
         (PACKED, {"tokens": 1, "is_swapped": True}, "one token"),
         (PACKED, {"splits": 2, "is_persistent": True}, "without splits"),
         (INPUT_GRAD, {"splits": 2}, "without splits"),

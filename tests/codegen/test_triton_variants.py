@@ -31,6 +31,10 @@ VARIANTS = {
     "persistent_ordered_grouped": replace(PLAIN, is_persistent=True, is_ordered=True, group=64),
     "descriptors": replace(PLAIN, uses_descriptors=True),
     "descriptors_persistent_swapped": replace(PLAIN, uses_descriptors=True, is_persistent=True, is_swapped=True),
+    "blocks": replace(PLAIN, inputs=32, blocks=4),
+    "blocks_split_swapped": replace(PLAIN, inputs=32, blocks=2, splits=2, is_swapped=True),
+    "blocks_vector": replace(PLAIN, tokens=1, inputs=32, blocks=2),
+    "blocks_persistent_ordered": replace(PLAIN, inputs=32, blocks=2, is_persistent=True, is_ordered=True),
     "tf32": replace(PLAIN, precision="tf32"),
 }
 LINEAR = Case("linear", torch.float32, (32, 32), "packed", "gelu", residual=True)
@@ -121,7 +125,7 @@ def test_rows_so_far_apart_that_a_tile_takes_64_bits(
 def test_inner_loop_divides_nothing(op: Op, layout: Layout) -> None:
     spec = replace(spec_of(LINEAR), op=op, layout=layout, epilogues=spec_of(LINEAR).epilogues * (op == "linear"))
     for config in VARIANTS.values():
-        for loop in inner_loops(spec, replace(config, inputs=min(config.inputs, 16))):
+        for loop in inner_loops(spec, config):
             assert not [node for node in ast.walk(loop) if isinstance(node, ast.FloorDiv | ast.Mod | ast.Div)]
 
 

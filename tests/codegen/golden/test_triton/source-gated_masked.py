@@ -24,10 +24,10 @@ TritonConfig(
     outputs=64,
     inputs=16,
     num_warps=8,
-    num_stages=4,
+    num_stages=2,
     splits=1,
     group=1,
-    blocks=1,
+    blocks=4,
     is_swapped=False,
     is_persistent=False,
     is_ordered=False,
@@ -44,6 +44,8 @@ BLOCK_K = tl.constexpr(16)
 TOKENS = tl.constexpr(128)
 OUTPUTS = tl.constexpr(64)
 INPUTS = tl.constexpr(16)
+BLOCKS = tl.constexpr(4)
+DEPTH = tl.constexpr(64)
 
 
 @triton.jit
@@ -68,40 +70,45 @@ def product(
     RAGGED: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
-    """The accumulator of one tile, float32 [TOKENS, OUTPUTS]; zeros where a block row keeps nothing."""
+    """The accumulator of one tile, float32 [TOKENS, OUTPUTS]; zeros where a block row keeps nothing.
+
+    BLOCKS kept blocks are gathered into one step, DEPTH inputs in all.
+    """
     ns = tl.arange(0, OUTPUTS)
-    ks = tl.arange(0, INPUTS)
-    if WIDE:
-        ns = ns.to(tl.int64)
-        ks = ks.to(tl.int64)
+    ks = tl.arange(0, DEPTH)
+    numbers = ks // BLOCK_K
+    in_block = ks % BLOCK_K
     row_ptr = index_ptr + row * (1 + tl.cdiv(K, BLOCK_K))
     num_blocks = tl.load(row_ptr)
     columns_ptr = row_ptr + 1
+    if WIDE:
+        ns = ns.to(tl.int64)
     weight_ptr += first_output.to(tl.int64) * weight_n_stride
-    weight_offsets = ks[:, None] * weight_k_stride + ns[None, :] * weight_n_stride
+    weight_offsets = ns[None, :] * weight_n_stride
     is_output = ns < N - first_output
     acc = tl.zeros([TOKENS, OUTPUTS], tl.float32)
-    # A column is read one step ahead: loads that wait for it inside their own step would take a stage of the pipeline.
-    column = tl.load(columns_ptr, mask=num_blocks > 0, other=0)
-    for step in range(num_blocks):
-        is_next = step + 1 < num_blocks
-        next_column = tl.load(columns_ptr + step + 1, mask=is_next, other=0)
-        first_input = column * BLOCK_K
-        x_ptrs = x_ptr + first_input + x_offsets
-        weight_ptrs = weight_ptr + first_input.to(tl.int64) * weight_k_stride + weight_offsets
+    # Columns are read one step ahead: loads that wait for them in their own step would take a stage of the pipeline.
+    columns = tl.load(columns_ptr + numbers, mask=numbers < num_blocks, other=0)
+    for first in range(0, num_blocks, BLOCKS):
+        is_kept = numbers < num_blocks - first
+        next_numbers = first + BLOCKS + numbers
+        next_columns = tl.load(columns_ptr + next_numbers, mask=next_numbers < num_blocks, other=0)
+        inputs = columns * BLOCK_K + in_block
+        is_input = is_kept
         if RAGGED:
-            is_input = ks < K - first_input
+            is_input = is_kept & (inputs < K)
+        x = tl.load(x_ptr + inputs[None, :] + x_offsets, mask=is_token[:, None] & is_input[None, :], other=0.0)
+        weight_ptrs = weight_ptr + inputs.to(tl.int64)[:, None] * weight_k_stride + weight_offsets
+        if RAGGED:
             weight = tl.load(weight_ptrs, mask=is_input[:, None] & is_output[None, :], other=0.0)
-            x = tl.load(x_ptrs, mask=is_token[:, None] & is_input[None, :], other=0.0)
         else:
-            weight = tl.load(weight_ptrs)
-            x = tl.load(x_ptrs, mask=is_token[:, None], other=0.0)
+            weight = tl.load(weight_ptrs, mask=is_input[:, None], other=0.0)
         weight = weight.to(x.dtype)
         if INTERPRETED:  # the interpreter takes the bits of bfloat16 for integers
             x = x.to(tl.float32)
             weight = weight.to(tl.float32)
         acc = tl.dot(x, weight, acc, input_precision="ieee")
-        column = next_column
+        columns = next_columns
     return acc
 
 
@@ -143,7 +150,7 @@ def gated_linear(
         ms = ms.to(tl.int64)
 
     x_tile_ptr = x_ptr + first_token.to(tl.int64) * x_row_stride
-    x_offsets = ms[:, None] * x_row_stride + tl.arange(0, INPUTS)[None, :]
+    x_offsets = ms[:, None] * x_row_stride
     gate = product(
         x_tile_ptr,
         x_offsets,
