@@ -28,6 +28,7 @@ from blast_compile.report.measure import DENSE, time_sites, timed_sites
 from blast_compile.report.sites import Site, sites_of
 from blast_compile.tuning.devices import Device
 from blast_compile.tuning.problem import Problem
+from blast_compile.tuning.records import Record
 
 
 @dataclass(frozen=True)
@@ -125,12 +126,19 @@ def _trials(op: OpEntry, sites: Sequence[Site], tokens: Sequence[int]) -> Iterat
                 config=record.config,
                 change=difference(record.config, cpp.default_config(problem.spec)),
                 outcome=record.outcome,
-                reason=record.reason,
+                reason=record.reason or _why_lost(record),
                 median_us=record.median_us,
                 relative=record.relative if math.isfinite(record.relative) else None,
                 predicted_us=record.predicted_us,
                 rank=record.rank,
             )
+
+
+def _why_lost(record: Record) -> str:
+    """What its time says, where tuning said nothing more."""
+    if record.outcome != "lost":
+        return ""
+    return "faster, but not beyond the noise" if record.relative < 1 else "slower"
 
 
 def _totals(ops: Sequence[OpEntry], measurements: Sequence[Measurement]) -> Iterator[Total]:

@@ -163,7 +163,7 @@ def test_what_tuning_tried_is_reported(packed: Any, monkeypatch: pytest.MonkeyPa
     default, other = repr(cpp.default_config(problem.spec)), repr(CpuConfig(2, 1, 2**20))
     known: dict[str, Any] = {"problem": problem, "device": database.device}
     database.add(Record(config=default, outcome="chosen", median_us=9.0, predicted_us=8.0, rank=1, **known))
-    database.add(Record(config=other, outcome="lost", median_us=11.0, rank=2, reason="slower", **known))
+    database.add(Record(config=other, outcome="lost", median_us=11.0, default_us=9.0, rank=2, **known))
     database.add(Record(config="CpuConfig(0)", outcome="rejected", reason="no tile of 0 tokens", **known))
     trials = gathered(packed).trials
     assert [(trial.op, trial.tokens, trial.outcome, trial.median_us) for trial in trials] == [
@@ -171,7 +171,9 @@ def test_what_tuning_tried_is_reported(packed: Any, monkeypatch: pytest.MonkeyPa
         ("op1", 5, "lost", 11.0),
         ("op1", 5, "rejected", None),
     ]
-    assert trials[2].reason == "no tile of 0 tokens"
+    assert [trial.reason for trial in trials] == ["", "slower", "no tile of 0 tokens"]
+    assert [trial.change for trial in trials] == ["the default", trials[1].change, "CpuConfig(0)"]
+    assert trials[1].change.startswith("token_tile 2, vectors 1, panel_bytes 1048576")
 
 
 def test_layers_that_packing_left_dense_say_so() -> None:
