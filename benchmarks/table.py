@@ -40,14 +40,14 @@ def rich_table(rows: Sequence[Row]) -> Table:
         cells = (
             row.candidate,
             f"{row.sparsity:.0%}",
-            _time(row.median_us),
-            f"{_time(row.p10_us)} to {_time(row.p90_us)}",
-            _ratio(row.speedup),
+            time_text(row.median_us),
+            f"{time_text(row.p10_us)} to {time_text(row.p90_us)}",
+            ratio(row.speedup),
             "" if row.limit_frac is None else f"{row.limit_frac:.0%}",
             "" if row.error is None else f"{row.error:.1e}",
         )
         memory = f"{(row.saved_bytes or 0) / 2**20:.0f}, {(row.peak_bytes or 0) / 2**20:.0f} MiB"
-        table.add_row(*cells, *([_ratio(row.amdahl)] if has_bound else []), *([memory] if has_memory else []))
+        table.add_row(*cells, *([ratio(row.amdahl)] if has_bound else []), *([memory] if has_memory else []))
     return table
 
 
@@ -79,15 +79,15 @@ def _line(rows: Sequence[Row], sparsities: Iterable[float]) -> list[str]:
     first, dense = rows[0], [row for row in rows if row.is_dense]
     best = min(dense, key=lambda row: row.median_us, default=None)
     cells = [f"{_NAMES[first.op]} {first.shape}", first.dtype, str(first.tokens)]
-    cells.append("-" if best is None else f"{_time(best.median_us)} ({best.candidate})")
+    cells.append("-" if best is None else f"{time_text(best.median_us)} ({best.candidate})")
     ours = {row.sparsity: row for row in rows if row.candidate == OURS}
     for sparsity in sparsities:
         row = ours.get(sparsity)
         if row is None:
             cells.append("-")
             continue
-        bound = f", of {_ratio(row.amdahl)} possible" if row.amdahl else ""
-        cells.append(f"{_time(row.median_us)}, **{_ratio(row.speedup)}**{bound}")
+        bound = f", of {ratio(row.amdahl)} possible" if row.amdahl else ""
+        cells.append(f"{time_text(row.median_us)}, **{ratio(row.speedup)}**{bound}")
     return cells
 
 
@@ -106,7 +106,8 @@ def _sources(rows: Sequence[Row]) -> Iterator[str]:
         yield f"- `python benchmarks/run.py {benchmark} --dtype {dtypes}`: {where}; dense: {dense}"
 
 
-def _time(us: float) -> str:
+def time_text(us: float) -> str:
+    """A time in the unit that reads best."""
     return (
         f"{us:.1f} us"
         if us < 100
@@ -118,5 +119,6 @@ def _time(us: float) -> str:
     )
 
 
-def _ratio(ratio: float | None) -> str:
-    return "" if ratio is None else f"{ratio:.1f}x" if ratio >= 10 else f"{ratio:.2f}x"
+def ratio(value: float | None) -> str:
+    """`3.42x`, or nothing."""
+    return "" if value is None else f"{value:.1f}x" if value >= 10 else f"{value:.2f}x"

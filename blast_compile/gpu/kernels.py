@@ -15,6 +15,7 @@ from blast_compile.codegen import triton, triton_build
 from blast_compile.codegen.spec import Op, Spec
 from blast_compile.codegen.triton import TritonConfig
 from blast_compile.codegen.triton_build import TritonKernel
+from blast_compile.codegen.triton_fit import fit
 from blast_compile.errors import TargetError
 from blast_compile.kernels import Kernel
 from blast_compile.log import debug
@@ -66,9 +67,12 @@ def choose(step: Spec, num_tokens: int, config: TritonConfig) -> None:
 
 
 @functools.cache
-def loaded(step: Spec, num_tokens: int) -> TritonKernel:
-    """The kernel of one step for a bucket of tokens, generated at most once a process; compiled when first launched."""
-    return load(step, _chosen.get((step, num_tokens)) or triton.default_config(step, num_tokens))
+def loaded(step: Spec, num_tokens: int, blocks: tuple[int, int]) -> TritonKernel:
+    """The kernel of one step for a bucket of tokens and `(R, C)` blocks; compiled when it is first launched."""
+    config = _chosen.get((step, num_tokens))
+    if config is None:
+        config = fit(step, triton.default_config(step, num_tokens), num_tokens, blocks)
+    return load(step, config)
 
 
 @functools.cache

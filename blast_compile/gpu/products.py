@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from blast_compile import layout, plans
 from blast_compile.codegen import triton_launch
 from blast_compile.codegen.spec import Op, Spec
 from blast_compile.codegen.triton_build import TritonKernel
-from blast_compile.codegen.triton_index import transposed_index
+from blast_compile.codegen.triton_config import product_block
+from blast_compile.codegen.triton_index import row_order, transposed_index
 from blast_compile.errors import LayerError
 from blast_compile.gpu import kernels
 
@@ -21,15 +21,19 @@ NUM_LAYERS: dict[Op, int] = {"linear": 1, "gated_linear": 2, "input_grad": 1}
 
 def run(step: Spec, x: Tensor, layers: tuple[plans.Tensors, ...], residual: Tensor | None, out_features: int) -> Tensor:
     """One product of `x` `[..., K]` with so many layers as `NUM_LAYERS` says; `[..., out_features]`."""
-    kernel = kernel_for(step, x, residual, *(tensor for layer in layers for tensor in layer))
+    blocks = layout.grid((out_features, x.shape[-1]), product_block(step))
+    kernel = kernel_for(step, blocks, x, residual, *(tensor for layer in layers for tensor in layer))
     return _LAUNCHES[step.op](kernel, x, layers, residual, out_features)
 
 
-def kernel_for(step: Spec, x: Tensor, *others: Tensor | None) -> TritonKernel:
-    """The kernel of a step for the tokens of `x` `[..., K]`; a `LayerError` where a tensor has lost its memory."""
+def kernel_for(step: Spec, blocks: tuple[int, int], x: Tensor, *others: Tensor | None) -> TritonKernel:
+    """The kernel of a step for the tokens of `x` `[..., K]` and `(R, C)` blocks, as the product sees them.
+
+    Raises `LayerError` where a tensor has lost its memory.
+    """
     for tensor in (x, *others):
         _check_memory(tensor)
-    return kernels.loaded(step, kernels.bucket(x.numel() // x.shape[-1]))
+    return kernels.loaded(step, kernels.bucket(x.numel() // x.shape[-1]), blocks)
 
 
 def _linear(
@@ -62,7 +66,7 @@ def _gated_linear(
         up_index=up_index,
         up_bias=up_bias,
         out_features=out_features,
-        order=_order(kernel, out_features, gate_index, up_index),
+        order=_order(kernel, out_features, gate_index),
     )
 
 
@@ -72,7 +76,7 @@ def _input_grad(
     ((weight, index, _),) = layers
     blocks = layout.grid((grad.shape[-1], in_features), kernel.spec.block)
     transposed = transposed_index(index, blocks)
-    order = _by_work(transposed[:, 0]) if kernel.config.is_ordered else None
+    order = row_order(transposed, blocks[1]) if kernel.config.is_ordered else None
     return triton_launch.launch_input_grad(
         kernel, grad, weight=weight, transposed_index=transposed, in_features=in_features, order=order
     )[0]
@@ -85,18 +89,9 @@ _LAUNCHES: dict[Op, Callable[..., Tensor]] = {
 }
 
 
-def _order(kernel: TritonKernel, out_features: int, *indices: Tensor) -> Tensor | None:
-    """Block rows by their work, the longest first, so that a launch ends together; found where the index lies."""
-    if not kernel.config.is_ordered:
-        return None
-    R = layout.grid((out_features, 1), kernel.spec.block)[0]
-    return _by_work(
-        sum((i[:, 0] if i.dim() == 2 else i[: R + 1].diff() for i in indices), start=indices[0].new_zeros(R))
-    )
-
-
-def _by_work(counts: Tensor) -> Tensor:
-    return counts.argsort(descending=True, stable=True).to(torch.int32)
+def _order(kernel: TritonKernel, out_features: int, index: Tensor) -> Tensor | None:
+    """Block rows by their work where the kernel takes them so, the longest first, so that a launch ends together."""
+    return row_order(index, layout.grid((out_features, 1), kernel.spec.block)[0]) if kernel.config.is_ordered else None
 
 
 def _check_memory(tensor: Tensor | None) -> None:

@@ -100,10 +100,10 @@ def chosen_config_errors(config: TritonConfig) -> list[float]:
         assert isinstance(plan.kernel, kernels.GpuKernel)
         for step in plan.kernel.steps:
             kernels.choose(step, 7, config)
-            assert kernels.loaded(step, kernels.bucket(7)).config == config
+            assert kernels.loaded(step, kernels.bucket(7), (4, 4)).config == config
         errors.append(relative_error(call.run("nograd"), call.dense()))
         kernels.forget()
-        assert kernels.loaded(plan.kernel.steps[0], 8).config != config
+        assert kernels.loaded(plan.kernel.steps[0], 8, (4, 4)).config != config
     return [*errors, *gradient_errors(Case("linear", torch.float32, (16, 16), "packed", "silu"))[:1]]
 
 

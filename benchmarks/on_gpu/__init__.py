@@ -1,0 +1,1 @@
+"""What the kernels do on a GPU: verified, timed beside others, and set against what the device can do."""

@@ -1,0 +1,103 @@
+"""Training on a GPU: forward and backward of an MLP, and the weight gradient alone, beside dense ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.on_gpu import events
+from benchmarks.on_gpu.cases import Case
+from benchmarks.on_gpu.kernels import Deadline, Report
+from benchmarks.on_gpu.rivals import DENSE, OURS
+from benchmarks.on_gpu.rows import GpuDevice, GpuRow
+from benchmarks.on_gpu.tensors import DTYPES, dense_weights, random_mask
+from blast_compile import layout, ops
+
+
+def run(cases: Sequence[Case], device: GpuDevice, deadline: Deadline, report: Report) -> Iterator[GpuRow]:
+    """The rows of as many cases as there is time for."""
+    for case in cases:
+        if deadline.left_s < 0:
+            report(f"out of time: {case} and what follows are left out")
+            return
+        report(f"training: {case}")
+        generator = torch.Generator("cuda").manual_seed(0)
+        weights = dense_weights(case.layers, case.dtype, "cuda", generator)
+        masks = [random_mask(shape, case.block, case.sparsity, "cuda", generator) for shape in case.layers]
+        x = torch.randn(case.tokens, case.shape.features, device="cuda", generator=generator).to(DTYPES[case.dtype])
+        for op, calls in (
+            ("step", _steps(case, x, weights, masks)),
+            ("weight_grad", _weight_grads(case, x, weights[0], masks[0], generator)),
+        ):
+            yield from _rows(case, op, calls, device)
+        torch.cuda.empty_cache()
+
+
+def _steps(
+    case: Case, x: Tensor, weights: Sequence[Tensor], masks: Sequence[Tensor]
+) -> dict[str, Callable[[], object]]:
+    leaves = [weight.detach().requires_grad_() for weight in weights]
+    x = x.detach().requires_grad_()
+    indices = [layout.masked_index(mask) for mask in masks]
+    block, hidden = [case.block, case.block], [case.shape.hidden] if case.op != "linear" else []
+    operands = [part for leaf, index in zip(leaves, indices, strict=True) for part in (leaf, index, None)]
+    activation = "identity" if case.op == "linear" else "silu"
+    op: Callable[..., Tensor] = getattr(torch.ops.blast, case.op)
+
+    def ours() -> object:
+        y = op(x, *operands, None, *hidden, case.outputs, block, activation, ops.ABI)
+        return torch.autograd.grad(y, [x, *leaves], torch.ones_like(y))
+
+    def dense() -> object:
+        y = F.linear(x, leaves[0])
+        if case.op == "mlp":
+            y = F.linear(F.silu(y), leaves[1])
+        elif case.op == "gated_mlp":
+            y = F.linear(F.silu(y) * F.linear(x, leaves[1]), leaves[2])
+        return torch.autograd.grad(y, [x, *leaves], torch.ones_like(y))
+
+    return {OURS: ours, DENSE: dense}
+
+
+def _weight_grads(
+    case: Case, x: Tensor, weight: Tensor, mask: Tensor, generator: torch.Generator
+) -> dict[str, Callable[[], object]]:
+    grad = torch.randn(case.tokens, weight.shape[0], device="cuda", generator=generator).to(x.dtype)
+    index, block = layout.masked_index(mask), [case.block, case.block]
+    return {
+        OURS: lambda: torch.ops.blast.weight_grad.nograd(grad, x, weight, index, block, ops.ABI),
+        DENSE: lambda: grad.t() @ x,
+    }
+
+
+def _rows(case: Case, op: str, calls: dict[str, Callable[[], object]], device: GpuDevice) -> Iterator[GpuRow]:
+    peaks = {}
+    for name, call in calls.items():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        peaks[name] = torch.cuda.max_memory_allocated() - before
+    measured = events.measure({name: [call] for name, call in calls.items()}, rounds=5, seconds=0.3)
+    for name, outcome in measured.items():
+        timing = outcome.timing
+        yield GpuRow(
+            part="train",
+            model=case.shape.model,
+            op=f"{case.op} {op}",
+            tokens=case.tokens,
+            dtype=case.dtype,
+            block=case.block,
+            sparsity=case.sparsity,
+            candidate=name,
+            device=device,
+            median_us=timing.median_us,
+            p10_us=timing.p10_us,
+            p90_us=timing.p90_us,
+            rounds=timing.num_rounds,
+            dense_us=measured[DENSE].timing.median_us,
+            peak_bytes=peaks[name],
+            note="" if outcome.is_graph else "not as a graph",
+        )

@@ -1,0 +1,181 @@
+"""The GPU benchmark without a GPU: what judges kernels, by Triton's interpreter; its cases, tables and merged rows."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from benchmarks.on_gpu import cases, events, rows, tables, verify
+from benchmarks.on_gpu.kernels import Deadline
+from benchmarks.on_gpu.rivals import RIVALS, UnavailableError, prepare
+from benchmarks.on_gpu.rows import GpuDevice, GpuRow
+from benchmarks.on_gpu.tensors import sparse_layers
+from benchmarks.on_gpu.verify import Check, Verdict
+from tests.gpu import interpreted
+
+H100 = GpuDevice("H100", "cuda:sm_90", 50 * 2**20, 132, "2.11", "3.6", "abc", 3000.0, {"bf16": 800.0, "fp32": 50.0})
+ROW = GpuRow("kernels", "llama-8b", "linear", 2048, "bf16", 64, 0.9, "blast", H100, "2026-01-01", 100.0, 90.0, 110.0)
+DENSE = replace(ROW, candidate="dense", median_us=400.0, dense_us=400.0)
+
+
+@pytest.fixture(scope="module")
+def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
+    store = tmp_path_factory.mktemp("store") / "blast_compile"
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, interpreted.choose_interpreter, (store,)) as pool:
+        yield pool
+
+
+def spoiled(check: Check, how: str) -> Verdict:
+    """The verdict on an op that is wrong in one way."""
+    from blast_compile.gpu import products
+
+    run, calls = products.run, []
+
+    def wrong(*arguments: object) -> torch.Tensor:
+        y = run(*arguments)  # type: ignore[arg-type]
+        calls.append(y)
+        y = y.clone()
+        if how == "unwritten":
+            y[-1, -1] = float("nan")
+        elif how == "moving":
+            y[0, 0] *= 1 + 1e-6 * len(calls)
+        else:
+            y *= 1.001
+        return y
+
+    products.run = wrong  # type: ignore[assignment]
+    try:
+        return verify.verify(check, "cpu")
+    finally:
+        products.run = run
+
+
+@pytest.mark.parametrize("op", ["linear", "gated_linear", "mlp", "gated_mlp", "input_grad", "weight_grad"])
+@pytest.mark.parametrize("form", ["packed", "masked", "transposed"])
+def test_kernels_are_verified(op: str, form: str, interpreter: ProcessPoolExecutor) -> None:
+    check = Check(op, form, torch.float32, (16, 16), 5, (40, 35, 33))  # type: ignore[arg-type]
+    verdict = interpreter.submit(verify.verify, check, "cpu").result()
+    assert verdict.problem == ""
+    assert verdict.error < 1e-6
+    assert verdict.kernel.startswith("triton ") or op == "weight_grad"
+
+
+@pytest.mark.parametrize(
+    ("how", "problem"),
+    [("unwritten", "got nan"), ("wrong", "relative error of at most"), ("moving", "the same bits")],
+)
+def test_wrong_kernels_are_found(how: str, problem: str, interpreter: ProcessPoolExecutor) -> None:
+    check = Check("linear", "packed", torch.float32, (16, 16), 5, (40, 35, 33))
+    assert problem in interpreter.submit(spoiled, check, how).result().problem
+
+
+def test_what_no_kernel_serves_is_no_success(interpreter: ProcessPoolExecutor) -> None:
+    check = Check("linear", "packed", torch.float32, (8, 8), 5, (40, 35, 33))
+    assert "expected a kernel, got none" in interpreter.submit(verify.verify, check, "cpu").result().problem
+
+
+def test_checks_name_every_op_and_are_all_different() -> None:
+    found = list(verify.checks((torch.bfloat16,), (32,), (1, 17)))
+    assert len({str(check) for check in found}) == len(found)
+    assert {check.op for check in found} >= {"linear", "gated_mlp", "input_grad", "weight_grad"}
+    assert {check.density for check in found} == {0.0, 0.4, 1.0}
+
+
+def test_cases_that_tell_most_come_first() -> None:
+    found = cases.cases(cases.SHAPES, cases.TOKENS, cases.SPARSITIES, cases.BLOCKS)
+    assert len(found) == len(set(found)) == 6 * 2 * 5 * 5 * 3
+    assert {found[0].shape.model, found[0].op} <= {"llama-8b", "llama-1b", "gated_mlp"}
+    assert found[0].sparsity >= 0.9
+    assert found[-1].shape.model in ("gpt2-xl", "vit-h", "llama-70b", "llama-405b/8")
+
+
+def test_packed_tensors_of_a_case() -> None:
+    case = cases.Case(cases.Shape("tiny", 96, 64), "gated_mlp", 4, 0.5, 32, "fp32")
+    layers = sparse_layers(case, "cpu", torch.Generator().manual_seed(0))
+    assert [layer.shape for layer in layers] == [(96, 64), (96, 64), (64, 96)]
+    dense = layers[0].dense(torch.float64)
+    assert dense.shape == (96, 64)
+    assert (dense != 0).double().mean() == pytest.approx(0.5, abs=0.01)
+    assert case.num_flops == 2 * 4 * 3 * 96 * 64 * 0.5
+
+
+def test_limit_is_the_larger_of_memory_and_arithmetic() -> None:
+    assert H100.limit_us(3e9, 0.0, "bf16") == pytest.approx(1000.0)
+    assert H100.limit_us(0.0, 8e11, "bf16") == pytest.approx(1000.0)
+
+
+@pytest.mark.parametrize(("weight_bytes", "number"), [(2**30, 1), (100 * 2**20, 1), (99 * 2**20, 2), (2**20, 100)])
+def test_weights_of_a_pass_exceed_twice_the_cache(weight_bytes: int, number: int) -> None:
+    assert events.num_copies(weight_bytes, H100.l2_bytes) == number
+
+
+def test_rows_go_through_a_file_and_merge_by_date(tmp_path: Path) -> None:
+    older, newer = replace(ROW, median_us=300.0, date="2025-12-31"), replace(ROW, date="2026-01-02")
+    rows.append([ROW, DENSE], tmp_path / "a.jsonl")
+    rows.append([newer], tmp_path / "a.jsonl")
+    rows.append([older, replace(ROW, device=replace(H100, name="H200"))], tmp_path / "b.jsonl")
+    merged = rows.merged(rows.read(tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
+    assert merged == [newer, DENSE, replace(ROW, device=replace(H100, name="H200"))]
+    assert rows.read(tmp_path / "missing.jsonl") == []
+
+
+def test_summary_tells_gains_and_every_loss() -> None:
+    fast = replace(ROW, dense_us=400.0, limit_us=50.0)
+    slow = replace(fast, tokens=16, sparsity=0.5, median_us=800.0)
+    others = [DENSE, replace(DENSE, tokens=16, sparsity=0.5), replace(ROW, candidate="torch BSR", median_us=200.0)]
+    lines = tables.summary([fast, slow, *others])
+    assert "kernels, linear at 90% over dense: 4.00x (least 4.00x, 1 cases)" in lines
+    assert "kernels, linear at 90% over torch BSR: 2.00x (least 2.00x, 1 cases)" in lines
+    assert "slower than dense, 0.50x: llama-8b linear, 16 tokens, 50% sparse, block 64, bf16" in lines
+    assert fast.limit_frac == 0.5
+    assert tables.geometric_mean([2.0, 8.0]) == pytest.approx(4.0)
+
+
+def test_tables_show_rows() -> None:
+    console = Console(width=160)
+    with console.capture() as capture:
+        for table in tables.rich_tables([DENSE, replace(ROW, dense_us=400.0, limit_us=50.0, peak_bytes=2**30)]):
+            console.print(table)
+    text = capture.get()
+    assert "Kernels: llama-8b, linear, H100" in text
+    assert all(part in text for part in ("100 us", "4.00x", "50%", "1.00 GiB"))
+
+
+def test_command_merges_and_refuses(tmp_path: Path) -> None:
+    import typer
+
+    from benchmarks.on_gpu.command import main
+
+    app = typer.Typer()
+    app.command()(main)
+    rows.append([ROW, DENSE], tmp_path / "a.jsonl")
+    merged = tmp_path / "all.jsonl"
+    done = CliRunner().invoke(app, ["--merge", str(tmp_path / "a.jsonl"), "--json", str(merged)])
+    assert done.exit_code == 0, done.output
+    assert rows.read(merged) == [ROW, DENSE]
+    for arguments, message in ((["--only", "speed"], "expected parts"), (["--models", "gpt-9"], "expected models")):
+        refused = CliRunner().invoke(app, arguments)
+        assert refused.exit_code == 2
+        assert message in refused.output
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_that_cannot_run_say_why(name: str) -> None:
+    case = cases.Case(cases.Shape("tiny", 96, 64), "linear", 5, 0.5, 32, "fp32")
+    layers = sparse_layers(case, "cpu", torch.Generator().manual_seed(0))
+    with pytest.raises(UnavailableError, match=r"is not installed|alone|does not run"):
+        prepare(name, case, torch.randn(5, 64), layers)
+
+
+def test_a_deadline_passes() -> None:
+    assert Deadline.after(100.0).left_s > 90
+    assert Deadline.after(-1.0).left_s < 0
