@@ -22,6 +22,7 @@ from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
 from blast_compile.errors import TuningError
 from blast_compile.tuning import cost
+from blast_compile.tuning.devices import Device
 from blast_compile.tuning.machine import this_cpu
 from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.space import reason_against, space_of
@@ -34,9 +35,9 @@ SPECS: tuple[tuple[Op, Dtype, Layout], ...] = (
     ("linear", "bfloat16", "masked"),
     ("gated_mlp", "bfloat16", "packed"),
 )
-SHAPES, TOKENS, DENSITIES = ((3072, 768), (1280, 5120)), (2, 24, 96), (0.15, 0.35, 0.6)
+SHAPES, TOKENS, DENSITIES = ((2560, 896), (1536, 4608)), (3, 20, 80), (0.12, 0.3, 0.55)
 _FIELDS = ("token_tile", "vectors", "row_group", "share", "panel_bytes", "unroll", "threads")
-_POOL, _ROUNDS, _SECONDS = 11, 7, 0.15
+_POOL, _ROUNDS, _SECONDS = 11, 25, 0.25
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def compare(threads: int, quick: bool, report: Callable[[str], None]) -> list[Co
             problem = Problem(spec, shapes_of(op, shape), tokens, density, threads)
             configs = [pool[0], *(config for config in pool[1:] if not reason_against(problem, config))]
             measured = _measured(problem, configs)
-            row = _row(problem, measured, [cost.predict(problem, config, machine) for config in measured])
+            row = _row(problem, measured, machine)
             report(f"{row.problem}: correlation {row.correlation:.2f}, regret {row.regret:.3f}")
             rows.append(row)
     return rows
@@ -114,7 +115,7 @@ def _pool(problem: Problem) -> Iterator[CpuConfig]:
 
 
 def _measured(problem: Problem, configs: Sequence[CpuConfig]) -> dict[CpuConfig, float]:
-    """Microseconds of a call by each config: the lower quartile of its rounds, which others disturb least."""
+    """Microseconds of a call by each config: the lowest decile of its rounds, which others disturb least."""
     workload, calls = Workload(problem), {}
     for config in configs:
         kernel = kernels.kernel_for(problem.spec, None if config == configs[0] else config)
@@ -123,12 +124,13 @@ def _measured(problem: Problem, configs: Sequence[CpuConfig]) -> dict[CpuConfig,
         workload.verify(kernel)
         calls[config] = workload.calls(kernel)
     times = rounds_of(calls, rounds=_ROUNDS, seconds=_SECONDS * len(calls))
-    return {config: quantiles(of, n=4)[0] / workload.num_calls for config, of in times.items()}
+    return {config: quantiles(of, n=10)[0] / workload.num_calls for config, of in times.items()}
 
 
-def _row(problem: Problem, measured: dict[CpuConfig, float], predicted: Sequence[float]) -> CostRow:
+def _row(problem: Problem, measured: dict[CpuConfig, float], machine: Device) -> CostRow:
     configs, times = list(measured), list(measured.values())
-    first = min(range(len(configs)), key=lambda i: predicted[i])
+    predicted = [cost.predict(problem, config, machine) for config in configs]
+    first = configs.index(cost.first_choice(problem, configs[0], configs[1:], machine))
     best = min(times)
     return CostRow(
         benchmark="cost-model",

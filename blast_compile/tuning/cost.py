@@ -9,7 +9,7 @@ only their order is trusted.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -24,6 +24,7 @@ from blast_compile.tuning.problem import Problem
 
 M, N, K, n, R, bn, bk, x, w = sympy.symbols("M N K n R b_n b_k x w", positive=True)
 INDEX_BYTES = 4
+MARGIN = 0.1
 operations = 2 * M * n * bn * bk
 """Of one product: a multiply-add counts two."""
 weight_traffic = n * bn * bk * w + INDEX_BYTES * (n + R)
@@ -69,6 +70,16 @@ def predict(problem: Problem, config: Config, machine: Device) -> float:
         assert isinstance(config, CpuConfig), config
         return cost_cpu.predict(problem, config, machine)
     return limit(problem, machine)  # the kernels of GPUs have no model of their own yet
+
+
+def first_choice(problem: Problem, default: CpuConfig, others: Sequence[CpuConfig], machine: Device) -> CpuConfig:
+    """The config that the model would run without measuring: another than the default only for a clear gain.
+
+    Below `MARGIN` the model cannot tell configs apart, and the default has been measured.
+    """
+    best = min(others, key=lambda config: predict(problem, config, machine), default=default)
+    gain = predict(problem, default, machine) / predict(problem, best, machine)
+    return best if gain > 1 + MARGIN else default
 
 
 @cache

@@ -1,8 +1,9 @@
-"""The guided search: the cost model corrected by what was measured so far. Our own choice of method.
+"""The guided search: the cost model corrected by what was measured so far, by a Gaussian process.
 
-The logarithm of a config's time is taken as the cost model's, plus an effect of each value of each field, fitted by
-ridge regression to the trials. Each turn measures the most promising of the configs around the best ones and of some
-at random: two by the fit alone, and one that tries a value never tried before.
+The logarithm of a config's time is taken as the cost model's plus a smooth function of its fields: a sum of one of each
+field and one of all of them, fitted to the trials (Rasmussen & Williams, Gaussian Processes for Machine Learning, 2.2;
+the kernel is our own choice). Each turn measures, of the configs around the best ones and some at random, two that are
+most likely fast and one that may be: the lowest bound of its confidence.
 """
 
 from __future__ import annotations
@@ -15,13 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.tuning.fragments import Choice
 from blast_compile.tuning.space import Space
 
-_BATCH, _FIRST, _BEST, _STEPS, _DRAWN = 3, 5, 3, 12, 16
-_RIDGE = 0.3  # trials that an effect must be seen in before most of it is believed
-_PATIENCE = 5  # turns without a better config before the search ends
+_BATCH, _FIRST, _BEST, _STEPS, _DRAWN = 3, 3, 3, 12, 24
+_NOISE = 0.02  # of a measurement, over what the fields explain
+_SCALE = 0.1  # of what they explain
+_PATIENCE = 6  # turns without a better config before the search ends
 
-Feature = tuple[str, object]
+Array = NDArray[np.float64]
 
 
 def guided(
@@ -37,38 +40,49 @@ def guided(
         best = min(times.values())
         times |= dict(zip(batch, measure(batch), strict=True))
         idle = 0 if min(times.values()) < best * 0.995 else idle + 1
-        predict = _fitted(space, times, lambda config: math.log(cost(config)) - base)
         leaders = sorted(times, key=lambda config: times[config])[:_BEST]
-        candidates = sorted(_around(space, leaders, rng) - set(times), key=lambda c: (predict(c), repr(c)))
-        tried = {feature for config in times for feature in _features(space, config)}
-        fresh = [config for config in candidates if any(f not in tried for f in _features(space, config))]
-        batch = list(dict.fromkeys([*candidates[: _BATCH - 1], *(fresh or candidates[_BATCH - 1 :])[:1]]))
+        candidates = sorted(_around(space, leaders, rng) - set(times), key=repr)
+        if not candidates:
+            return
+        prior = np.array([math.log(cost(config)) - base for config in candidates])
+        mean, deviation = _predicted(space, times, candidates, lambda config: math.log(cost(config)) - base)
+        likely = [candidates[i] for i in np.argsort(mean + prior, kind="stable")]
+        possible = [candidates[i] for i in np.argsort(mean + prior - 2 * deviation, kind="stable")]
+        batch = list(dict.fromkeys([*likely[: _BATCH - 1], *possible]))[:_BATCH]
 
 
-def _fitted(
-    space: Space, times: dict[CpuConfig, float], prior: Callable[[CpuConfig], float]
-) -> Callable[[CpuConfig], float]:
-    """The logarithm of a config's time, as the trials so far make it likely."""
+def _predicted(
+    space: Space, times: dict[CpuConfig, float], candidates: Sequence[CpuConfig], prior: Callable[[CpuConfig], float]
+) -> tuple[Array, Array]:
+    """Mean and standard deviation of what is to be added to the prior of each candidate."""
     timed = {config: time for config, time in times.items() if math.isfinite(time)}
-    features = sorted({feature for config in timed for feature in _features(space, config)}, key=repr)
-    places = {feature: place for place, feature in enumerate(features)}
-
-    def row(config: CpuConfig) -> NDArray[np.float64]:
-        values = np.zeros(len(features))
-        values[[places[feature] for feature in _features(space, config) if feature in places]] = 1.0
-        return values
-
-    X = np.stack([row(config) for config in timed])
-    y = np.array([math.log(time) - prior(config) for config, time in timed.items()])
-    effects = np.linalg.solve(X.T @ X + _RIDGE * np.eye(len(features)), X.T @ y)
-    return lambda config: prior(config) + float(row(config) @ effects)
+    known, wanted = _positions(space, list(timed)), _positions(space, candidates)
+    among = _similarity(known, known) + (_NOISE / _SCALE) ** 2 * np.eye(len(timed))
+    between = _similarity(wanted, known)
+    gaps = np.array([math.log(time) - prior(config) for config, time in timed.items()])
+    solved = np.linalg.solve(among, np.column_stack([gaps, between.T]))
+    variance = 1 - (between * solved[:, 1:].T).sum(1)
+    return between @ solved[:, 0], _SCALE * np.sqrt(np.clip(variance, 0, None))
 
 
-def _features(space: Space, config: CpuConfig) -> list[Feature]:
-    """What differs from the default."""
-    return [
-        (name, value) for name in space.fragments if (value := getattr(config, name)) != getattr(space.default, name)
-    ]
+def _positions(space: Space, configs: Sequence[CpuConfig]) -> Array:
+    """Where the fields of configs stand among their values; options without an order stand far from each other."""
+    rows = []
+    for config in configs:
+        row = []
+        for name, fragment in space.fragments.items():
+            values, value = fragment.values(), getattr(config, name)
+            place = values.index(value) if value in values else -1
+            row.append(place * (10.0 if isinstance(fragment, Choice) else 1.0))
+        rows.append(row)
+    return np.array(rows)
+
+
+def _similarity(one: Array, other: Array) -> Array:
+    """1 for equal configs: half of it each field for itself, half all fields at once."""
+    close: Array = np.exp(-((one[:, None, :] - other[None, :, :]) ** 2) / 4)
+    similar: Array = 0.5 * close.mean(-1) + 0.5 * close.prod(-1)
+    return similar
 
 
 def _around(space: Space, leaders: Sequence[CpuConfig], rng: random.Random) -> set[CpuConfig]:

@@ -1,0 +1,85 @@
+"""Fragments and spaces: what may be tried, what is near, and why some points are left out."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from blast_compile.codegen import cpp
+from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.tuning.fragments import Choice, Fragment, Integer, Permutation, PowerOfTwo
+from blast_compile.tuning.space import is_runnable, reason_against, space_of
+from tests.tuning.cases import problem
+
+FRAGMENTS: list[tuple[Fragment, tuple[object, ...]]] = [
+    (PowerOfTwo(4, 1, 16), (1, 2, 4, 8, 16)),
+    (PowerOfTwo(4, 3, 9), (4, 8)),
+    (Integer(6, 2, 9, 2), (2, 4, 6, 8)),
+    (Choice(("auto", "rows")), ("auto", "rows")),
+    (Permutation((1, 2, 3)), ((1, 2, 3), (1, 3, 2), (2, 1, 3), (2, 3, 1), (3, 1, 2), (3, 2, 1))),
+]
+SOME = [problem(1), problem(16), problem(512, 0.5), problem(16, layout="masked"), problem(4, target="cpu:avx512_bf16")]
+
+
+@pytest.mark.parametrize(("fragment", "values"), FRAGMENTS, ids=lambda value: type(value).__name__)
+def test_fragments_know_their_values(fragment: Fragment, values: tuple[object, ...]) -> None:
+    assert fragment.values() == values
+    assert fragment.default in values
+    rng = random.Random(0)
+    assert {fragment.random(rng) for _ in range(200)} == set(values)
+    for value in values:
+        near = fragment.neighbours(value)
+        assert near
+        assert set(near) <= set(values) - {value}
+        assert all(value in fragment.neighbours(other) for other in near), "neighbours are so both ways"
+    assert fragment.neighbours("foreign") in ((fragment.default,), tuple(values))
+
+
+@pytest.mark.parametrize("of", SOME, ids=str)
+def test_every_point_that_is_offered_may_be_tried(of: object) -> None:
+    from blast_compile.tuning.problem import Problem
+
+    assert isinstance(of, Problem)
+    space, rng = space_of(of), random.Random(0)
+    assert reason_against(of, space.default) == ""
+    for config in [space.default, *(space.random(rng) for _ in range(50))]:
+        assert reason_against(of, config) == ""
+        for near in space.neighbours(config):
+            assert reason_against(of, near) == ""
+            changed = [name for name in space.fragments if getattr(near, name) != getattr(config, name)]
+            assert len(changed) == 1
+    small = space.only("row_group", "unroll")
+    points = list(small.all())
+    assert points[0] == space.default
+    assert len(points) == len(set(points)) == 15
+
+
+@pytest.mark.parametrize(
+    ("tokens", "changes", "reason"),
+    [
+        (16, {"token_tile": 16}, "a tile of 35 registers does not fit 32"),
+        (16, {"token_tile": 7}, "a tile has an even number of tokens"),
+        (16, {"token_tile": 4, "vectors": 4}, "a tile is wider than a block"),
+        (16, {"unroll": 3}, "unrolled too far"),
+        (16, {"share": "columns"}, "no such way of sharing"),
+        (16, {"panel_bytes": 0}, "sizes must be positive"),
+        (16, {"fetch_ahead": 5}, "fetch_ahead changes nothing: blocks are read where they lie"),
+        (512, {"task_bytes": 32768}, "task_bytes changes nothing: threads share tokens"),
+        (16, {"share_tokens": 32}, "share_tokens changes nothing: threads share block rows"),
+        (2, {"token_tile": 6}, "token_tile changes nothing: there are fewer tokens than a tile has"),
+        (512, {"share": "tokens"}, "share changes nothing: auto does the same"),
+    ],
+)
+def test_reasons_against_a_point(tokens: int, changes: dict[str, int], reason: str) -> None:
+    of = problem(tokens, target="cpu:avx512")
+    config = replace(cpp.default_config(of.spec), **changes)  # type: ignore[arg-type]
+    assert reason_against(of, config).startswith(reason)
+
+
+@pytest.mark.parametrize("name", ["token_tile", "vectors", "row_group", "span", "share_tokens", "task_bytes"])
+@pytest.mark.parametrize("value", [0, -1, 2**63])
+def test_absurd_numbers_cannot_run(name: str, value: int) -> None:
+    config: CpuConfig = replace(cpp.default_config(problem().spec), **{name: value})  # type: ignore[arg-type]
+    assert is_runnable(problem(), config)

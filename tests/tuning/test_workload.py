@@ -1,0 +1,68 @@
+"""The tensors of a problem: their results are right with a right kernel, for every op, and refused with a wrong one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from blast_compile import kernels, reference
+from blast_compile.errors import TuningError
+from blast_compile.tuning import workload
+from blast_compile.tuning.problem import Problem
+from blast_compile.tuning.problems import problem_of
+from blast_compile.tuning.workload import Workload
+from tests.op_cases import SOME, Case, make_call
+
+pytestmark = pytest.mark.usefixtures("two_threads", "needs_kernels")
+
+
+@pytest.fixture(autouse=True)
+def _small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workload, "l3_bytes", lambda: 2**16)
+
+
+@pytest.mark.parametrize("case", [case for case in SOME if case.form != "transposed"], ids=str)
+def test_the_default_kernel_of_every_op_is_verified(case: Case) -> None:
+    found = problem_of(case.op, make_call(case, (9,)).args[:-1])
+    assert isinstance(found, Problem)
+    work, kernel = Workload(found), kernels.kernel_for(found.spec)
+    assert 0 < work.verify(kernel) < 0.02
+    work.calls(kernel)()
+    work.dense()
+    assert 1 <= work.num_dense_calls <= work.num_calls
+
+
+@pytest.mark.parametrize("damage", ["nothing", "status", "zeros"])
+def test_a_wrong_kernel_is_refused(damage: str) -> None:
+    found = problem_of("linear", make_call(Case("linear", form="packed", bias=False), (9,)).args[:-1])
+    assert isinstance(found, Problem)
+    work, kernel = Workload(found), kernels.kernel_for(found.spec)
+
+    def wrong(address: int) -> int:
+        if damage == "nothing":
+            return 0
+        assert kernel.run is not None
+        status = kernel.run(address)
+        if damage == "zeros":
+            work._copies[0].y[0] = 0.0
+        return status + (damage == "status")
+
+    with pytest.raises(TuningError, match="it is not timed"):
+        work.verify(replace(kernel, run=wrong))
+
+
+def test_dense_means_the_same_op() -> None:
+    case = Case("gated_mlp", torch.float32, form="packed", activation="silu", bias=False)
+    found = problem_of(case.op, make_call(case, (9,)).args[:-1])
+    assert isinstance(found, Problem)
+    work = Workload(replace(found, density=1.0))
+    copy = work._copies[0]
+    dense = [
+        reference.dense_weight(layer.weight, layer.index, N, K, found.block)
+        for layer, (N, K) in zip(copy.layers, found.shapes, strict=True)
+    ]
+    y = workload._dense(found, copy.x, dense, [None] * 3, None)
+    work.verify(kernels.kernel_for(found.spec))
+    torch.testing.assert_close(y, copy.y, rtol=1e-4, atol=1e-5)
