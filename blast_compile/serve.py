@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 
-from blast_compile import bundles, launch, native
+import torch
+
+from blast_compile import bundles, compat, launch, native
+from blast_compile.gpu import prebuilt
 
 
 def use_bundle(folder: str | os.PathLike[str]) -> None:
@@ -12,4 +15,6 @@ def use_bundle(folder: str | os.PathLike[str]) -> None:
     if bundles.attach(folder):
         if native.is_bundled():
             native.load()
+        if torch.cuda.is_available() and compat.has_triton():
+            prebuilt.install()
         launch.forget()

@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from blast_compile.codegen import machine_code
@@ -34,7 +35,7 @@ class CompiledKernel:
     of registers for want of room (NVIDIA), or registers so stored (AMD). shared_bytes: of one program. tensor_columns:
     of tensor memory, of one program. num_mma, num_wgmma, num_tcgen05, num_mfma: tensor-core instructions in the text,
     NVIDIA's by generation, then AMD's. copy_bytes: the widths of asynchronous copies in the text, ascending. loop: that
-    of the products, in machine code.
+    of the products, in machine code. key, metadata: under which Triton's cache keeps it, and what it says of it (JSON).
     """
 
     target: str
@@ -51,6 +52,8 @@ class CompiledKernel:
     num_mfma: int
     copy_bytes: tuple[int, ...]
     loop: InnerLoop
+    key: str = ""
+    metadata: str = ""
 
     @property
     def occupancy(self) -> Occupancy:
@@ -95,12 +98,14 @@ def cross_compile(
     constants |= dict.fromkeys(_unit_strides(is_transposed), 1)
     names = function.arg_names
     signature = {name: "constexpr" if name in constants else _type(name, kernel, is_transposed) for name in names}
+    constant = [i for i, name in enumerate(names) if signature[name] == "constexpr"]
     aligned = [i for i, name in enumerate(names) if _is_aligned(name, signature[name], is_ragged)]
     source = triton.compiler.ASTSource(
         function,
         signature,
         {name: value for name, value in constants.items() if name in names},
-        {(i,): [["tt.divisibility", 16]] for i in aligned},
+        # Constants too, as a launch describes them: so a launch finds this very binary in Triton's cache.
+        {(i,): [["tt.divisibility", 16]] if i in aligned else [] for i in (*aligned, *constant)},
     )
     options = {"num_warps": kernel.config.num_warps, "num_stages": kernel.config.num_stages}
     with triton.knobs.cache.scope():
@@ -112,7 +117,9 @@ def cross_compile(
             raise BuildError(
                 f"expected Triton to compile {kernel.path} for {kernel.spec.target}, got {error}"
             ) from error
-    return (_cuda_facts if backend == "cuda" else _hip_facts)(kernel.spec.target, compiled)
+    facts = (_cuda_facts if backend == "cuda" else _hip_facts)(kernel.spec.target, compiled)
+    metadata = next(Path(path) for name, path in compiled.metadata_group.items() if name.endswith(".json"))
+    return replace(facts, key=compiled.hash, metadata=metadata.read_text())
 
 
 def _parse_target(target: str) -> tuple[str, int | str, int]:

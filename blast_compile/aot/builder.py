@@ -138,6 +138,8 @@ def _artifact(number: int, built: Built, files: dict[str, bytes | Path]) -> Arti
     files[f"{stem}.{binary}"] = built.binary
     if built.text:
         files[f"{stem}.{text}"] = built.text.encode()
+    if built.metadata:
+        files[f"{stem}.json"] = built.metadata.encode()
     variant = [name for name in ("ragged", "transposed") if getattr(built.job, f"is_{name}")]
     return Artifact(
         spec=spec,
@@ -147,6 +149,7 @@ def _artifact(number: int, built: Built, files: dict[str, bytes | Path]) -> Arti
         source=f"{stem}.{source}",
         binary=f"{stem}.{binary}",
         text=f"{stem}.{text}" if built.text else "",
+        metadata=f"{stem}.json" if built.metadata else "",
         facts=built.facts or {},
     )
 

@@ -24,7 +24,7 @@ _TENSOR_CORES = ("num_mma", "num_wgmma", "num_tcgen05", "num_mfma")
 
 
 @dataclass(frozen=True)
-class GpuKey:
+class CrossKey:
     """All that a cross-compiled Triton kernel depends on; its text opens with spec and config."""
 
     source_sha256: str
@@ -36,11 +36,15 @@ class GpuKey:
 
 @dataclass(frozen=True)
 class Built:
-    """What became of a job. text: PTX, AMD assembly, or empty. problem: why there is no binary that runs, or empty."""
+    """What became of a job.
+
+    text: PTX, AMD assembly, or empty. metadata: Triton's, or empty. problem: why no binary runs, or empty.
+    """
 
     job: Job
     binary: bytes = b""
     text: str = ""
+    metadata: str = ""
     facts: dict[str, Fact] | None = None
     problem: str = ""
 
@@ -87,7 +91,7 @@ def _cpu(job: Job) -> Built:
 
 
 def _gpu(job: Job, pool: GpuPool) -> Built:
-    key = GpuKey(
+    key = CrossKey(
         hashlib.sha256(job.source.encode()).hexdigest(),
         job.spec.target,
         version("triton"),
@@ -98,9 +102,10 @@ def _gpu(job: Job, pool: GpuPool) -> Built:
     def make() -> dict[str, bytes]:
         logger.info("cross-compiling a kernel for %s", job.spec)
         compiled = pool.compile(job)
-        binary, text = compiled.pop("binary"), compiled.pop("text")
+        binary = compiled.pop("binary")
+        texts = {name: compiled.pop(name).encode() for name in ("text", "metadata")}
         facts = json.dumps(_numbers(compiled)).encode()
-        return {"kernel.py": job.source.encode(), "binary": binary, "text": text.encode(), "facts.json": facts}
+        return {"kernel.py": job.source.encode(), "binary": binary, "facts.json": facts, **texts}
 
     entry = kernels.open_store().get_or_make(key, make)
     facts = json.loads((entry / "facts.json").read_text())
@@ -112,7 +117,8 @@ def _judged(job: Job, facts: dict[str, Fact], entry: Path) -> Built:
     if facts["programs"] == 0:
         problem = f"not one program fits on a multiprocessor, for {facts['limited_by']}: {facts}"
         return Built(job, facts=facts, problem=problem)
-    return Built(job, (entry / "binary").read_bytes(), (entry / "text").read_text(), facts)
+    text, metadata = ((entry / name).read_text() for name in ("text", "metadata"))
+    return Built(job, (entry / "binary").read_bytes(), text, metadata, facts)
 
 
 def _numbers(compiled: dict[str, Any]) -> dict[str, Fact]:
@@ -127,6 +133,7 @@ def _numbers(compiled: dict[str, Any]) -> dict[str, Fact]:
         "occupancy": round(occupancy["warps_frac"], 4),
         "programs": occupancy["programs"],
         "limited_by": occupancy["limit"],
+        "key": compiled["key"],
     }
     if widths := compiled["copy_bytes"]:
         facts["copy_bytes"] = ", ".join(map(str, widths))

@@ -1,6 +1,6 @@
 """Bundles: kernels built ahead of time, in a folder, that a process runs without compiling anything."""
 
-from blast_compile.bundles.attached import attach, detach_all, find, launcher, plan_folders
+from blast_compile.bundles.attached import attach, detach_all, find, launcher, plan_folders, triton_files
 from blast_compile.bundles.bundle import Bundle
 from blast_compile.bundles.format import PLANS, Artifact, Contents, LauncherFile, Skipped
 
@@ -16,4 +16,5 @@ __all__ = [
     "find",
     "launcher",
     "plan_folders",
+    "triton_files",
 ]

@@ -49,6 +49,15 @@ def launcher(torch: str, source_sha256: str) -> Path | None:
     return None
 
 
+def triton_files(key: str) -> tuple[Path, Path] | None:
+    """Metadata and binary of the kernel that Triton's cache has under this key, or None."""
+    for bundle in _attached:
+        for artifact in bundle.contents.kernels:
+            if artifact.metadata and artifact.facts.get("key") == key:
+                return bundle.path(artifact.metadata), bundle.path(artifact.binary)
+    return None
+
+
 def plan_folders() -> tuple[Path, ...]:
     """The plan databases that came with bundles."""
     return tuple(folder for bundle in _attached if (folder := bundle.path(PLANS)).is_dir())

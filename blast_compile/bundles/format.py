@@ -32,8 +32,8 @@ class Artifact:
     """One kernel.
 
     name: as reports call it. config: its repr, to be pasted into options. tokens: the numbers of tokens it is for,
-    ascending. source, binary, text: files, by their path in the bundle; text is PTX or AMD assembly, or empty. facts:
-    what was read off the binary, by name.
+    ascending. source, binary, text, metadata: files, by their path in the bundle; text is PTX or AMD assembly, metadata
+    is Triton's; both are empty on CPUs. facts: what was read off the binary, by name.
     """
 
     spec: Spec
@@ -43,6 +43,7 @@ class Artifact:
     source: str
     binary: str
     text: str
+    metadata: str
     facts: Mapping[str, Fact]
 
 
@@ -144,7 +145,6 @@ def _artifact(entry: Any, files: Mapping[str, Fingerprint]) -> Artifact:
     for name, value in facts.items():
         if isinstance(value, bool) or not isinstance(value, (int, float, str)):
             raise ValueError(f"expected a number or a text as fact {name!r}, got {value!r}")
-    text = fields.text(entry, "text")
     return Artifact(
         spec=read_spec(fields.get(entry, "spec", dict)),
         name=fields.text(entry, "name"),
@@ -152,7 +152,8 @@ def _artifact(entry: Any, files: Mapping[str, Fingerprint]) -> Artifact:
         tokens=tuple(fields.typed(tokens, int, "a number of tokens") for tokens in fields.get(entry, "tokens", list)),
         source=_listed(entry, "source", files),
         binary=_listed(entry, "binary", files),
-        text=_listed(entry, "text", files) if text else "",
+        text=_listed(entry, "text", files) if fields.text(entry, "text") else "",
+        metadata=_listed(entry, "metadata", files) if fields.text(entry, "metadata") else "",
         facts=facts,
     )
 

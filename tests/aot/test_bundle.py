@@ -156,6 +156,7 @@ SPECS = st.builds(
 FACTS = st.dictionaries(WORDS, st.one_of(st.integers(), st.floats(allow_nan=False, allow_infinity=False), WORDS))
 FILES = {name: Fingerprint.of(name.encode()) for name in ("a.so", "b/c.cubin")}
 NAMES = st.sampled_from(sorted(FILES))
+OPTIONAL = st.one_of(NAMES, st.just(""))
 ARTIFACTS = st.builds(
     Artifact,
     SPECS,
@@ -164,7 +165,8 @@ ARTIFACTS = st.builds(
     st.lists(st.integers()).map(tuple),
     NAMES,
     NAMES,
-    st.one_of(NAMES, st.just("")),
+    OPTIONAL,
+    OPTIONAL,
     FACTS,
 )
 
@@ -230,7 +232,7 @@ def test_nested_without_end() -> None:
 
 
 def artifact(spec: Spec, config: str, *tokens: int) -> Artifact:
-    return Artifact(spec, config, config, tokens, "", "", "", {})
+    return Artifact(spec, config, config, tokens, "", "", "", "", {})
 
 
 def test_the_best_kernel_is_found() -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,14 +67,83 @@ def test_a_compiler_that_dies_costs_its_job_alone(monkeypatch: pytest.MonkeyPatc
 
 
 def test_what_does_not_fit_is_dropped_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    too_much = {
-        "binary": b"\x7fELF", "text": "", "registers": 200, "num_spills": 0, "num_warps": 8, "shared_bytes": 300_000,
-        "num_mma": 1, "num_wgmma": 0, "num_tcgen05": 0, "num_mfma": 0, "copy_bytes": [],
+    numbers = ("num_spills", "num_mma", "num_wgmma", "num_tcgen05", "num_mfma")
+    too_much: dict[str, Any] = dict.fromkeys(numbers, 0) | {
+        "binary": b"\x7fELF",
+        "text": "",
+        "key": "",
+        "metadata": "{}",
+        "registers": 200,
+        "num_warps": 8,
+        "shared_bytes": 300_000,
+        "copy_bytes": [],
         "occupancy": {"programs": 0, "warps_frac": 0.0, "limit": "shared memory"},
-    }  # fmt: skip
+    }
     monkeypatch.setattr(GpuPool, "compile", lambda *_: dict(too_much))
     monkeypatch.setattr(compilers, "version", lambda _: str(os.urandom(8)))  # not from the store
     (job, *_) = planned("cuda:sm_80")
     ((built,), _) = compile_all([replace(job)], 1, lambda _: None)
     assert not built.binary
     assert built.problem.startswith("not one program fits on a multiprocessor, for shared memory: ")
+
+
+# A process that takes this machine for one with an H100, as far as Triton asks before it launches.
+LAUNCH = """
+import sys
+import torch
+import triton
+from triton.runtime.jit import MockTensor
+from blast_compile.bundles import Bundle
+from blast_compile.codegen.spec import Epilogue, Spec
+from blast_compile.codegen.triton import default_config
+from blast_compile.gpu import kernels, prebuilt
+from blast_compile.serve import use_bundle
+
+class Driver:
+    def get_current_device(self):
+        return 0
+    def get_current_stream(self, _):
+        return 0
+    def get_current_target(self):
+        return triton.backends.compiler.GPUTarget("cuda", 90, 32)
+
+triton.runtime.driver.set_active(Driver())
+compiled = []
+make_ir = triton.compiler.ASTSource.make_ir
+triton.compiler.ASTSource.make_ir = lambda self, *args: compiled.append(self.name) or make_ir(self, *args)
+use_bundle(sys.argv[1])
+prebuilt.install()
+prebuilt.install()
+epilogue = Epilogue("silu", gate=True)
+spec = Spec("gated_linear", "bfloat16", "bfloat16", (32, 32), (epilogue,), "packed", "cuda:sm_90")
+kernel = kernels.load(spec, default_config(spec, 512))
+sizes = {"M": 300, "N": 96, "K": 64, "x_row_stride": 64}
+arguments = {}
+for name in kernel.function.arg_names:
+    if name.endswith("_ptr"):
+        arguments[name] = MockTensor(torch.int32 if name.endswith("index_ptr") else torch.bfloat16)
+    else:
+        arguments[name] = sizes.get(name, False)
+options = {"num_warps": kernel.config.num_warps, "num_stages": kernel.config.num_stages}
+found = kernel.function.warmup(**arguments, grid=(1,), **options)
+assert compiled == [], compiled
+(artifact,) = [each for each in Bundle.open(sys.argv[1]).contents.kernels if each.facts["key"] == found.hash]
+assert found.asm["cubin"] == Bundle.open(sys.argv[1]).path(artifact.binary).read_bytes()
+arguments["N"] += 1  # no multiple of 16: another binary, which nobody built
+kernel.function.warmup(**arguments, grid=(1,), **options)
+assert compiled == ["gated_linear"]
+"""
+
+
+def test_a_launch_finds_the_binary_of_a_bundle(tmp_path: Path) -> None:
+    """And compiles where the bundle has none for this very launch."""
+    model, inputs = packed_net(32).bfloat16(), torch.zeros(2, 64, dtype=torch.bfloat16)
+    report = build(model, inputs, targets=("cuda:sm_90",), out=tmp_path / "out", tokens=(512,), jobs=2)
+    done = subprocess.run(
+        [sys.executable, "-c", LAUNCH, str(report.folder)],
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "triton")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
