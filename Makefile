@@ -6,7 +6,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
-.PHONY: demo test test-all lint format clean
+.PHONY: demo test test-all gpu-static lint format clean
 
 demo: .venv/.stamp-demo
 	$(BIN)/blast-compile demo
@@ -16,6 +16,10 @@ test: .venv/.stamp-test
 
 test-all: .venv/.stamp-test
 	$(BIN)/python -m pytest -m ""
+
+# Every GPU kernel by its machine code, without a GPU; some minutes on two cores.
+gpu-static: .venv/.stamp-test
+	$(BIN)/python -m benchmarks.gpu_static --report gpu-static.md
 
 lint: .venv/.stamp-test
 	$(BIN)/ruff check .

@@ -1,0 +1,58 @@
+"""The command: `python -m benchmarks.gpu_static --help`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from benchmarks.gpu_static import compare, report, rules
+from benchmarks.gpu_static.facts import Facts, Outcome, measure
+from benchmarks.gpu_static.variants import Variant, variants
+from blast_compile.codegen.triton_build import import_triton
+
+console = Console(soft_wrap=True, highlight=False)
+
+
+def main(
+    only: Annotated[str, typer.Option(help="Compile the kernels alone whose name holds this text.")] = "",
+    jobs: Annotated[int, typer.Option(min=1, help="Compilers that run side by side.")] = 2,
+    accept: Annotated[bool, typer.Option("--accept", help="Keep what is measured as what is expected.")] = False,
+    save: Annotated[Path | None, typer.Option("--report", dir_okay=False, help="Write the report there.")] = None,
+) -> None:
+    """Compiles every GPU kernel for every target without a GPU; fails where one got worse or breaks a rule."""
+    chosen = [variant for variant in variants() if only in variant.name]
+    console.print(f"{len(chosen)} kernels to compile, {jobs} at a time")
+    outcomes = list(measure(chosen, jobs))
+    measured = {variant.name: outcome for variant, outcome in outcomes}
+    version = import_triton().__version__
+    before, expected = compare.read()
+    if accept:
+        kept = {name: outcome for name, outcome in expected.items() if only and only not in name}
+        compare.write(version, kept | measured)
+        before, expected = version, measured
+    broken = [line for variant, outcome in outcomes for line in _broken(variant, outcome)]
+    found = compare.compare(expected, measured, is_whole=not only) if before == version else compare.Comparison()
+    if before != version:
+        console.print(f"expectations are of Triton {before}, this is {version}: nothing is compared", style="yellow")
+    if save is not None:
+        save.write_text(report.markdown(version, outcomes, [*broken, *found.regressions, *found.changes]))
+    for style, lines in (("red", broken), ("red", found.regressions), ("green", found.changes)):
+        for line in lines:
+            console.print(line, style=style)
+    console.print(report.summary(measured))
+    if broken or found.regressions:
+        console.print("to keep what is measured: python -m benchmarks.gpu_static --accept", style="yellow")
+        raise typer.Exit(1)
+
+
+def _broken(variant: Variant, outcome: Outcome) -> list[str]:
+    if not isinstance(outcome, Facts):
+        return []
+    return [f"{variant.name}: {line}" for line in rules.broken(variant, outcome)]
+
+
+if __name__ == "__main__":
+    typer.run(main)

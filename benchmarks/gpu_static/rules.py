@@ -1,0 +1,51 @@
+"""What holds for every kernel, whatever was committed: no spills, wide loads, and the tensor cores of its GPU."""
+
+from __future__ import annotations
+
+from benchmarks.gpu_static.facts import Facts
+from benchmarks.gpu_static.variants import Variant, differences
+from blast_compile.codegen.triton import default_config
+
+_WIDE_TOKENS = 64  # wgmma and tcgen05 multiply 64 rows and more at once
+_WIDE_PERCENT = 85  # a vector is read in numbers, beside blocks in 16 bytes
+
+
+def broken(variant: Variant, facts: Facts) -> list[str]:
+    """The rules that a kernel breaks."""
+    found = []
+    is_default = not differences(variant.config, default_config(variant.spec, variant.tokens))
+    if facts.spills and is_default:
+        found.append(f"a default config spills: {facts.spills} registers")
+    if not facts.programs and is_default:
+        found.append(f"a default config does not fit on a multiprocessor: no {facts.limit} left for one program")
+    wanted = wanted_cores(variant)
+    if facts.cores not in wanted:
+        found.append(f"uses {facts.cores or 'no tensor cores'}, not {' or '.join(wanted) or 'none'}")
+    if is_default and not variant.is_ragged and not variant.helper and facts.wide < _WIDE_PERCENT:
+        found.append(f"loads {facts.wide} % of its bytes 16 at a time, not {_WIDE_PERCENT} % or more")
+    return found
+
+
+def wanted_cores(variant: Variant) -> tuple[str, ...]:
+    """The tensor-core instructions of which a kernel should use one; "" stands for none."""
+    spec, config = variant.spec, variant.config
+    if config.is_vector or variant.helper == "reduce":
+        return ("",)
+    if spec.target.startswith("hip:"):
+        return ("mfma",)
+    if spec.dtype == "float32":
+        return ("mma", "wgmma", "tcgen05") if config.precision == "tf32" else ("",)
+    rows = _rows(variant)
+    if spec.target == "cuda:sm_90" and rows >= _WIDE_TOKENS and config.num_warps >= 4:
+        return ("wgmma",)
+    if spec.target == "cuda:sm_100" and rows >= _WIDE_TOKENS and config.num_warps >= 4:
+        return ("tcgen05",)
+    return ("mma",)
+
+
+def _rows(variant: Variant) -> int:
+    """Rows of the left operand of a product."""
+    config = variant.config
+    if variant.spec.op == "weight_grad":
+        return config.inputs * config.blocks if variant.spec.layout == "packed" else config.outputs
+    return config.outputs if config.is_swapped else config.tokens

@@ -1,0 +1,132 @@
+"""Which kernels are compiled: every op in every layout, for few tokens and for many, and every way to cut one up."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from blast_compile.codegen import triton
+from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
+from blast_compile.codegen.triton import TritonConfig, configs, default_config
+from blast_compile.codegen.triton_config import FEW_TOKENS
+
+TARGETS = ("cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "cuda:sm_120", "hip:gfx942", "hip:gfx90a")
+MLPS = ("mlp", "gated_mlp")
+_TOKENS = (1, 64, 2048)  # of decoding, of a batch of it, and of a prefill
+_OTHER_BLOCKS = (32, 128)
+_LAYOUTS: tuple[Layout, ...] = ("packed", "masked")
+_OTHER_DTYPES: tuple[tuple[Dtype, Dtype], ...] = (
+    ("float16", "float16"),
+    ("float32", "float32"),
+    ("bfloat16", "float32"),
+)
+_SHORT = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kernel for one target. tokens: for which its config is. The rest is as `cross_compile` says."""
+
+    spec: Spec
+    config: TritonConfig
+    tokens: int
+    is_ragged: bool = False
+    is_transposed: bool = False
+    is_wide: bool = False
+    helper: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What expectations and reports call it, target last."""
+        spec = self.spec
+        dtype = _SHORT[spec.dtype]
+        if spec.weight_dtype != spec.dtype:
+            dtype += f"*{_SHORT[spec.weight_dtype]}"
+        parts = [spec.op, spec.layout, dtype, f"block {spec.block[0]}", f"{self.tokens} tokens"]
+        parts += [self.helper] if self.helper else []
+        parts += ["ragged"] * self.is_ragged + ["transposed"] * self.is_transposed + ["wide"] * self.is_wide
+        parts += differences(self.config, default_config(spec, self.tokens))
+        return ", ".join((*parts, spec.target.partition(":")[2]))
+
+
+def variants(targets: tuple[str, ...] = TARGETS) -> Iterator[Variant]:
+    """All of them, each kernel once: the config of a weight gradient, say, is the same for any number of tokens."""
+    seen = set()
+    for target in targets:
+        for op in ops():
+            for layout in _LAYOUTS:
+                for variant in _of_op(op, layout, target):
+                    kernel = replace(variant, tokens=0)
+                    if kernel not in seen:
+                        seen.add(kernel)
+                        yield variant
+
+
+def ops() -> tuple[Op, ...]:
+    """The ops that have a Triton kernel of their own."""
+    return tuple(op for op in Op.__args__ if op in triton.TITLES)  # type: ignore[attr-defined]
+
+
+def differences(config: TritonConfig, usual: TritonConfig) -> list[str]:
+    """What sets a config apart, as `name=value`."""
+    fields = vars(config)
+    return [f"{name}={fields[name]}" for name, value in vars(usual).items() if fields[name] != value]
+
+
+def spec_of(op: Op, layout: Layout, target: str, block: int, dtypes: tuple[Dtype, Dtype]) -> Spec:
+    """A spec with an epilogue that has every part the op may have."""
+    is_gated = op.startswith("gated")
+    first = Epilogue("silu", bias=True, gate=is_gated, gate_bias=is_gated, residual=op == "linear")
+    epilogues: tuple[Epilogue, ...] = () if op.endswith("grad") else (first,)
+    if op in MLPS:
+        epilogues += (Epilogue(bias=True, residual=True),)
+    return Spec(op, *dtypes, (block, block), epilogues, layout, target)
+
+
+def _of_op(op: Op, layout: Layout, target: str) -> Iterator[Variant]:
+    # The input gradient of a dense weight walks over its transpose.
+    variant = partial(Variant, is_transposed=op == "input_grad" and layout == "masked")
+    bf16: tuple[Dtype, Dtype] = ("bfloat16", "bfloat16")
+    tokens_of_op = (1, FEW_TOKENS) if op in MLPS else _TOKENS
+    few, many = tokens_of_op[0], tokens_of_op[-1]
+    spec = spec_of(op, layout, target, 64, bf16)
+    for tokens in tokens_of_op:
+        yield variant(spec, default_config(spec, tokens), tokens)
+    config = default_config(spec, many)
+    yield variant(spec, config, many, is_ragged=True)
+    yield variant(spec, config, many, is_wide=True)
+    if op == "weight_grad":
+        yield variant(spec, config, many, helper="block_norms")
+    if layout == "masked" and op != "input_grad":
+        yield variant(spec, config, many, is_transposed=True)
+    for other, config, tokens in _other_configs(replace(spec, block=(128, 128)), (few, many)):
+        yield variant(other, config, tokens)
+        if config.splits > 1 and op == "linear":
+            yield variant(other, config, tokens, helper="reduce")
+    if op in MLPS:
+        return  # made of the same products as the linears
+    for block, tokens in itertools.product(_OTHER_BLOCKS, (few, many)):
+        spec = spec_of(op, layout, target, block, bf16)
+        yield variant(spec, default_config(spec, tokens), tokens)
+    for dtypes, tokens in itertools.product(_OTHER_DTYPES, (few, many)):
+        # Weights in float32 beside 16 bits are those of training, which are masked.
+        if dtypes[0] == dtypes[1] or (layout == "masked" and tokens == many):
+            spec = spec_of(op, layout, target, 64, dtypes)
+            yield variant(spec, default_config(spec, tokens), tokens)
+
+
+def _other_configs(spec: Spec, ends: tuple[int, int]) -> Iterator[tuple[Spec, TritonConfig, int]]:
+    """Few configs of the search space that together depart from the default in every field in which any does."""
+    for tokens in ends:
+        usual = vars(default_config(spec, tokens))
+        departures = {
+            config: {name for name, value in vars(config).items() if value != usual[name]}
+            for config in configs(spec, tokens)
+        }
+        missing = set().union(*departures.values())
+        while missing:
+            best = max(departures, key=lambda config: len(departures[config] & missing))
+            missing -= departures[best]
+            yield spec, best, tokens
