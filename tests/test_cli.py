@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -134,3 +136,41 @@ def test_store_that_cannot_be_made_is_a_problem(monkeypatch: pytest.MonkeyPatch,
 def test_missing_triton_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "path", [])
     assert find("triton") == Finding("triton", "not installed")
+
+
+def test_help_needs_no_torch() -> None:
+    code = "import sys, blast_compile.cli; print(sorted({'torch', 'numpy', 'jinja2', 'rich.table'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_damaged_entries_are_a_problem(store: Store) -> None:
+    entry = store.put(Key("a"), {"kernel.so": b"content"})
+    assert find("store").problem == ""
+    (entry / "kernel.so").write_bytes(b"other")
+    assert find("store").problem == "1 entries are damaged; `blast-compile cache verify` names them"
+
+
+def test_plans_are_counted(store: Store) -> None:
+    assert find("plans").value == "none tuned yet"
+    folder = store.root / "plans" / "family"
+    folder.mkdir(parents=True)
+    for name in ("chosen-1-1.json", "trial-1-1.json", "trial-1-2.json"):
+        (folder / name).write_text("{}")
+    assert find("plans").value == "1 tuned, 2 configurations tried"
+
+
+def test_gpus_without_triton_are_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    properties = SimpleNamespace(name="H200", major=9, minor=0, total_memory=141 * 2**30)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda _: properties)
+    assert find("gpu").value == "H200 (sm_90, 141 GiB), H200 (sm_90, 141 GiB)"
+    monkeypatch.setattr(sys, "path", [])
+    assert find("gpu kernels").problem == "layers on the GPU run on the plain-torch reference; pip install triton"
+
+
+def test_doctor_gives_json(store: Store) -> None:
+    found = {entry["name"]: entry for entry in json.loads(call("doctor", "--json"))}
+    assert found["store"]["value"].startswith(str(store.root))
+    assert found["blast_compile"] == {"name": "blast_compile", "value": __version__, "problem": ""}

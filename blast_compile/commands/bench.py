@@ -88,7 +88,7 @@ def _table(name: str, rows: Sequence[WholeRow]) -> Table:
             row.candidate if row.candidate == "blast" else f"dense, {row.candidate}",
             quantities.time(timing.median_us),
             f"{quantities.time(timing.p10_us)} to {quantities.time(timing.p90_us)}",
-            quantities.ratio(row.gain),
+            "" if row.gain is None else quantities.ratio(row.gain),
             f"{row.error:.1e}",
         )
     return table

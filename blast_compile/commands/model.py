@@ -144,7 +144,9 @@ def _ids(model: Any, tokens: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
             )
         return (), {name: example.to(next(model.parameters()).dtype)}
     most = getattr(model.config.get_text_config(), "vocab_size", _IDS_UP_TO)
-    return (), {"input_ids": torch.randint(most, (1, tokens), generator=generator)}
+    ids = torch.randint(most, (1, tokens), generator=generator)
+    more = {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
+    return (), {"input_ids": ids, **more}
 
 
 def _from_function(text: str, module: str, function: str) -> Loaded:

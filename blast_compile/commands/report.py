@@ -50,6 +50,8 @@ def report(
     from blast_compile.report.terminal import tables
 
     wanted = numbers(tokens)
+    if not html.parent.is_dir():  # said before minutes of timing, not after
+        fail(f"expected a file in a folder that exists, got {html}; make the folder, or name another file with --html")
     use_threads(threads)
     with errors_as_messages():
         loaded = load(ModelChoice(model, weights, sparsity, block, targets, masked, layers))

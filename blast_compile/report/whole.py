@@ -22,12 +22,15 @@ _TOLERANCE = 0.1  # of the largest value: logits of 16 bits, layer after layer
 
 @dataclass(frozen=True)
 class WholeRow:
-    """One candidate at one number of tokens. gain: the fastest dense candidate over it; error: against dense eager."""
+    """One candidate at one number of tokens.
+
+    gain: the fastest dense candidate over it, None where none was timed. error: against dense eager.
+    """
 
     candidate: Candidate
     tokens: int
     timing: Timing
-    gain: float
+    gain: float | None
     error: float
 
 
@@ -63,9 +66,10 @@ def time_whole(
             expected = _result(dense(*args, **kwargs))
             errors = {name: _error(name, expected, _result(call())) for name, call in calls.items()}
             timings = interleaved(calls, rounds=rounds, seconds=seconds)
-            best = min((timings[name].median_us for name in candidates if name != "blast"), default=float("nan"))
+            best = min((timings[name].median_us for name in candidates if name != "blast"), default=None)
             for name, timing in timings.items():
-                yield WholeRow(name, tokens, timing, best / timing.median_us, errors[name])
+                gain = None if best is None else best / timing.median_us
+                yield WholeRow(name, tokens, timing, gain, errors[name])
 
 
 def _call(

@@ -77,6 +77,16 @@ def test_a_config_of_transformers(config: Path) -> None:
         assert loaded.model(*args, **kwargs).logits.shape == (1, 5, 50)
 
 
+def test_a_config_of_an_encoder_with_a_decoder(tmp_path: Path) -> None:
+    sizes = {"d_model": 32, "d_ff": 64, "d_kv": 8, "num_layers": 1, "num_heads": 2, "vocab_size": 50}
+    config = {"architectures": ["T5ForConditionalGeneration"], "model_type": "t5", **sizes}
+    (tmp_path / "t5.json").write_text(json.dumps({**config, "decoder_start_token_id": 0}))
+    loaded = load(ModelChoice(str(tmp_path / "t5.json"), block=8))
+    args, kwargs = loaded.inputs(5)
+    with torch.no_grad():
+        assert loaded.model(*args, **kwargs).logits.shape == (1, 5, 50)
+
+
 def test_fewer_layers_of_a_config(config: Path) -> None:
     assert num_layers(load(ModelChoice(str(config), block=8, layers=1)).model, PackedLayer) == 3
 

@@ -73,6 +73,11 @@ def test_bench_compares_and_times() -> None:
     assert rows[1]["gain"] == pytest.approx(rows[0]["timing"]["median_us"] / rows[1]["timing"]["median_us"])
 
 
+def test_bench_of_ours_alone_has_no_gain() -> None:
+    (row,) = call_json("bench", SPARSE, "--candidates", "blast", "--tokens", "3", "--seconds", "0")
+    assert row["gain"] is None
+
+
 def test_bench_refuses_unknown_candidates() -> None:
     assert "expected some of eager, inductor, blast" in call("bench", SPARSE, "--candidates", "fast", exit_code=2)
 
