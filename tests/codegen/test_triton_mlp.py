@@ -68,6 +68,13 @@ def test_compiles_without_spills(num_tokens: int, target: str, tmp_path: Path) -
     assert cross_compile(load_kernel(spec, config, tmp_path)).num_spills == 0
 
 
+def test_programs_wait_by_release_and_acquire(tmp_path: Path) -> None:
+    spec = replace(spec_of(CASES[0]), block=(64, 64))
+    text = cross_compile(load_kernel(spec, replace(default_config(spec, 16), splits=2), tmp_path)).text
+    assert text.count("atom.global.gpu.acq_rel.add") == 2
+    assert text.count("ld.global.gpu.acquire") == 2
+
+
 def test_many_tokens_take_a_launch_a_product() -> None:
     spec = spec_of(CASES[0])
     assert any(config.splits > 1 for config in configs(spec, 16))
