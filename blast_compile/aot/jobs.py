@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from blast_compile import layout
 from blast_compile.aot import tuned
 from blast_compile.aot.needs import Need
 from blast_compile.bundles import Skipped
@@ -12,6 +13,7 @@ from blast_compile.codegen import cpp, triton
 from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton import TritonConfig
+from blast_compile.codegen.triton_fit import fit
 from blast_compile.errors import TargetError
 from blast_compile.gpu import kernels as gpu_kernels
 from blast_compile.tuning.records import Record
@@ -74,10 +76,14 @@ def _jobs_of(need: Need, spec: Spec, tokens: Sequence[int], records: Sequence[Re
             raise TargetError(f"{spec.dtype} in blocks of {spec.block[0]}x{spec.block[1]} has no kernel on CPUs")
         configs = dict.fromkeys([cpp.default_config(spec), *tuned.configs(records, spec)])
         return [Job(spec, config, cpp.generate(spec, config), tuple(tokens)) for config in configs]
-    return [_gpu_job(need, step, count) for step in gpu_kernels.steps(spec) for count in tokens]
+    steps = gpu_kernels.steps(spec)
+    return [_gpu_job(need, step, step is not steps[0], count) for step in steps for count in tokens]
 
 
-def _gpu_job(need: Need, step: Spec, tokens: int) -> Job:
-    config = triton.default_config(step, gpu_kernels.bucket(tokens))
+def _gpu_job(need: Need, step: Spec, is_last: bool, tokens: int) -> Job:
+    """At the config that the runtime would choose for such a layer."""
+    call, bucket = need.call, gpu_kernels.bucket(tokens)
+    shape = (call.sizes[-1], call.sizes[0]) if is_last else (call.sizes[0], call.x.shape[-1])
+    config = fit(step, triton.default_config(step, bucket), bucket, layout.grid(shape, step.block))
     source = triton.triton_source(step, config)
     return Job(step, config, source, (tokens,), need.is_ragged, need.is_transposed)

