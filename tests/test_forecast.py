@@ -135,6 +135,7 @@ def test_plan_gives_json_of_one_model() -> None:
     plain = call_json("plan", "llama-1b", "--device", "this-cpu", "--sparsity", "0.9", "--block", "32")
     (found,) = plain["models"]
     assert found["name"] == "llama-1b"
+    assert "what the cost model expects" in call("plan", "llama-1b", "--device", "this-cpu", "--block", "32")
     assert found["decode_gain"] > 1.5
     assert plain["setting"]["sparsity"] == 0.9
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
@@ -82,7 +83,10 @@ def _shape(name: str, config: Any) -> ModelShape:
     from blast_compile.commands.model import build_dense
     from blast_compile.forecast.shapes import LLAMAS, llama, shape_of
 
-    return shape_of(name, llama(name) if name in LLAMAS else build_dense(ModelChoice(name)), config)
+    if name in LLAMAS:
+        return shape_of(name, llama(name), config)
+    shown = Path(name).stem if Path(name).exists() else name
+    return shape_of(shown, build_dense(ModelChoice(name)), config)
 
 
 def _tables(found: Sequence[Forecast], setting: Setting) -> RenderableType:
@@ -94,7 +98,7 @@ def _tables(found: Sequence[Forecast], setting: Setting) -> RenderableType:
 
     title = (
         f"{setting.sparsity:.0%} of the blocks of {setting.block} x {setting.block} zero, {setting.dtype}, "
-        f"{setting.devices} x {setting.device.name}, {setting.batch} streams, {setting.context} tokens behind each"
+        f"{setting.devices} x {setting.device.name}, batch {setting.batch}, {setting.context} tokens of context"
     )
     table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for name, justify in columns():

@@ -41,9 +41,12 @@ def rows(found: Sequence[Forecast]) -> Iterator[tuple[str, ...]]:
 
 def notes(found: Sequence[Forecast], setting: Setting) -> Iterator[str]:
     """What the figures leave out, and the claims that name no model."""
+    basis = f"what bandwidth and arithmetic allow ({setting.device.source}): a bound"
+    if setting.device.kind.startswith("cpu:"):
+        basis = "what the cost model expects of our kernels on this machine, at full density for dense layers"
     yield (
-        f"Times are what bandwidth and arithmetic allow ({setting.device.source}), shared evenly by {setting.devices}; "
-        f"no communication, no launches. Faster: decode. A device's memory counts to {USABLE:.0%}, weights and cache."
+        f"Times are {basis}. Devices share them evenly; no communication, no launches. Faster: decode. A device's memory "
+        f"counts to {USABLE:.0%}, for weights and cache."
     )
     for each in found:
         if 0 < setting.devices < each.dense.devices_needed:
