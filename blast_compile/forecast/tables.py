@@ -45,8 +45,8 @@ def notes(found: Sequence[Forecast], setting: Setting) -> Iterator[str]:
     if setting.device.kind.startswith("cpu:"):
         basis = "what the cost model expects of our kernels on this machine, at full density for dense layers"
     yield (
-        f"Times are {basis}. Devices share them evenly; no communication, no launches. Faster: decode. A device's memory "
-        f"counts to {USABLE:.0%}, for weights and cache."
+        f"Times are {basis}. Devices share them evenly; no communication, no launches. Faster: decode. A device's "
+        f"memory counts to {USABLE:.0%}, for weights and cache."
     )
     for each in found:
         if 0 < setting.devices < each.dense.devices_needed:
