@@ -41,5 +41,6 @@ def _sizes(report: Report) -> Iterator[Tile]:
     kept = sum((1 - layer.sparsity) * layer.shape[0] * layer.shape[1] for layer in layers)
     dense = sum(layer.shape[0] * layer.shape[1] for layer in layers)
     fused = sum(not layer.reason for layer in layers)
-    note = f"{len(layers)} sparse layers, {fused} in fused MLPs; {len(report.dense)} linear layers are dense"
+    num_dense = sum(layer.count for layer in report.dense)
+    note = f"{len(layers)} sparse layers, {fused} in fused MLPs; {num_dense} linear layers are dense"
     yield Tile(quantities.share(1 - kept / dense), "of their weights are zero", note)

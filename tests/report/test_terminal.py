@@ -24,6 +24,7 @@ def test_tables_say_what_gains_what_loses_and_why(report: Report) -> None:
     for part in (
         "4.48x    over dense, 1 token ",
         "0.83x",
+        "3 sparse layers, 2 in fused MLPs; 4 linear layers are dense",
         "64 x 2 sums do not fit in 32 registers",
         "its weight is tied to another module",
         "warning: the model ran as 2 graphs",
