@@ -1,7 +1,7 @@
 """What the machine code of a kernel says about its inner loop: instructions, tensor cores, width of loads.
 
 Reads SASS, as `cuobjdump` prints it, and AMD assembly, as LLVM writes it; seen for sm_80 to sm_120, gfx90a and gfx942.
-The inner loop is that of the products: of the loops that hold a product and no other such loop, the longest.
+The inner loop is that of the products: of the loops that hold a product and no other such loop, the one with most.
 """
 
 from __future__ import annotations
@@ -104,14 +104,14 @@ def amd_loop(code: Sequence[Instruction]) -> InnerLoop:
 
 
 def _product_loop(code: Sequence[Instruction], *kinds: Callable[[Instruction], bool]) -> Sequence[Instruction]:
-    """The longest innermost loop that holds an instruction of the first kind that any loop holds."""
+    """Of the innermost loops with an instruction of the first kind that any has, the one with most of them."""
     loops = {(i.target, place + 1) for place, i in enumerate(code) if i.target is not None and i.target < place}
     for is_product in kinds:
         holding = [(first, end) for first, end in loops if any(map(is_product, code[first:end]))]
         inner = [own for own in holding if not any(own != other and _holds(own, other) for other in holding)]
         if inner:
-            first, end = max(inner, key=lambda loop: (loop[1] - loop[0], loop))
-            return code[first:end]
+            bodies = [code[first:end] for first, end in sorted(inner)]
+            return max(bodies, key=lambda body: (sum(map(is_product, body)), len(body)))
     return ()
 
 

@@ -68,6 +68,14 @@ def test_narrow_loads_are_weighed_by_their_bytes() -> None:
     assert (loop.load_bytes, loop.wide_frac) == ((2, 16), 0.5)
 
 
+def test_the_loop_of_an_epilogue_is_no_loop_of_products() -> None:
+    turn = "\tv_pk_fma_f32 v[0:1], v[2:3], v[4:5]\n" * 4
+    products = f".LBB0_1:\n\tbuffer_load_dwordx4 v[0:3], v4, s[0:3], 0 offen\n{turn}\ts_cbranch_scc1 .LBB0_1\n"
+    epilogue = ".LBB0_2:\n\tv_fma_f32 v0, v1, v2\n" + "\tv_exp_f32 v0, v1\n" * 20 + "\ts_cbranch_execz .LBB0_2\n"
+    loop = machine_code.amd_loop(machine_code.amd(products + epilogue))
+    assert loop == InnerLoop(instructions=6, other_math=4, load_bytes=(16,), wide_frac=1.0)
+
+
 def test_straight_code_has_no_loop() -> None:
     assert machine_code.sass_loop(machine_code.sass(SASS.splitlines()[1])) == InnerLoop()
 
