@@ -17,8 +17,9 @@ from torch import Tensor
 
 from blast_compile import layout
 from blast_compile.codegen import triton_config
-from blast_compile.codegen.triton import REDUCED, descriptor_tile, walk
-from blast_compile.codegen.triton_build import TritonKernel, import_triton
+from blast_compile.codegen.triton import REDUCED
+from blast_compile.codegen.triton_build import TritonKernel
+from blast_compile.codegen.triton_descriptors import descriptors
 from blast_compile.codegen.triton_space import shared_bytes, shared_limit
 from blast_compile.errors import TargetError
 
@@ -158,7 +159,7 @@ def _product(
         "INTERPRETED": kernel.is_interpreted,
     }
     if config.uses_descriptors:
-        arguments |= _descriptors(kernel, x_MK, layers)
+        arguments |= descriptors(kernel, x_MK, {prefix: weight for prefix, (weight, *_) in layers.items()})
     num_tiles = -(-M // config.tokens) * num_rows * (bn // config.outputs)
     if config.splits > 1:
         arguments["partial_ptr"] = x.new_empty(len(layers), config.splits, M, N, dtype=torch.float32)
@@ -169,34 +170,6 @@ def _product(
     else:
         launch.run((num_tiles,))
     return {name: tensor.view(*x.shape[:-1], N) for name, tensor in results.items()}
-
-
-def _descriptors(kernel: TritonKernel, x_MK: Tensor, layers: Mapping[str, Operands]) -> dict[str, object]:
-    """Tensor descriptors of x and the weights; a `TargetError` where their strides allow none."""
-    import_triton()
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    kind = walk(kernel.spec)
-    weights = {prefix: weight if kind == "masked" else weight.flatten(0, 1) for prefix, (weight, *_) in layers.items()}
-    is_adjacent = kind == "masked" and all(weight.stride(0) == 1 for weight in weights.values())
-    if is_adjacent:
-        weights = {prefix: weight.t() for prefix, weight in weights.items()}
-    tensors = {"x_desc": x_MK} | {f"{prefix}weight_desc": weight for prefix, weight in weights.items()}
-    # A descriptor covers a row at least; of no tokens or no blocks, none is read.
-    tensors = {
-        name: tensor if len(tensor) else tensor.new_empty(1, tensor.shape[1]) for name, tensor in tensors.items()
-    }
-    for name, tensor in tensors.items():
-        if tensor.stride(1) != 1 or tensor.stride(0) * tensor.itemsize % 16 or tensor.data_ptr() % 16:
-            raise TargetError(
-                f"expected rows that start at multiples of 16 bytes for {name}, got strides {tensor.stride()} of "
-                f"{tensor.dtype}; use a config without descriptors"
-            )
-    descriptors = {
-        name: TensorDescriptor.from_tensor(tensor, list(descriptor_tile(kernel.spec, kernel.config, name, is_adjacent)))
-        for name, tensor in tensors.items()
-    }
-    return {**descriptors, "OUTPUTS_ADJACENT": is_adjacent}
 
 
 def num_resident(kernel: TritonKernel, x: Tensor) -> int:
