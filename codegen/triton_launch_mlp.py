@@ -40,8 +40,13 @@ def launch_mlp(
     for name, layer in (("gate", gate), ("up", up), ("down", down)):
         if layer is not None:
             weight, index, bias = layer
-            arguments |= {f"{name}_weight_ptr": weight, f"{name}_index_ptr": index, f"{name}_bias_ptr": bias}
-            if spec.layout == "masked":
+            is_masked = spec.layout == "masked"
+            arguments |= {
+                f"{name}_weight_ptr": weight if is_masked else weight.contiguous(),
+                f"{name}_index_ptr": index.contiguous(),
+                f"{name}_bias_ptr": None if bias is None else bias.contiguous(),
+            }
+            if is_masked:
                 arguments[f"{name}_weight_n_stride"], arguments[f"{name}_weight_k_stride"] = weight.stride()
                 spans += [config.outputs * weight.stride(0), config.inputs * weight.stride(1)]
     if residual is not None:
