@@ -19,6 +19,7 @@ BUILTINS = {
     "TrainingError": RuntimeError,
     "BuildError": RuntimeError,
     "RewriteError": RuntimeError,
+    "BundleError": ValueError,
     "RecordError": ValueError,
     "TuningError": RuntimeError,
 }

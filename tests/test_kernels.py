@@ -220,7 +220,7 @@ def test_different_kernels_are_built_at_once_and_equal_ones_once(monkeypatch: py
     meeting = threading.Barrier(len(specs), timeout=10)
     built = []
 
-    def find(spec: Spec) -> Kernel:
+    def find(spec: Spec, _config: object) -> Kernel:
         meeting.wait()
         built.append(spec)
         return Kernel(spec.layout)

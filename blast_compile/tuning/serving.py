@@ -37,7 +37,7 @@ def ranges(
     try:
         chosen = _chosen(problem)
     except StoreError as error:
-        warn_once("plans refused", f"{error}; every kernel runs at its default")
+        warn_once("store refused", f"{error}; every kernel runs at its default")  # as kernels.py says it, once
         return ()
     if not chosen:
         return ()
