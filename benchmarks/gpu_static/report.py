@@ -15,8 +15,8 @@ Every kernel was compiled for GPUs that need not be there, and its machine code 
 
 - **registers**: the fastest memory, each thread's own, at most 255 on NVIDIA and 512 on CDNA. More of them hold larger
   tiles; with many, fewer programs fit on a multiprocessor at once.
-- **spills**: registers that found no room and go through slow memory. A default config must have none, and the search
-  leaves out every config that has some.
+- **spills**: registers that found no room and go through slow memory. A default config may have a handful, outside its
+  loop, and the search leaves out every config that has some.
 - **shared**: the fast memory that the threads of one program share. Tiles wait there for the tensor cores; a deeper
   pipeline keeps more of them.
 - **programs**: how many fit on one multiprocessor, and what is used up first. While one waits for memory, another

@@ -1,4 +1,4 @@
-"""What holds for every kernel, whatever was committed: no spills, wide loads, and the tensor cores of its GPU."""
+"""What holds for every kernel, whatever was committed: hardly a spill, wide loads, and the tensor cores of its GPU."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from benchmarks.gpu_static.variants import Variant, differences
 from blast_compile.codegen.triton import default_config
 
 _WIDE_TOKENS = 64  # wgmma and tcgen05 multiply 64 rows and more at once
-_WIDE_PERCENT = 85  # a vector is read in numbers, beside blocks in 16 bytes
+_WIDE_PERCENT = 75  # for one token, x is read in numbers beside blocks in 16 bytes
+_FEW_SPILLS = 8  # parked for the epilogue, or for offsets of 64 bits; more would be traffic in the loop
 
 
 def broken(variant: Variant, facts: Facts) -> list[str]:
     """The rules that a kernel breaks."""
     found = []
     is_default = not differences(variant.config, default_config(variant.spec, variant.tokens))
-    if facts.spills and is_default:
+    if facts.spills > _FEW_SPILLS and is_default:
         found.append(f"a default config spills: {facts.spills} registers")
     if not facts.programs and is_default:
         found.append(f"a default config does not fit on a multiprocessor: no {facts.limit} left for one program")

@@ -55,10 +55,10 @@ def test_tensor_cores_that_are_wanted(text: str, cores: tuple[str, ...]) -> None
 @pytest.mark.parametrize(
     ("spoiled", "line"),
     [
-        ({"spills": 3}, "a default config spills: 3 registers"),
+        ({"spills": 9}, "a default config spills: 9 registers"),
         ({"programs": 0}, "a default config does not fit on a multiprocessor: no shared memory left for one program"),
         ({"cores": "mma"}, "uses mma, not wgmma"),
-        ({"wide": 50}, "loads 50 % of its bytes 16 at a time, not 85 % or more"),
+        ({"wide": 50}, "loads 50 % of its bytes 16 at a time, not 75 % or more"),
     ],
 )
 def test_rules(spoiled: dict[str, object], line: str) -> None:
