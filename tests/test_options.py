@@ -23,7 +23,7 @@ def test_given_values_are_kept_and_the_mapping_is_not_changed() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"delegat": "eager"}, r"expected options among delegate, fallback, bundle.*, got 'delegat'; did you mean 'delegate'\?"),
+        ({"delegat": "eager"}, r"among delegate, fallback, bundle.*, got 'delegat'; did you mean 'delegate'\?"),
         ({"mode": "max"}, r"expected options among delegate, fallback, .*, got 'mode'$"),
         ({3: "eager"}, r"expected options among delegate, fallback, .*, got 3$"),
         ({"delegate": "ts"}, r"expected option 'delegate' to be one of inductor, aot_eager, eager, got 'ts'"),
