@@ -24,7 +24,7 @@ from blast_compile.tuning.tune import Tuned, tune_all
 
 @dataclass(frozen=True)
 class TuneReport:
-    """What became of each problem. skipped: why ops have none. interrupted: by Ctrl-C, which keeps what was measured."""
+    """What each problem became. skipped: why ops have none. interrupted: by Ctrl-C, which keeps what was measured."""
 
     tuned: tuple[Tuned, ...]
     skipped: tuple[str, ...]
