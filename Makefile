@@ -3,6 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 # The CPU build keeps gigabytes of CUDA away; `make test TORCH=torch==2.13.0` takes the default build instead.
 TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+WORKERS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 
@@ -11,8 +12,9 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 demo: .venv/.stamp-demo
 	$(BIN)/blast-compile demo
 
+# Workers share the compiled kernels; threads that wait give way, for there are more of them than cores.
 test: .venv/.stamp-test
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 test-all: .venv/.stamp-test
 	$(BIN)/python -m pytest -m ""

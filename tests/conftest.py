@@ -40,11 +40,14 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def _session_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One store for the session, away from the user's, so that a kernel is compiled once."""
+    """One store for the session, away from the user's, so that a kernel is compiled once; workers of xdist share it."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("BLAST_")]:
             patch.delenv(name)
-        patch.setenv("BLAST_CACHE_DIR", str(tmp_path_factory.mktemp("store") / "blast_compile"))
+        patch.setenv("BLAST_CACHE_DIR", str(folder / "store" / "blast_compile"))
         assert native.load() == (env.cxx() is not None)  # as after any torch.compile
         yield
 
