@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.gpu_static.facts import Facts
 from benchmarks.gpu_static.variants import Variant, differences
+from blast_compile.codegen.occupancy import multiprocessor
 from blast_compile.codegen.triton import default_config
 
 _WIDE_TOKENS = 64  # wgmma and tcgen05 multiply 64 rows and more at once
@@ -22,7 +23,7 @@ def broken(variant: Variant, facts: Facts) -> list[str]:
     wanted = wanted_cores(variant)
     if facts.cores not in wanted:
         found.append(f"uses {facts.cores or 'no tensor cores'}, not {' or '.join(wanted) or 'none'}")
-    if is_default and not variant.is_ragged and not variant.helper and facts.wide < _WIDE_PERCENT:
+    if is_default and _could_load_wide(variant) and facts.wide < _WIDE_PERCENT:
         found.append(f"loads {facts.wide} % of its bytes 16 at a time, not {_WIDE_PERCENT} % or more")
     return found
 
@@ -42,6 +43,14 @@ def wanted_cores(variant: Variant) -> tuple[str, ...]:
     if spec.target == "cuda:sm_100" and rows >= _WIDE_TOKENS and config.num_warps >= 4:
         return ("tcgen05",)
     return ("mma",)
+
+
+def _could_load_wide(variant: Variant) -> bool:
+    """Whether sizes are even, and a tile of the weight holds 16 bytes for each lane of its program."""
+    spec, config = variant.spec, variant.config
+    num_lanes = config.num_warps * multiprocessor(spec.target).warp_size
+    num_bytes = config.outputs * config.inputs * (4 if spec.weight_dtype == "float32" else 2)
+    return not variant.is_ragged and variant.helper is None and num_bytes >= 16 * num_lanes
 
 
 def _rows(variant: Variant) -> int:

@@ -67,6 +67,13 @@ def test_rules(spoiled: dict[str, object], line: str) -> None:
     assert rules.broken(variant, replace(FACTS, **spoiled)) == [line]  # type: ignore[arg-type]
 
 
+def test_narrow_loads_are_no_fault_of_ragged_sizes_and_small_tiles() -> None:
+    narrow = replace(FACTS, wide=50)
+    assert rules.broken(one("linear, packed, bf16, block 64, 2048 tokens, ragged, sm_90"), narrow) == []
+    small = one("linear, packed, bf16, block 32, 2048 tokens, gfx942")
+    assert rules.broken(small, replace(narrow, cores="mfma")) == []
+
+
 def test_a_config_of_the_search_may_spill() -> None:
     """The search leaves it out when it compiles it."""
     variant = one("linear, packed, bf16, block 64, 2048 tokens, sm_90")
