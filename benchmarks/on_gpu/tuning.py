@@ -55,6 +55,8 @@ def _tune(case: Case, device: GpuDevice, deadline: Deadline, report: Report) -> 
                 break
             batch = [best, *fitting[first : first + _AT_ONCE]]
             right = [c for c in batch if _is_right(step, c, case, call, lambda: error_of(case, x, layers), report)]
+            if not right:
+                continue
             with torch.no_grad():
                 times = events.measure({repr(c): [_at(step, case, c, call)] for c in right}, rounds=5, seconds=0.1)
             best = min(right, key=lambda c: times[repr(c)].timing.median_us)
