@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -170,7 +171,7 @@ def _tuned(
     """The kernels that the plan database names, as `Plan.tuned`."""
     spec = _spec(op, call.x, layers, call.block, epilogues, kernels.cpu_target())
     assert isinstance(spec, Spec)
-    return serving.tuned_kernels(spec, shapes_of(op, call), tokens_of(call.x), density_of(op, call))
+    return serving.tuned_kernels(spec, shapes_of(op, call), tokens_of(call.x), partial(density_of, op, call))
 
 
 def shapes_of(op: Op, call: Call) -> tuple[tuple[int, int], ...]:

@@ -77,7 +77,7 @@ def limits_of(problem: Problem, device: Device) -> Limits:
 
 def chosen_config(problem: Problem) -> Config:
     """The configuration that a call runs with: a tuned one, or the default."""
-    served = serving.ranges(problem.spec, problem.shapes, problem.tokens, problem.density)
+    served = serving.ranges(problem.spec, problem.shapes, problem.tokens, lambda: problem.density)
     tuned = next((config for most, config in served if problem.tokens <= most), None)
     return tuned or cpp.default_config(problem.spec)
 

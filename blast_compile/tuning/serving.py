@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -26,14 +27,15 @@ _LARGEST_BUCKET = 4**10
 
 
 def ranges(
-    spec: Spec, shapes: tuple[tuple[int, int], ...], tokens: int, density: float | None
+    spec: Spec, shapes: tuple[tuple[int, int], ...], tokens: int, density: Callable[[], float | None]
 ) -> tuple[tuple[int, CpuConfig | None], ...]:
     """Ascending numbers of tokens, each with the config up to it, None for the default; empty where nothing is tuned.
 
-    tokens: of the call that asks, for which a warning tells if only a neighbour's plan was found. density: of its
-    layers, None where it cannot be read: then it does not count.
+    tokens: of the call that asks, for which a warning tells if only a neighbour's plan was found. density: gives that
+    of its layers, None where it cannot be read: then it does not count. Asked only where something is tuned, since it
+    reads the values of masks.
     """
-    problem = Problem(spec, shapes, max(tokens, 1), 1.0 if density is None else density, torch.get_num_threads())
+    problem = Problem(spec, shapes, max(tokens, 1), 1.0, torch.get_num_threads())
     try:
         chosen = _chosen(problem)
     except StoreError as error:
@@ -41,8 +43,10 @@ def ranges(
         return ()
     if not chosen:
         return ()
-    nearest(chosen, problem, counts_density=density is not None)  # speaks where it is not near
-    return tuple(_merged(_of_buckets(chosen, problem, density is not None)))
+    kept = density()
+    problem = replace(problem, density=1.0 if kept is None else kept)
+    nearest(chosen, problem, counts_density=kept is not None)  # speaks where it is not near
+    return tuple(_merged(_of_buckets(chosen, problem, kept is not None)))
 
 
 def _chosen(problem: Problem) -> tuple[Record, ...]:
@@ -52,7 +56,7 @@ def _chosen(problem: Problem) -> tuple[Record, ...]:
 
 
 def tuned_kernels(
-    spec: Spec, shapes: tuple[tuple[int, int], ...], tokens: int, density: float | None
+    spec: Spec, shapes: tuple[tuple[int, int], ...], tokens: int, density: Callable[[], float | None]
 ) -> tuple[tuple[int, Kernel], ...]:
     """The kernels of `ranges` but for the last one, the default; those that cannot be built are left out."""
     found = [(most, kernels.kernel_for(spec, config)) for most, config in ranges(spec, shapes, tokens, density)]
