@@ -6,7 +6,7 @@ Figures are those that the makers print for dense operands, without structured s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class Device:
     def limit_s(self, num_bytes: float, num_operations: float, dtype: str) -> float:
         """The time that nothing can beat (roofline): the larger of memory's and arithmetic's."""
         return max(num_bytes / self.bandwidth, num_operations / self.rates[dtype])
+
+    def or_better(self, other: Device) -> Device:
+        """The better of two measurements of one device, each of which other work may have disturbed."""
+        rates = {dtype: max(rate, other.rates[dtype]) for dtype, rate in self.rates.items()}
+        return replace(self, bandwidth=max(self.bandwidth, other.bandwidth), rates=rates)
 
 
 def _gpu(
