@@ -12,13 +12,13 @@ from rich.table import Table
 from torch import nn
 
 from blast_compile import launch
-from blast_compile.errors import LayerError
+from blast_compile.errors import LayerError, TuningError
 from blast_compile.log import logger
 from blast_compile.report.watch import watch
 from blast_compile.tuning.database import Database
 from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.problems import distinct, try_problem
-from blast_compile.tuning.search import SearchName
+from blast_compile.tuning.search import SEARCHES, SearchName
 from blast_compile.tuning.tune import Tuned, tune_all
 
 
@@ -66,8 +66,12 @@ def tune(
 
     The model runs once on the inputs, as in `explain`. Later calls in this process and in others use what was found;
     `again` measures what is known already. Ctrl-C ends the search and keeps all that was measured. Raises `LayerError`
-    where no layer is sparse.
+    where no layer is sparse, and `TuningError` where `tokens` or `search` are none that there are.
     """
+    if search not in SEARCHES or min(tokens or (1,)) < 1:
+        raise TuningError(
+            f"expected a search among {', '.join(SEARCHES)} and tokens from 1 on, got {search!r} and {tokens}"
+        )
     runs = watch(getattr(model, "_orig_mod", model), example_inputs, example_kwargs or {})
     found = [
         try_problem(op.kind, [op.arguments[0].to(op.result.dtype), *op.arguments[1:]], [i for _, i in run.index_of(op)])

@@ -138,6 +138,12 @@ def test_a_model_without_sparse_layers_is_refused() -> None:
         blast.tune(nn.Linear(8, 8), torch.randn(2, 8))
 
 
+@pytest.mark.parametrize("wrong", [{"tokens": (0,)}, {"search": "best"}])
+def test_what_cannot_be_tuned_is_refused_before_the_model_runs(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TuningError, match="expected a search among"):
+        blast.tune(nn.Linear(32, 32), **wrong)
+
+
 def test_nothing_is_tuned_while_a_cuda_graph_is_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)

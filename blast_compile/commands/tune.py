@@ -58,7 +58,7 @@ def tune(
     with errors_as_messages():
         loaded = load(ModelChoice(model, weights, sparsity, block, targets, masked, layers))
         args, kwargs = loaded.inputs(max(wanted))
-        tell(f"tuning {loaded.name} for {budget_s:.0f} s; skip it: calls run with the cost model's choice")
+        tell(f"tuning {loaded.name} for {budget_s:.0f} s; without it, calls run with default configurations")
         with torch.no_grad(), status("tuning") as progress:
             found = tuned(
                 loaded.model,

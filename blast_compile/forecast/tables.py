@@ -70,7 +70,7 @@ def _cells(estimate: Estimate, setting: Setting) -> tuple[str, ...]:
         quantities.size(estimate.weight_bytes),
         quantities.size(estimate.cache_bytes),
         str(estimate.devices_needed or "unknown"),
-        f"{quantities.time(1e6 * decode)} ({1 / decode:,.0f}/s)",
+        f"{quantities.time(1e6 * decode)} ({_rate(1 / decode)}/s)",
         quantities.time(1e6 * estimate.prefill_s),
     )
 
@@ -78,3 +78,7 @@ def _cells(estimate: Estimate, setting: Setting) -> tuple[str, ...]:
 def _claims_of(model: str) -> str:
     found = [(what, claims.of_model(model, what)) for what in ("inference faster", "fewer GPUs")]
     return ", ".join(f"{claim.gain}x {what} ({claim.version})" for what, claim in found if claim is not None)
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:,.0f}" if per_s >= 10 else f"{per_s:.2g}"
