@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -22,6 +23,7 @@ _ISA_FLAGS = {
 # -fopenmp names libgomp by the soname that torch has loaded already, so the process keeps one OpenMP runtime.
 _FLAGS = ("-O2", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-w")
 _TIMEOUT_S = 300
+_INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)  # statuses of a compiler, and of a shell script around one
 
 
 def flags(isa: str) -> tuple[str, ...]:
@@ -41,7 +43,10 @@ def compile_cpp(source: str, isa: str) -> bytes:
 
 
 def compile_with(flags: tuple[str, ...], source: str) -> bytes:
-    """The shared object of a C++ file, libraries last among the flags; raises as `compile_cpp` does."""
+    """The shared object of a C++ file, libraries last among the flags; raises as `compile_cpp` does.
+
+    Ctrl-C reaches the compiler too: one that it ended is a `KeyboardInterrupt`, in whichever thread waits for it.
+    """
     compiler = env.cxx()
     if compiler is None:
         raise BuildError("expected a C++ compiler on PATH, got none; install g++ or clang++, or set BLAST_CXX")
@@ -79,6 +84,8 @@ def _run(command: list[str], folder: str | None = None) -> str:
             command, cwd=folder, capture_output=True, text=True, errors="replace", check=True, timeout=_TIMEOUT_S
         )
     except subprocess.CalledProcessError as error:
+        if error.returncode in _INTERRUPTED:
+            raise KeyboardInterrupt from None
         raise BuildError(
             f"expected {command[0]} to succeed, got status {error.returncode}: {error.stderr[-2000:]}"
         ) from error

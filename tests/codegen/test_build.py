@@ -6,11 +6,14 @@ import shutil
 import time
 from array import array
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from blast_compile import kernels
 from blast_compile.codegen import build
+from blast_compile.codegen.spec import Epilogue, Spec
 from blast_compile.errors import BuildError, OptionsError
 
 needs_compiler = pytest.mark.usefixtures("needs_kernels")
@@ -71,6 +74,19 @@ def test_failing_compiler_is_quoted(compiler: Compiler) -> None:
     with pytest.raises(BuildError, match="got status 3: kernel.cpp:1: .* fatal error: out of ideas") as caught:
         build.compile_cpp(SOURCE, "portable")
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("script", ["kill -INT $$; sleep 20", "exit 130"])
+def test_a_compiler_ended_by_ctrl_c_is_no_missing_kernel(
+    script: str, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_kernels", {})
+    compiler(f'[ "$1" = --version ] || {{ {script}; }}')
+    spec = Spec("linear", "float32", "float32", (8, 24), (Epilogue(),), "packed", kernels.cpu_target())
+    with ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
+        pool.submit(kernels.kernel_for, spec).result()
+    compiler('[ "$1" = --version ] || { echo out of ideas >&2; exit 3; }')
+    assert "got status 3: out of ideas" in kernels.kernel_for(spec).reason
 
 
 @needs_compiler
