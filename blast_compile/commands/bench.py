@@ -54,7 +54,17 @@ def bench(
     wanted, names = numbers(tokens), _candidates(candidates)
     use_threads(threads)
     with errors_as_messages():
-        loaded = load(ModelChoice(model, weights, sparsity, block, targets, masked, layers))
+        loaded = load(
+            ModelChoice(
+                model,
+                weights=weights,
+                sparsity=sparsity,
+                block=block,
+                targets=targets,
+                masked=masked,
+                layers=layers,
+            )
+        )
         tell("compiling, comparing and timing")
         inputs = {number: loaded.inputs(number) for number in wanted}
         rows = list(time_whole(loaded.model, inputs, candidates=names, seconds=seconds))

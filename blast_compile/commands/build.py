@@ -57,7 +57,17 @@ def build(
 
     wanted = numbers(tokens)
     with errors_as_messages():
-        loaded = load(ModelChoice(model, weights, sparsity, block, targets, masked, layers))
+        loaded = load(
+            ModelChoice(
+                model,
+                weights=weights,
+                sparsity=sparsity,
+                block=block,
+                targets=targets,
+                masked=masked,
+                layers=layers,
+            )
+        )
         args, kwargs = loaded.inputs(max(wanted))
         with torch.no_grad(), status("building") as progress:
             report = built(

@@ -43,7 +43,17 @@ def explain(
     from blast_compile.report import explain as explained
 
     with errors_as_messages():
-        loaded = load(ModelChoice(model, weights, sparsity, block, targets, masked, layers))
+        loaded = load(
+            ModelChoice(
+                model,
+                weights=weights,
+                sparsity=sparsity,
+                block=block,
+                targets=targets,
+                masked=masked,
+                layers=layers,
+            )
+        )
         args, kwargs = loaded.inputs(tokens)
         with torch.no_grad():
             explanation = explained(loaded.model, *args, **kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +48,7 @@ class ModelChoice:
     """Which model a command works on, and what it makes of one that is dense."""
 
     name: str
+    _: KW_ONLY
     weights: Path | None = None
     sparsity: float = 0.9
     block: int = 32

@@ -54,7 +54,17 @@ def report(
         fail(f"expected a file in a folder that exists, got {html}; make the folder, or name another file with --html")
     use_threads(threads)
     with errors_as_messages():
-        loaded = load(ModelChoice(model, weights, sparsity, block, targets, masked, layers))
+        loaded = load(
+            ModelChoice(
+                model,
+                weights=weights,
+                sparsity=sparsity,
+                block=block,
+                targets=targets,
+                masked=masked,
+                layers=layers,
+            )
+        )
         args, kwargs = loaded.inputs(max(wanted))
         with torch.no_grad():
             found = gather(

@@ -56,7 +56,17 @@ def tune(
     wanted, budget_s = numbers(tokens), seconds(budget)
     use_threads(threads)
     with errors_as_messages():
-        loaded = load(ModelChoice(model, weights, sparsity, block, targets, masked, layers))
+        loaded = load(
+            ModelChoice(
+                model,
+                weights=weights,
+                sparsity=sparsity,
+                block=block,
+                targets=targets,
+                masked=masked,
+                layers=layers,
+            )
+        )
         args, kwargs = loaded.inputs(max(wanted))
         tell(f"tuning {loaded.name} for {budget_s:.0f} s; without it, calls run with default configurations")
         with torch.no_grad(), status("tuning") as progress:

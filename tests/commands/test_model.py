@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +14,7 @@ import torch
 from torch import nn
 
 import blast_compile as blast
+from blast_compile.commands import bench, build, explain, report, tune
 from blast_compile.commands.model import build_dense, load
 from blast_compile.commands.options import ModelChoice
 from blast_compile.errors import BlastError, OptionsError
@@ -135,3 +139,11 @@ def test_configs_need_transformers(config: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(BlastError, match="expected transformers for a config"):
         load(ModelChoice(str(config)))
+
+
+@pytest.mark.parametrize("command", [bench.bench, build.build, explain.explain, report.report, tune.tune])
+def test_every_command_has_the_same_defaults_for_the_model(command: Callable[..., None]) -> None:
+    parameters = inspect.signature(command).parameters
+    for field in dataclasses.fields(ModelChoice):
+        if field.name != "name":
+            assert parameters[field.name].default == field.default
