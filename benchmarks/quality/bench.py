@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from benchmarks.findings import Report
 from benchmarks.machine import Machine
@@ -24,6 +25,7 @@ from blast_compile.demo.training import Training, perplexity
 
 _SAVE_EVERY_S = 60.0
 _CURVE_POINTS = 8
+_WAIT_S = 10.0  # for other processes
 
 
 class OutOfTimeError(Exception):
@@ -43,8 +45,8 @@ class Course:
 class Bench:
     """What all runs share.
 
-    folder: for the text and checkpoints. path: of the rows. deadline: of `time.monotonic`. seeds: of the runs behind
-    the sweep; processes with seeds of their own share the work.
+    folder: for the text and checkpoints. path: of the rows. deadline: of `time.monotonic`. Processes with the same
+    folder share the runs.
     """
 
     scale: Scale
@@ -52,23 +54,38 @@ class Bench:
     path: Path
     deadline: float
     report: Report
-    seeds: Sequence[int] = plan.SEEDS
 
     def run_all(self, runs: Sequence[Run] | None = None) -> bool:
         """Whatever has no row yet, the sweep first; False where the budget ended before the plan."""
         try:
-            for run in runs if runs is not None else self.plan():
-                if not self.is_done(run):
-                    self.one(run)
+            for part in (plan.sweep(self.scale), plan.runs()) if runs is None else (runs,):
+                self._share(list(part))
         except OutOfTimeError:
             self.report("the budget is spent; the same command goes on from here")
             return False
         return True
 
-    def plan(self) -> Iterator[Run]:
-        """The sweep, then everything else."""
-        yield from plan.sweep(self.scale)
-        yield from plan.runs(self.seeds)
+    def _share(self, runs: Sequence[Run]) -> None:
+        """Goes through the runs that no other process is at, until all of them have their rows."""
+        while left := [run for run in runs if not self.is_done(run)]:
+            if not any(self._take(run) for run in left):
+                if time.monotonic() > self.deadline:
+                    raise OutOfTimeError
+                time.sleep(_WAIT_S)
+
+    def _take(self, run: Run) -> bool:
+        """Does a run that can begin, unless another process is at it; whether it is done."""
+        if run.is_one_shot and not self.is_done(Run("dense", run.seed)):
+            return False
+        lock = self.folder / "locks" / self._checkpoint(run).with_suffix(".lock").name
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(lock, timeout=0):
+                if not self.is_done(run):
+                    self.one(run)
+        except Timeout:
+            return False
+        return True
 
     def is_done(self, run: Run) -> bool:
         """Whether the run has its row."""
@@ -80,7 +97,7 @@ class Bench:
             raise OutOfTimeError
         text = corpus.of_python(self.scale.size.vocabulary, folder=self.folder)
         model = llama(self.scale.size, torch.float32, seed=run.seed).requires_grad_(True)
-        training = Training(model, text.train, plan.recipe(run, self.scale, self._best_lr()))
+        training = Training(model, text.train, plan.recipe(run, self.scale, self._lr(run)))
         if run.is_one_shot:
             dense = torch.load(self._checkpoint(Run("dense", run.seed)), weights_only=True)
             training.load_state_dict(dense)
@@ -134,6 +151,7 @@ class Bench:
         recipe = training.recipe
         return Quality(
             benchmark="quality",
+            text=corpus.name(self.scale.size.vocabulary),
             model=self.scale.model,
             num_parameters=num_parameters(training.model),
             method=run.method,
@@ -155,14 +173,18 @@ class Bench:
 
     def key(self, run: Run) -> tuple[object, ...]:
         """That of the run's row."""
-        lr = run.lr if run.lr is not None else self._best_lr()
         settings = masks.describe(run, self.scale)
-        problem = ("quality", self.scale.model, self.scale.steps, run.seed, lr)
+        text = corpus.name(self.scale.size.vocabulary)
+        problem = ("quality", text, self.scale.model, self.scale.steps, run.seed, self._lr(run))
         return (*problem, run.method, run.sparsity, run.block, settings)
 
-    def _best_lr(self) -> float | None:
-        mine = [row for row in rows.read(self.path) if (row.model, row.steps) == (self.scale.model, self.scale.steps)]
-        return rows.best_rate(mine, TUNING_SEED)
+    def _lr(self, run: Run) -> float | None:
+        """Its own, or the best of the sweep for such models; None before that was made."""
+        if run.lr is not None:
+            return run.lr
+        here = (corpus.name(self.scale.size.vocabulary), self.scale.model, self.scale.steps)
+        mine = [row for row in rows.read(self.path) if (row.text, row.model, row.steps) == here]
+        return rows.best_rate(mine, TUNING_SEED, "prune-and-grow" if run.is_sparse_training else "dense")
 
     def _checkpoint(self, run: Run) -> Path:
         name = hashlib.sha256(repr(self.key(run)).encode()).hexdigest()[:16]

@@ -20,28 +20,23 @@ _FOLDER = platformdirs.user_cache_path("blast_compile-benchmarks", appauthor=Fal
 Folder = Annotated[Path, typer.Option(file_okay=False, help="Where text and checkpoints lie between calls.")]
 Budget = Annotated[float | None, typer.Option(min=0, help="Stop in good order after so many minutes; 0: only tell.")]
 
-Seeds = Annotated[
-    list[int] | None,
-    typer.Option(help="Only the runs of this seed (again for more): once the sweep is done, a process a seed."),
-]
-
 
 def quality(
     folder: Folder = _FOLDER,
     budget_minutes: Budget = None,
-    seed: Seeds = None,
     threads: Threads = 2,
     quick: Quick = False,
     json: Json = None,
 ) -> None:
-    """Perplexity of block-sparse language models against dense, by method; hours in full, goes on where it was cut."""
-    if strange := sorted(set(seed or ()) - set(plan.SEEDS)):
-        raise typer.BadParameter(f"expected seeds among {plan.SEEDS}, got {strange}; leave them out for all")
+    """Perplexity of block-sparse language models against dense, by method; hours in full, goes on where it was cut.
+
+    Started several times, the processes share the runs.
+    """
     torch.set_num_threads(threads)
     path = json or RESULTS / "quality.jsonl"
     scale = plan.QUICK if quick else plan.FULL
     deadline = float("inf") if budget_minutes is None else time.monotonic() + 60 * budget_minutes
-    bench = Bench(scale, folder, path, deadline, report, tuple(seed) if seed else plan.SEEDS)
+    bench = Bench(scale, folder, path, deadline, report)
     is_whole = bench.run_all()
     planned = {bench.key(run) for run in plan.runs()}
     found = [row for row in rows.read(path) if row.key in planned]

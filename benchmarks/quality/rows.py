@@ -15,15 +15,16 @@ from benchmarks.machine import Machine
 class Quality:
     """What a model came to.
 
-    model: its shape. num_parameters: of the dense model. method: "dense", or how masks were found. sparsity: fraction
-    of zero blocks asked for; reached: what the sparse layers have together. lr, steps, tokens: of its training (for
-    one-shot methods, of the dense model before). perplexity: on held-out text, at the end. curve: step and perplexity
-    on the way. seconds: in training, evaluation left out. settings: of the
-    method. layer_errors: of one-shot methods, by layer, the relative
-    change of its output on calibration text, were its blocks dropped and nothing else done, and as the method left it.
+    text: see `corpus.name`. model: its shape. num_parameters: of the dense model. method: "dense", or how masks were
+    found. sparsity: fraction of zero blocks asked for; reached: what the sparse layers have together. lr, steps,
+    tokens: of its training (for one-shot methods, of the dense model before). perplexity: on held-out text, at the end.
+    curve: step and perplexity on the way. seconds: in training, evaluation left out. settings: of the method.
+    layer_errors: of one-shot methods, by layer, the relative change of its output on calibration text, were its blocks
+    dropped and nothing else done, and as the method left it.
     """
 
     benchmark: str
+    text: str
     model: str
     num_parameters: int
     method: str
@@ -45,7 +46,7 @@ class Quality:
     @property
     def key(self) -> tuple[object, ...]:
         """What a newer row replaces, and what need not run again."""
-        problem = (self.benchmark, self.model, self.steps, self.seed, self.lr)
+        problem = (self.benchmark, self.text, self.model, self.steps, self.seed, self.lr)
         return (*problem, self.method, self.sparsity, self.block, self.settings)
 
 
@@ -62,9 +63,9 @@ def read(path: Path) -> list[Quality]:
     return list({row.key: row for row in rows}.values())
 
 
-def best_rate(rows: Iterable[Quality], seed: int) -> float | None:
-    """The learning rate at which the dense model of `seed` ended best; None before it was swept."""
-    swept = [row for row in rows if row.method == "dense" and row.seed == seed]
+def best_rate(rows: Iterable[Quality], seed: int, method: str) -> float | None:
+    """The learning rate at which the model of `seed` and `method` ended best; None before it was swept."""
+    swept = [row for row in rows if row.method == method and row.seed == seed]
     return min(swept, key=lambda row: row.perplexity).lr if swept else None
 
 

@@ -21,7 +21,8 @@ from blast_compile.demo.model import Size
 
 TINY = Scale(
     Size(hidden=64, intermediate=128, layers=1, heads=1, kv_heads=1, prompt=16, vocabulary=300, tied=True),
-    steps=14, rates=(1e-2, 1e-5), interval=2, warmup=2, batch=4, length=16, held_out=600, grow_frac=1.0,
+    steps=14, rates=(1e-2, 1e-5), sparse_rates=(2e-2,),
+    interval=2, warmup=2, batch=4, length=16, held_out=600, grow_frac=1.0,
 )  # fmt: skip
 FILES = {f"part{number}.py": f"def f{number}(x):\n    return x + {number}\n" * 20 for number in range(60)}
 FOREVER = float("inf")
@@ -40,19 +41,24 @@ def made(folder: Path, deadline: float = FOREVER) -> Bench:
 def test_every_method_has_its_row_once(tmp_path: Path) -> None:
     trained: tuple[Trained, ...] = ("prune-and-grow", "gradual", "static random")
     methods = (*trained, *ONE_SHOT)
-    runs = [*list(plan.sweep(TINY))[:2], Run("dense", 0), *(Run(method, 0, 0.5, 32) for method in methods)]
+    runs = [
+        *list(plan.sweep(TINY))[:2],
+        Run("prune-and-grow", TUNING_SEED, 0.5, 32, 2e-2),
+        Run("dense", 0),
+        *(Run(method, 0, 0.5, 32) for method in methods),
+    ]
     assert made(tmp_path).run_all(runs)
     assert made(tmp_path).run_all(runs)
     found = rows.read(tmp_path / "rows.jsonl")
-    assert [row.method for row in found] == ["dense", "dense", "dense", *methods]
+    assert [row.method for row in found] == ["dense", "dense", "prune-and-grow", "dense", *methods]
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == len(found)
-    assert [row.lr for row in found] == [1e-2, 1e-5, *[1e-2] * 7]  # the better one
-    assert {row.reached for row in found[3:]} == {0.5}
-    dense, grown, gradual, static = (row.perplexity for row in found[2:6])
+    assert [row.lr for row in found[2:]] == [2e-2, 1e-2, *[2e-2] * 3, *[1e-2] * 3]  # the best of each kind
+    assert {row.reached for row in found[4:]} == {0.5}
+    dense, grown, gradual, static = (row.perplexity for row in found[3:7])
     assert len({dense, grown, gradual, static}) == 4
-    for row in found[6:]:
+    for row in found[7:]:
         assert row.layer_errors is not None
-        assert row.seconds == found[2].seconds
+        assert row.seconds == found[3].seconds
         for before, after in row.layer_errors.values():
             assert before is not None
             assert after is not None
@@ -75,6 +81,25 @@ def test_a_cut_run_goes_on_to_the_same_end(tmp_path: Path, monkeypatch: pytest.M
     assert list((tmp_path / "cut" / "checkpoints").iterdir()) == []
 
 
+def test_processes_share_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = [Run("magnitude", 0, 0.5, 32), Run("dense", 0, lr=1e-2), Run("dense", 1, lr=1e-2)]
+    mine, other = made(tmp_path), made(tmp_path)
+    order, one = [], Bench.one
+
+    def watched(bench: Bench, run: Run) -> Quality:
+        order.append(run)
+        if len(order) == 1:
+            assert not other._take(run), "this process is at it"
+            assert not other._take(runs[0]), "its dense model is not there yet"
+            assert other._take(runs[2])
+        return one(bench, run)
+
+    monkeypatch.setattr(Bench, "_lr", lambda *_: 1e-2)
+    monkeypatch.setattr(Bench, "one", watched)
+    assert mine.run_all(runs)
+    assert order == [runs[1], runs[2], runs[0]]
+
+
 def test_plan_has_the_reported_seeds_first_and_not_the_one_of_tuning() -> None:
     runs = list(plan.runs())
     assert {run.seed for run in plan.sweep(plan.FULL)} == {TUNING_SEED}
@@ -94,8 +119,8 @@ def row(method: str, seed: int, perplexity: float, sparsity: float = 0.9) -> Qua
     block = 0 if method == "dense" else 32
     machine = Machine("A CPU", "avx512", 2**25, 2, "2.13.0", "0.1.0", "g++ 12", "3.11.7", "0123abcd")
     return Quality(
-        "quality", "a model", 10, method, 0.0 if method == "dense" else sparsity, sparsity, block, seed, 1e-3, 100, 5,
-        perplexity, [(75, 11.0), (90, 10.2), (100, 10.1)], 1.0, "", machine, "today",
+        "quality", "a text", "a model", 10, method, 0.0 if method == "dense" else sparsity, sparsity, block, seed,
+        1e-3, 100, 5, perplexity, [(75, 11.0), (90, 10.2), (100, 10.1)], 1.0, "", machine, "today",
     )  # fmt: skip
 
 
