@@ -22,7 +22,7 @@ from blast_compile.aot.build_report import BuildReport, markdown
 from blast_compile.aot.compilers import Built, compile_all
 from blast_compile.aot.jobs import Job, describe, plan_jobs
 from blast_compile.aot.needs import Need, default_inputs, needs
-from blast_compile.aot.targets import parse_target
+from blast_compile.aot.targets import names_of, parse_target
 from blast_compile.bundles import Artifact, Bundle, Contents, LauncherFile, Skipped
 from blast_compile.codegen.fingerprint import fingerprint
 from blast_compile.codegen.spec import Spec
@@ -38,7 +38,7 @@ def build(
     model: nn.Module,
     example_inputs: Inputs | None = None,
     *,
-    targets: Sequence[str] = ("cpu",),
+    targets: str | Sequence[str] = ("cpu",),
     out: str | os.PathLike[str],
     tokens: Sequence[int] = (1, 16, 512),
     jobs: int | None = None,
@@ -48,16 +48,17 @@ def build(
 
     example_inputs: an only argument, a tuple of arguments, or a mapping of keyword arguments; the model is captured on
     them, not run. Without them, a model of transformers is asked for its own, and of any other only the layers one by
-    one are built, not what would fuse. targets: as in `aot/targets.py`. tokens: numbers of tokens that GPU kernels are
-    cut for; what tuning chose on this machine goes along too. jobs: compilers at once, as many as CPUs where not
-    given. progress: told of each kernel, by any thread.
+    one are built, not what would fuse. targets: one, or several, as in `aot/targets.py`. tokens: numbers of tokens that
+    GPU kernels are cut for; what tuning chose on this machine goes along too. jobs: compilers at once, as many as CPUs
+    where not given. progress: told of each kernel, by any thread.
 
     A bundle that was in `out` is replaced at the end, in one step. What has no kernel is listed with its reason; a
     build that makes no kernel at all is a `BuildError`, and leaves `out` as it was. Raises `TargetError` on an unknown
     target, `LayerError` where no layer is sparse.
     """
     args, kwargs = arguments_of(example_inputs if example_inputs is not None else default_inputs(model))
-    return make(lambda: needs(model, args, kwargs), Request(tuple(targets), Path(out), tuple(tokens), jobs, progress))
+    request = Request(names_of(targets), Path(out), tuple(tokens), jobs, progress)
+    return make(lambda: needs(model, args, kwargs), request)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from blast_compile.aot.build_report import BuildReport
 from blast_compile.aot.builder import Inputs, Request, arguments_of, make
 from blast_compile.aot.jobs import Job
 from blast_compile.aot.needs import needs_of_graph
+from blast_compile.aot.targets import names_of
 from blast_compile.bundles import Bundle
 from blast_compile.errors import BuildError, BundleError, TargetError
 from blast_compile.exported import fuse_
@@ -34,7 +35,7 @@ def package(
     *,
     out: str | os.PathLike[str],
     dynamic_shapes: Any = None,
-    targets: Sequence[str] = ("cpu",),
+    targets: str | Sequence[str] = ("cpu",),
     jobs: int | None = None,
     inductor_configs: Mapping[str, Any] | None = None,
     progress: Callable[[str], None] = lambda _line: None,
@@ -49,7 +50,8 @@ def package(
     kernel, `TargetError` on a target that is no CPU, and else as `build` does; `out` is then as it was.
     """
     args, kwargs = arguments_of(example_inputs)
-    if others := [name for name in targets if not name.startswith("cpu")]:
+    names = names_of(targets)
+    if others := [name for name in names if not name.startswith("cpu")]:
         raise TargetError(
             f"expected CPUs as targets of a package, got {', '.join(others)}; use build for other devices"
         )
@@ -67,7 +69,7 @@ def package(
             )
             return {MODEL: Path(path), LIBRARY: library}
 
-        request = Request(tuple(targets), Path(out), (1,), jobs, progress)
+        request = Request(names, Path(out), (1,), jobs, progress)
         return make(lambda: found, request, more)
 
 

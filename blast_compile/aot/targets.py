@@ -6,12 +6,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from blast_compile import kernels
 from blast_compile.codegen.occupancy import MULTIPROCESSORS
 from blast_compile.env import ISAS
 from blast_compile.errors import TargetError
 
 _LEVELS = {"x86-64-v4": "avx512", "x86-64-v3": "avx2", "x86-64-v2": "portable", "x86-64": "portable"}
+
+
+def names_of(targets: str | Sequence[str]) -> tuple[str, ...]:
+    """The names among one or several targets: a text is one name, not its letters."""
+    return (targets,) if isinstance(targets, str) else tuple(targets)
 
 
 def parse_target(name: str) -> str:

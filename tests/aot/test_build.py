@@ -16,7 +16,7 @@ from torch import nn
 
 import blast_compile as blast
 from blast_compile import bundles, compat, env, kernels
-from blast_compile.aot import Bundle, build
+from blast_compile.aot import Bundle, build, package
 from blast_compile.aot.needs import default_inputs, needs
 from blast_compile.codegen import build as compilers
 from blast_compile.codegen.spec import Op
@@ -136,6 +136,13 @@ def test_unknown_targets_are_refused(target: str, tmp_path: Path) -> None:
     with pytest.raises(TargetError, match="expected a target among cpu, cpu:x86-64-v4, .*; use one"):
         build(packed_net(), targets=[target], out=tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_one_target_may_be_a_plain_text(tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=f"a kernel for {kernels.cpu_target()}, got none"):
+        build(packed_net(block=4), targets="cpu", out=tmp_path / "out")
+    with pytest.raises(TargetError, match="as targets of a package, got tpu; use build"):
+        package(packed_net(), torch.zeros(2, 64), targets="tpu", out=tmp_path / "out")
 
 
 def test_models_without_a_kernel_are_refused(tmp_path: Path) -> None:
