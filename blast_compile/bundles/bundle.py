@@ -34,10 +34,14 @@ class Bundle:
     def open(cls, folder: str | os.PathLike[str]) -> Bundle:
         """Reads and checks a bundle.
 
-        Raises `BundleError` where a file is missing, damaged or edited, where others could have written one, and where
-        another version of this package made it.
+        Raises `BundleError` where there is no such folder, where a file is missing, damaged or edited, where others
+        could have written one, and where another version of this package made it.
         """
         root = Path(folder).expanduser().absolute()
+        if _is_missing(root):
+            raise BundleError(
+                f"expected the folder of a bundle, got no folder at {root}; build one there, or name another"
+            )
         where = root / MANIFEST
         try:
             contents, files = manifests.read(_trusted(where, Path.read_bytes))
@@ -86,6 +90,13 @@ def _targets(target: str) -> list[str]:
 
 def _distance(artifact: Artifact, tokens: int) -> float:
     return min((abs(math.log(max(tokens, 1) / each)) for each in artifact.tokens), default=math.inf)
+
+
+def _is_missing(folder: Path) -> bool:
+    try:
+        return not folder.is_dir()
+    except OSError:  # it may be there: reading its manifest says what is wrong
+        return False
 
 
 def _trusted(path: Path, read: Callable[[Path], T]) -> T:

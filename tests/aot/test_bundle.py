@@ -108,9 +108,11 @@ def test_a_link_is_judged_by_what_it_points_to(bundle_folder: Path, tmp_path: Pa
 
 
 def test_a_missing_bundle_is_named(tmp_path: Path) -> None:
-    refused(tmp_path / "nothing", tmp_path / "nothing", "No such file")
+    refused(tmp_path / "nothing", tmp_path / "nothing", "expected the folder of a bundle, got no folder at")
     (tmp_path / "file").write_text("text")
-    refused(tmp_path / "file", tmp_path / "file", "Not a directory")
+    refused(tmp_path / "file", tmp_path / "file", "got no folder at")
+    (tmp_path / "empty").mkdir()
+    refused(tmp_path / "empty", tmp_path / "empty" / MANIFEST, "No such file")
 
 
 @pytest.mark.parametrize(
