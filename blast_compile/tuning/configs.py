@@ -1,15 +1,19 @@
-"""A config as text: its `repr`, which can be pasted into `options={"config": ...}` and stands in records."""
+"""A config as text: its `repr`, which can be pasted into `options={"config": ...}` and stands in records.
+
+Fields that have a default may be left out.
+"""
 
 from __future__ import annotations
 
 import ast
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.triton import TritonConfig
 from blast_compile.errors import RecordError
 
 Config = CpuConfig | TritonConfig
+_EXAMPLE = "CpuConfig(token_tile=12, vectors=2, panel_bytes=1048576)"
 _KINDS: dict[str, type[CpuConfig | TritonConfig]] = {kind.__name__: kind for kind in (CpuConfig, TritonConfig)}
 
 
@@ -21,9 +25,7 @@ def parse(text: str) -> Config:
     try:
         return _parse(text)
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
-        raise RecordError(
-            f"expected a config such as {CpuConfig(12, 2, 2**20)!r}, got {text[:200]!r}: {error}"
-        ) from error
+        raise RecordError(f"expected a config such as {_EXAMPLE}, got {text[:200]!r}: {error}") from error
 
 
 def _parse(text: str) -> Config:
@@ -40,4 +42,6 @@ def _parse(text: str) -> Config:
             raise ValueError(f"no field {name!r}")
         if type(value).__name__ not in str(types[name]) and not str(types[name]).startswith(("Literal", "Share")):
             raise ValueError(f"{name} is {value!r}, expected {types[name]}")
+    if missing := [field.name for field in fields(kind) if field.default is MISSING and field.name not in values]:
+        raise ValueError(f"it needs {' and '.join(missing)} too")
     return kind(**values)

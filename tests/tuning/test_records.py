@@ -104,6 +104,12 @@ def test_what_is_no_config_is_refused(text: str) -> None:
         parse(text)
 
 
+def test_a_config_without_fields_that_it_needs_names_them() -> None:
+    short = r"^expected a config such as CpuConfig\(token_tile=12, vectors=2, panel_bytes=1048576\), got "
+    with pytest.raises(RecordError, match=short + r"'CpuConfig\(token_tile=8\)': it needs vectors and panel_bytes too$"):
+        parse("CpuConfig(token_tile=8)")
+
+
 def test_configs_survive_their_text() -> None:
     config = replace(CpuConfig(8, 1, 4096), share="rows", threads=1)
     assert parse(repr(config)) == config
