@@ -67,7 +67,7 @@ def bench(
         )
         tell("compiling, comparing and timing")
         inputs = {number: loaded.inputs(number) for number in wanted}
-        rows = list(time_whole(loaded.model, inputs, candidates=names, seconds=seconds))
+        rows = list(time_whole(loaded.model, inputs, candidates=names, seconds=seconds, tell=tell))
     if json:
         show_json([asdict(row) for row in rows])
     else:

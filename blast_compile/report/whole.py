@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from blast_compile import forms
-from blast_compile.errors import LayerError
+from blast_compile import compat, forms
+from blast_compile.errors import BuildError, LayerError
 from blast_compile.layers import MaskedLayer, PackedLayer
 from blast_compile.tuning.timing import Timing, interleaved
 
@@ -52,12 +52,15 @@ def time_whole(
     candidates: tuple[Candidate, ...] = CANDIDATES,
     rounds: int = 7,
     seconds: float = 1.0,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Iterator[WholeRow]:
     """Rows for each number of tokens of `inputs`. "eager", "inductor" run the dense twin, "blast" the model itself.
 
-    Weights are frozen under Inductor, for dense and ours alike. Raises `LayerError` where results differ by more than
-    rounding does.
+    Weights are frozen under Inductor, for dense and ours alike. tell: hears which candidates cannot run here and are
+    left out. Raises `LayerError` where results differ by more than rounding does, and `BuildError` where no candidate
+    is left.
     """
+    candidates = _runnable(model, candidates, tell)
     dense = dense_twin(model)
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):
         for tokens, (args, kwargs) in inputs.items():
@@ -70,6 +73,20 @@ def time_whole(
             for name, timing in timings.items():
                 gain = None if best is None else best / timing.median_us
                 yield WholeRow(name, tokens, timing, gain, errors[name])
+
+
+def _runnable(
+    model: nn.Module, candidates: tuple[Candidate, ...], tell: Callable[[str], None]
+) -> tuple[Candidate, ...]:
+    """Without dense Inductor where that finds no C++ compiler; ours needs none."""
+    on_cpu = any(parameter.is_cpu for parameter in model.parameters())
+    if "inductor" not in candidates or not on_cpu or compat.can_inductor_compile_for_cpu():
+        return candidates
+    left = tuple(name for name in candidates if name != "inductor")
+    if not left:
+        raise BuildError("expected a C++ compiler for Inductor, got none; install g++, or time eager and blast alone")
+    tell("inductor is left out: it finds no C++ compiler; install g++")
+    return left
 
 
 def _call(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from blast_compile import compat
 from blast_compile.report import limits, whole
 from tests.commands.calling import call, call_json
 from tests.report.test_gather import DEVICE
@@ -76,6 +77,14 @@ def test_bench_compares_and_times() -> None:
 def test_bench_of_ours_alone_has_no_gain() -> None:
     (row,) = call_json("bench", SPARSE, "--candidates", "blast", "--tokens", "3", "--seconds", "0")
     assert row["gain"] is None
+
+
+def test_bench_without_a_compiler_leaves_inductor_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "can_inductor_compile_for_cpu", lambda: False)
+    rows = call_json("bench", SPARSE, "--tokens", "3", "--seconds", "0")
+    assert [row["candidate"] for row in rows] == ["eager", "blast"]
+    output = call("bench", SPARSE, "--candidates", "inductor", "--tokens", "3", exit_code=1)
+    assert "error: expected a C++ compiler for Inductor, got none" in output
 
 
 def test_bench_refuses_unknown_candidates() -> None:
