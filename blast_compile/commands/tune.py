@@ -23,7 +23,7 @@ from blast_compile.commands.options import (
     seconds,
     use_threads,
 )
-from blast_compile.commands.output import INTERRUPTED, errors_as_messages, show, show_json, status, tell
+from blast_compile.commands.output import INTERRUPTED, errors_as_messages, fail, show, show_json, status, tell
 
 if TYPE_CHECKING:
     from blast_compile.tuner import TuneReport
@@ -90,6 +90,8 @@ def tune(
     if found.interrupted:
         tell("interrupted: what was measured is kept, and the same command goes on from there")
         raise typer.Exit(INTERRUPTED)
+    if not found.tuned:
+        fail("nothing was tuned; what is not tuned says why, and a larger --budget lets more be")
 
 
 def _plain(found: TuneReport) -> dict[str, Any]:

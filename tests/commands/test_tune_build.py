@@ -23,7 +23,9 @@ def test_tune_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr("blast_compile.tuner.tune", tune)
     options = ("--tokens", "1,16", "--budget", "2m", "--search", "random", "--trials", "3", "--again")
-    assert "not tuned: no kernels for float64" in call("tune", LINEAR, *options)
+    output = call("tune", LINEAR, *options, exit_code=1)
+    assert "not tuned: no kernels for float64" in output
+    assert "error: nothing was tuned" in output
     del calls[0]["progress"]
     assert calls == [
         {
