@@ -105,8 +105,10 @@ def test_what_is_no_config_is_refused(text: str) -> None:
 
 
 def test_a_config_without_fields_that_it_needs_names_them() -> None:
-    short = r"^expected a config such as CpuConfig\(token_tile=12, vectors=2, panel_bytes=1048576\), got "
-    with pytest.raises(RecordError, match=short + r"'CpuConfig\(token_tile=8\)': it needs vectors and panel_bytes too$"):
+    start = r"^expected a config such as CpuConfig\(token_tile=12, vectors=2, panel_bytes=1048576\), got "
+    with pytest.raises(
+        RecordError, match=start + r"'CpuConfig\(token_tile=8\)': it needs vectors and panel_bytes too$"
+    ):
         parse("CpuConfig(token_tile=8)")
 
 
