@@ -20,12 +20,19 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 
 
 def checked(out: Path) -> Path:
-    """The absolute path of a folder that is missing, empty or a bundle; a `BundleError` on anything else."""
+    """The absolute path of a folder that is missing, empty or a bundle, where one can be written.
+
+    Raises `BundleError` on anything else; nothing is left behind.
+    """
     folder = out.expanduser().absolute()
     if folder.is_dir() and not (folder / MANIFEST).exists() and any(folder.iterdir()):
         raise BundleError(f"expected a new folder or a bundle to replace, got {folder} with other files; name another")
     if folder.exists() and not folder.is_dir():
         raise BundleError(f"expected a folder to build into, got the file {folder}; name another path")
+    try:
+        _check_writable(next(above for above in folder.parents if above.exists()))
+    except OSError as error:
+        raise _unwritable(folder, error) from error
     return folder
 
 
@@ -39,13 +46,24 @@ def write(folder: Path, contents: Contents, files: Mapping[str, bytes | Path]) -
     try:
         return _write(folder, contents, files)
     except OSError as error:
-        raise BundleError(
-            f"expected to write the bundle {folder}, got: {error}; free some space there, or name another folder"
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> BundleError:
+    return BundleError(
+        f"expected to write the bundle {folder}, got: {error}; free some space there, or name another folder"
+    )
+
+
+def _check_writable(folder: Path) -> None:
+    """An `OSError` where nothing can be made in a folder: a `FileLock` would wait there forever for its file."""
+    with tempfile.TemporaryDirectory(prefix=".blast-", dir=folder):
+        pass
 
 
 def _write(folder: Path, contents: Contents, files: Mapping[str, bytes | Path]) -> int:
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _check_writable(folder.parent)
     with FileLock(folder.with_name(f".{folder.name}.lock")):
         for left in folder.parent.glob(f".{folder.name}.new-*"):  # of a build that was killed
             shutil.rmtree(left, ignore_errors=True)

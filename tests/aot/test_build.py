@@ -17,7 +17,10 @@ from torch import nn
 import blast_compile as blast
 from blast_compile import bundles, compat, env, kernels
 from blast_compile.aot import Bundle, build, package
+from blast_compile.aot.builder import Request, make
+from blast_compile.aot.folder import write
 from blast_compile.aot.needs import default_inputs, needs
+from blast_compile.bundles import Contents
 from blast_compile.codegen import build as compilers
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import BuildError, BundleError, LayerError, TargetError
@@ -164,6 +167,18 @@ def test_other_folders_are_not_overwritten(tmp_path: Path, bundle_folder: Path) 
     report = build_net(bundle_folder)
     assert report.bundle.contents.kernels == before.contents.kernels
     assert sorted(path.name for path in tmp_path.iterdir()) == [".bundle.lock", "bundle", "letters"]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")
+@pytest.mark.parametrize("out", ["/proc/bundle", "/proc/self/bundle", "/dev/null/bundle"])
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_compiles(out: str) -> None:
+    def find() -> Any:
+        pytest.fail("looked for kernels")
+
+    with pytest.raises(BundleError, match=f"expected to write the bundle {out}, got: .*; .* or name another folder"):
+        make(find, Request(("cpu",), Path(out), (1,), 1, print))
+    with pytest.raises(BundleError, match=f"expected to write the bundle {out}, got: "):
+        write(Path(out), Contents("", "", {}, (), "", (), (), ()), {})
 
 
 def test_a_full_disk_leaves_the_bundle_before(bundle_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
