@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import nn
@@ -60,6 +60,28 @@ def matches(targets: Targets, name: str, layer: nn.Module) -> bool:
         name = name.removesuffix(".base_layer")  # of the adapter around it
         return _MLP.search(name) is not None and _ROUTER.search(name) is None
     return any(re.search(pattern, name) for pattern in _patterns(targets))
+
+
+def no_match(targets: Targets, dense: Targets, layers: Iterable[str]) -> str:
+    """The message for `targets` less `dense` that mean none of a model's linear `layers`, and what to change."""
+    names = list(layers)
+    if not names:
+        return "expected a model with linear layers, got one that has none; pass one with nn.Linear or its kin in it"
+    excluded = f" less {dense!r}" if dense != () else ""
+    advice = "pass expressions that some of these match"
+    if targets == "all":
+        advice = "leave less dense"
+    elif targets == "mlp":
+        advice = 'pass targets="all" (--targets all on the command line), or expressions that some of these match'
+    got = f"{targets!r}{excluded}; the layers are {listed(names)}"
+    return f"expected targets that match a linear layer, got {got}: {advice}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first names of layers, and how many more there are."""
+    every = list(names)
+    more = f" and {len(every) - 8} more" if len(every) > 8 else ""
+    return ", ".join(every[:8]) + more or "none"
 
 
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

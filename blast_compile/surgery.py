@@ -5,7 +5,7 @@ It works in place, and changes nothing when it raises: it plans for every layer 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -77,13 +77,12 @@ def sparsify_(model: Model, config: BlockSparse | None = None, *, masks: Masks |
         if mask is None:
             raise MaskError(f"expected a mask for {name!r}, got None; leave the name out for a mask by magnitude")
         if name not in found:
-            raise LayerError(f"expected masks named after linear layers, got {name!r}; the layers are {_listed(found)}")
+            raise LayerError(
+                f"expected masks named after linear layers, got {name!r}; the layers are {select.listed(found)}"
+            )
     chosen = {name: layer for name, layer in found.items() if name in given or is_target(config, name, layer)}
     if not chosen:
-        raise LayerError(
-            f"expected targets that match a linear layer, got {config.targets!r} less {config.dense!r}; "
-            f"the layers are {_listed(found)}"
-        )
+        raise LayerError(select.no_match(config.targets, config.dense, found))
     for name, plan in _plan(model, chosen, given, config, from_zeros=masks == "zeros").items():
         if plan.carried is not None:
             plan.carried.release_()
@@ -133,7 +132,7 @@ def _plan(
     if not plans:
         first = next(iter(chosen))
         raise LayerError(
-            f"expected at least one layer that can become sparse among {_listed(chosen)}; "
+            f"expected at least one layer that can become sparse among {select.listed(chosen)}; "
             f"{first!r} cannot: {reasons[first]}"
         )
     return plans
@@ -177,9 +176,3 @@ def _mask_for(name: str, layer: nn.Module, given: object, config: BlockSparse) -
 
 def _described(given: object) -> str:
     return f"a BlockMask for {given.shape}" if isinstance(given, BlockMask) else f"a {type(given).__name__}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    every = list(names)
-    more = f" and {len(every) - 8} more" if len(every) > 8 else ""
-    return ", ".join(every[:8]) + more or "none"

@@ -205,3 +205,10 @@ def test_reasons_to_stay_dense(model: nn.Module, reasons: dict[str, str]) -> Non
 def test_a_module_used_twice_is_not_tied_to_itself() -> None:
     layer = nn.Linear(4, 4)
     assert select.reasons_to_leave(nn.Sequential(layer, nn.ReLU(), layer)) == {}
+
+
+def test_targets_that_match_nothing_say_what_to_change() -> None:
+    text = select.no_match("mlp", (), ["0", "2"])
+    assert "got 'mlp'; the layers are 0, 2: pass targets=\"all\" (--targets all on the command line)" in text
+    assert "got 'all' less 'fc'; the layers are fc: leave less dense" in select.no_match("all", "fc", ["fc"])
+    assert "got one that has none" in select.no_match("mlp", (), [])

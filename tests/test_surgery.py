@@ -154,7 +154,7 @@ REFUSALS: dict[str, tuple[Callable[[Block], Block], Callable[[Block], object], t
         lambda m: m,
         lambda m: blast.sparsify_(m, blast.BlockSparse(targets="attention")),
         LayerError,
-        r"targets that match a linear layer, got 'attention' less \(\); the layers are proj, mlp.fc1, mlp.fc2",
+        r"targets that match a linear layer, got 'attention'; the layers are proj, mlp.fc1, mlp.fc2: pass expressions",
     ),
     "all targets dense": (
         lambda m: m,

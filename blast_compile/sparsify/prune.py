@@ -153,6 +153,8 @@ def _targets(model: nn.Module, config: BlockSparse) -> dict[str, nn.Module]:
         for name, layer in select.linear_layers(model)
         if select.matches(config.targets, name, layer) and not select.matches(config.dense, name, layer)
     }
+    if not chosen:
+        raise LayerError(select.no_match(config.targets, config.dense, dict(select.linear_layers(model))))
     reasons = select.reasons_to_leave(model)
     for name, layer in chosen.items():
         if isinstance(layer, SparseLayer):
@@ -169,10 +171,8 @@ def _targets(model: nn.Module, config: BlockSparse) -> dict[str, nn.Module]:
             raise LayerError(f"expected finite weights, got NaN or infinity in {name!r}")
     left = {name: layer for name, layer in chosen.items() if name not in reasons}
     if not left:
-        why = "; ".join(f"{name!r}: {reasons[name]}" for name in list(chosen)[:2]) or "none matches"
-        raise LayerError(
-            f"expected targets that can become sparse, got {config.targets!r} less {config.dense!r}: {why}"
-        )
+        why = "; ".join(f"{name!r}: {reasons[name]}" for name in list(chosen)[:2])
+        raise LayerError(f"expected targets that can become sparse, got {config.targets!r}: {why}")
     return left
 
 

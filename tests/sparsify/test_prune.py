@@ -227,7 +227,7 @@ X = torch.randn(3, 40)
         ({"method": "sparsegpt", "data": [X], "damping": 0.0}, "expected a damping above 0"),
         ({"method": "sparsegpt", "data": [X], "round_to": "int3"}, "expected round_to among int8, int4 or None"),
         ({"round_to": "int8"}, 'with method="sparsegpt" alone'),
-        ({"config": blast.BlockSparse(targets=["nowhere"])}, "none matches"),
+        ({"config": blast.BlockSparse(targets=["nowhere"])}, "match a linear layer"),
     ],
 )
 def test_bad_options_and_data_change_nothing(options: dict[str, Any], message: str) -> None:
