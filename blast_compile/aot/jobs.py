@@ -23,8 +23,8 @@ from blast_compile.tuning.records import Record
 class Job:
     """One kernel to be compiled.
 
-    tokens: the numbers of tokens it is for. is_ragged, is_transposed: as in `triton_cross`; false on CPUs, whose
-    kernels read sizes and strides when they run.
+    tokens: the numbers of tokens it is for: those asked for or, with a tuned config, those it was tuned for.
+    is_ragged, is_transposed: as in `triton_cross`; false on CPUs, whose kernels read sizes and strides when they run.
     """
 
     spec: Spec
@@ -74,8 +74,9 @@ def _jobs_of(need: Need, spec: Spec, tokens: Sequence[int], records: Sequence[Re
     if spec.target.startswith("cpu:"):
         if not cpp.supports(spec):
             raise TargetError(f"{spec.dtype} in blocks of {spec.block[0]}x{spec.block[1]} has no kernel on CPUs")
-        configs = dict.fromkeys([cpp.default_config(spec), *tuned.configs(records, spec)])
-        return [Job(spec, config, cpp.generate(spec, config), tuple(tokens)) for config in configs]
+        counts = {cpp.default_config(spec): tuple(tokens)}
+        counts = counts | tuned.configs(records, spec) | counts  # the default first, and for whatever was asked
+        return [Job(spec, config, cpp.generate(spec, config), each) for config, each in counts.items()]
     steps = gpu_kernels.steps(spec)
     return [_gpu_job(need, step, step is not steps[0], count) for step in steps for count in tokens]
 

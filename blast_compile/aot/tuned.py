@@ -36,10 +36,13 @@ def chosen(specs: Iterable[Spec]) -> list[Record]:
     ]
 
 
-def configs(records: Iterable[Record], spec: Spec) -> list[CpuConfig]:
-    """Their configs for one kernel, each once."""
-    found = (_config(record) for record in records if record.problem.spec == spec)
-    return list(dict.fromkeys(config for config in found if config is not None))
+def configs(records: Iterable[Record], spec: Spec) -> dict[CpuConfig, tuple[int, ...]]:
+    """Their configs for one kernel, each with the numbers of tokens that it was chosen for, ascending."""
+    found: dict[CpuConfig, set[int]] = {}
+    for record in records:
+        if record.problem.spec == spec and (config := _config(record)) is not None:
+            found.setdefault(config, set()).add(record.problem.tokens)
+    return {config: tuple(sorted(tokens)) for config, tokens in found.items()}
 
 
 def files(records: Iterable[Record]) -> dict[str, bytes]:

@@ -64,10 +64,10 @@ def test_plans_go_along(tmp_path: Path, use_plans: Callable[[Path], None], monke
     isa = kernels.cpu_target().removeprefix("cpu:")
     use_plans(tmp_path / "tuned")
     record = add_plan()
-    report = build(packed_net(), torch.zeros(TOKENS, 64), out=tmp_path / "bundle", jobs=2)
-    configs = [kernel.config for kernel in report.kernels if kernel.spec == record.problem.spec]
+    report = build(packed_net(), torch.zeros(TOKENS, 64), out=tmp_path / "bundle", tokens=(1,), jobs=2)
+    configs = [(kernel.config, kernel.tokens) for kernel in report.kernels if kernel.spec == record.problem.spec]
     default = cpp.default_config(record.problem.spec)
-    assert configs == [repr(default), record.config]
+    assert configs == [(repr(default), (1,)), (record.config, (TOKENS,))]
 
     use_plans(tmp_path / "untuned")
     monkeypatch.setattr(compilers, "compile_with", lambda *_: pytest.fail("compiled"))
