@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from blast_compile.checkpoint import load_model
+from blast_compile.commands import functions
 from blast_compile.commands.options import ModelChoice
 from blast_compile.errors import BlastError, OptionsError
 from blast_compile.layers import SparseLayer
@@ -72,7 +72,7 @@ def _find(choice: ModelChoice) -> Loaded:
             "builds the model, and pass the folder as --weights"
         )
     module, colon, function = choice.name.partition(":")
-    if not colon or not function:
+    if not colon or not function or not module.strip("."):
         raise OptionsError(f"expected {_FORMS}, got {choice.name!r}, which is none of them; is the path right?")
     return _from_function(choice.name, module, function)
 
@@ -150,24 +150,21 @@ def _ids(model: Any, tokens: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def _from_function(text: str, module: str, function: str) -> Loaded:
-    sys.path.insert(0, "")  # as `python -m` has it
-    try:
-        made = getattr(importlib.import_module(module), function)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise OptionsError(
-            f"expected {_FORMS}, got {text!r}, which cannot be called without arguments: {error}"
-        ) from error
-    finally:
-        sys.path.remove("")
+    build = functions.find(module, function)
+    with functions.users_code(text):
+        made = build()
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise OptionsError(f"expected {text} to return a module, or a module and inputs, got {type(made).__name__}")
-    return Loaded(function, model, lambda tokens: _given(model, inputs, tokens))
+    return Loaded(function, model, lambda tokens: _given(text, model, inputs, tokens))
 
 
-def _given(model: nn.Module, inputs: Any, tokens: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _given(text: str, model: nn.Module, inputs: Any, tokens: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the function returned beside the model or, without that, a random activation for its first linear layer."""
-    made = inputs(tokens) if callable(inputs) and not isinstance(inputs, Tensor) else inputs
+    made = inputs
+    if callable(inputs):
+        with functions.users_code(f"the function of inputs of {text}"):
+            made = inputs(tokens)
     if made is None:
         if hasattr(model, "config") and hasattr(model, "main_input_name"):
             return _ids(model, tokens)

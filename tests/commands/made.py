@@ -31,5 +31,13 @@ def linear() -> nn.Module:
     return blast.pack_(masked)
 
 
+def with_failing_inputs() -> tuple[nn.Module, Any]:
+    return sparse(), lambda tokens: torch.ones(tokens, 8).reshape(-1, 7)
+
+
+def with_arguments(size: int) -> nn.Module:
+    return nn.Linear(size, size)
+
+
 def number() -> int:
     return 3

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import inspect
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -114,14 +116,44 @@ def test_shapes_without_memory(config: Path) -> None:
     ("name", "message"),
     [
         ("nothing", "expected a folder of transformers, a config.json, or module:function, got 'nothing'"),
-        ("tests.commands.made:nothing", "which cannot be called without arguments: module"),
-        ("tests.nothing:model", "which cannot be called without arguments: No module"),
+        (":sparse", "got ':sparse', which is none of them"),
+        ("tests.commands.made:nothing", "expected a function in tests.commands.made, got none called 'nothing'"),
+        ("tests.commands.made:torch", "a module; name a function"),
+        (
+            "tests.commands.made:with_arguments",
+            "that can be called without arguments, got tests.commands.made:with_arguments",
+        ),
+        ("tests.nothing:model", "expected a module, got 'tests.nothing': No module named 'tests.nothing'; correct"),
         ("tests.commands.made:number", "to return a module, or a module and inputs, got int"),
     ],
 )
 def test_what_is_no_model_is_an_error(name: str, message: str) -> None:
     with pytest.raises(OptionsError, match=message):
         load(ModelChoice(name))
+
+
+@pytest.mark.parametrize("error", ["TypeError('odd')", "LayerError('odd')", "ModuleNotFoundError(name='other')"])
+def test_what_users_code_raises_is_shown_as_its_own(
+    error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    source = f"from blast_compile.errors import LayerError\ndef model():\n    raise {error}\n"
+    (tmp_path / "failing_call.py").write_text(source)
+    (tmp_path / "failing_import.py").write_text(f"{source}\nmodel()\n")
+    for module in ("failing_call", "failing_import"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+        importlib.invalidate_caches()
+        with pytest.raises(OptionsError, match="got an exception of its own:\nTraceback") as caught:
+            load(ModelChoice(f"{module}:model"))
+        assert f"    raise {error}" in str(caught.value)
+        assert str(caught.value).count("  File ") == (1 if module == "failing_call" else 2)
+        assert type(caught.value.__cause__).__name__ == error.partition("(")[0]
+
+
+def test_what_a_function_of_inputs_raises_is_shown_as_its_own() -> None:
+    loaded = load(ModelChoice("tests.commands.made:with_failing_inputs"))
+    with pytest.raises(OptionsError, match="function of inputs of tests.commands.made:with_failing_inputs to run"):
+        loaded.inputs(3)
 
 
 def test_a_folder_without_a_config_says_what_to_do(tmp_path: Path) -> None:
