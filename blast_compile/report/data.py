@@ -73,7 +73,8 @@ class Measurement:
 
     dense: which dense candidate. error: largest difference from dense over the largest value. flops, num_bytes: on kept
     blocks; dense_flops, dense_bytes: on all. limit_us: what memory or arithmetic of this machine allows. predicted_us:
-    by the cost model, None where it says nothing. kernel, config: what ran.
+    by the cost model, None where it says nothing. kernel, config: what ran. without_kernel: why the reference ran
+    (then there is no config), or empty.
     """
 
     op: str
@@ -93,6 +94,7 @@ class Measurement:
     predicted_us: float | None
     kernel: str
     config: str
+    without_kernel: str = ""
 
     @property
     def gain(self) -> float:

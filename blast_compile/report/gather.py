@@ -87,6 +87,7 @@ def gather(
         warnings=(
             *explanation.warnings,
             *(f"not timed: {reason}" for reason in [*left_out, *untimed]),
+            *_without_kernel(ops, measurements),
             *doubts(measurements, weights, device.caches[-1]),
         ),
     )
@@ -99,6 +100,7 @@ def _measured(
         problem = limits.problem_of(sites, timed.tokens)
         assert isinstance(problem, Problem)
         config, known = limits.chosen_config(problem), limits.limits_of(problem, device)
+        kernel = launch.plan_of(sites[0].kind, sites[0].arguments()).at(timed.tokens)
         yield Measurement(
             op=op.id,
             tokens=timed.tokens,
@@ -108,11 +110,22 @@ def _measured(
             dense=DENSE,
             dense_us=timed.dense.median_us,
             error=timed.error,
-            predicted_us=limits.predicted_us(problem, config, device),
-            kernel=launch.plan_of(sites[0].kind, sites[0].arguments()).at(timed.tokens).name,
-            config=repr(config),
+            predicted_us=limits.predicted_us(problem, config, device) if kernel.run else None,
+            kernel=kernel.name,
+            config=repr(config) if kernel.run else "",
+            without_kernel=kernel.reason,
             **asdict(known),
         )
+
+
+def _without_kernel(ops: Sequence[OpEntry], measurements: Sequence[Measurement]) -> Iterator[str]:
+    names = {op.id: f"{op.kind} of {op.layers}" for op in ops}
+    reasons: dict[str, dict[str, None]] = {}
+    for measured in measurements:
+        if measured.without_kernel:
+            reasons.setdefault(measured.without_kernel, {})[names[measured.op]] = None
+    for reason, slow in reasons.items():
+        yield f"the reference runs {', '.join(slow)}, slowly but right: {reason}"
 
 
 def _trials(op: OpEntry, sites: Sequence[Site], tokens: Sequence[int]) -> Iterator[Trial]:

@@ -42,6 +42,14 @@ def test_report_writes_a_page_and_prints_tables(tmp_path: Path) -> None:
     assert page.count("<img ") == 6
 
 
+def test_report_says_why_the_reference_runs_and_predicts_nothing_of_it(tmp_path: Path) -> None:
+    options = ("report", SPARSE, "--html", str(tmp_path / "page.html"), "--tokens", "2", "--seconds", "0")
+    assert "the reference runs gated_mlp of" in (text := " ".join(call(*options).split()))
+    assert "slowly but right: blocks under 8 have no kernel" in text
+    (measured,) = call_json(*options)["measurements"]
+    assert (measured["kernel"], measured["config"], measured["predicted_us"]) == ("reference", "", None)
+
+
 def test_report_gives_json_alone(tmp_path: Path) -> None:
     plain = call_json("report", SPARSE, "--html", str(tmp_path / "page.html"), "--tokens", "2", "--seconds", "0")
     assert [measured["tokens"] for measured in plain["measurements"]] == [2]
