@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from itertools import takewhile
 from pathlib import Path
 
 from blast_compile import manifest
@@ -14,7 +15,11 @@ from blast_compile.store import Store, size_bytes
 
 @dataclass(frozen=True)
 class Entry:
-    """One folder of a store. kind: of its key. what: its key in a line. made: UTC. damage: what is wrong, or empty."""
+    """One folder of a store.
+
+    kind: of its key. what: its key in a line. head: the comments that begin its source, a kernel's spec
+    and config among them. made: UTC. damage: what is wrong, or empty.
+    """
 
     path: Path
     kind: str
@@ -22,6 +27,7 @@ class Entry:
     made: datetime
     size_bytes: int
     torch: str
+    head: tuple[str, ...] = ()
     damage: str = ""
 
 
@@ -36,7 +42,7 @@ def verify(store: Store) -> Iterator[Entry]:
     for entry in entries(store):
         damage = manifest.damage(entry.path)
         if damage is not None and entry.path.exists():
-            yield Entry(entry.path, entry.kind, entry.what, entry.made, entry.size_bytes, entry.torch, damage)
+            yield replace(entry, damage=damage)
         else:
             yield entry
 
@@ -78,4 +84,13 @@ def _entry(path: Path) -> Entry | None:
         kind, torch = str(content["key"]["kind"]), str(content["versions"]["torch"])
         what = ", ".join(f"{name} {str(value)[:24]}" for name, value in fields.items())
         made = datetime.fromisoformat(content["created"])
-    return Entry(path, kind, what, made, size_bytes(path), torch)
+    return Entry(path, kind, what, made, size_bytes(path), torch, _head(path / "kernel.cpp"))
+
+
+def _head(source: Path) -> tuple[str, ...]:
+    """The first lines of a source that are comments; none where there is no source."""
+    try:
+        with source.open(errors="replace") as file:
+            return tuple(line[2:].strip() for line in takewhile(lambda line: line.startswith("//"), file))
+    except OSError:
+        return ()

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from blast_compile.aot.jobs import describe
 from blast_compile.bundles import Artifact, Bundle, Skipped
+from blast_compile.codegen.spec_text import describe
 
 _COLUMNS = (
     "registers",
@@ -47,9 +47,10 @@ class BuildReport:
         return "\n".join(self._lines())
 
     def _lines(self) -> Iterator[str]:
-        targets = len(self.bundle.contents.targets)
+        number = len(self.bundle.contents.targets)
+        targets = f"{number} target" + "s" * (number != 1)
         yield (
-            f"{self.folder}: {len(self.kernels)} kernels for {targets} targets, {self.size_bytes / 2**20:.1f} MiB, "
+            f"{self.folder}: {len(self.kernels)} kernels for {targets}, {self.size_bytes / 2**20:.1f} MiB, "
             f"built in {self.seconds:.1f} s"
         )
         yield from markdown(self.kernels, self.skipped)

@@ -20,12 +20,13 @@ from blast_compile.aot import folder as folders
 from blast_compile.aot import tuned
 from blast_compile.aot.build_report import BuildReport, markdown
 from blast_compile.aot.compilers import Built, compile_all
-from blast_compile.aot.jobs import Job, describe, plan_jobs
+from blast_compile.aot.jobs import Job, plan_jobs
 from blast_compile.aot.needs import Need, default_inputs, needs
 from blast_compile.aot.targets import names_of, parse_target
 from blast_compile.bundles import Artifact, Bundle, Contents, LauncherFile, Skipped
 from blast_compile.codegen.fingerprint import fingerprint
 from blast_compile.codegen.spec import Spec
+from blast_compile.codegen.spec_text import describe
 from blast_compile.errors import BuildError, TargetError
 
 _BINARIES = {"cpu": ("cpp", "so", ""), "cuda": ("py", "cubin", "ptx"), "hip": ("py", "hsaco", "amdgcn")}

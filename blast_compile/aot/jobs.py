@@ -12,6 +12,7 @@ from blast_compile.bundles import Skipped
 from blast_compile.codegen import cpp, triton
 from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Spec
+from blast_compile.codegen.spec_text import describe
 from blast_compile.codegen.triton import TritonConfig
 from blast_compile.codegen.triton_fit import fit
 from blast_compile.errors import TargetError
@@ -59,15 +60,6 @@ def plan_jobs(
             except TargetError as error:
                 skipped[Skipped(describe(spec), target, str(error))] = None
     return [replace(job, tokens=counts) for job, counts in jobs.items()], list(skipped)
-
-
-def describe(spec: Spec) -> str:
-    """A spec in a few words, its target left out."""
-    first = spec.epilogues[0] if spec.epilogues else None
-    flags = [name for name in ("bias", "residual") if any(getattr(each, name) for each in spec.epilogues)]
-    dtypes = dict.fromkeys((spec.dtype, spec.weight_dtype))
-    activation = [first.activation] if first and first.activation != "identity" else []
-    return " ".join([spec.op, *activation, *flags, *dtypes, f"{spec.block[0]}x{spec.block[1]}", spec.layout])
 
 
 def _jobs_of(need: Need, spec: Spec, tokens: Sequence[int], records: Sequence[Record]) -> Iterable[Job]:

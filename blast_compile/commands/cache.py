@@ -10,6 +10,7 @@ import typer
 
 from blast_compile.commands.options import Json, num_bytes, seconds
 from blast_compile.commands.output import errors_as_messages, fail, show, show_json
+from blast_compile.errors import BlastError
 
 if TYPE_CHECKING:
     from blast_compile.inventory import Entry
@@ -131,12 +132,29 @@ def _show(found: Iterable[Entry], json: bool) -> None:
         return
     from rich.table import Table
 
-    table = Table("entry", "kind", "made", "MiB", "torch", "key")
+    table = Table("entry", "kind", "made", "MiB", "torch", "what")
     for entry in found:
         days = (datetime.now(UTC) - entry.made).days
         age = f"{entry.made:%Y-%m-%d %H:%M} ({days} d)"
-        table.add_row(entry.path.name[:12], entry.kind, age, f"{entry.size_bytes / 2**20:.2f}", entry.torch, entry.what)
+        cells = (entry.path.name[:12], entry.kind, age, f"{entry.size_bytes / 2**20:.2f}", entry.torch)
+        table.add_row(*cells, _kernel(entry) or entry.what)
     show(table)
+
+
+def _kernel(entry: Entry) -> str:
+    """What the source computes, in a few words: its spec, target and what differs from the default config."""
+    from blast_compile.codegen import cpp, spec_text
+    from blast_compile.report.configs import difference
+
+    if not entry.head:
+        return ""
+    spec, *more = entry.head
+    try:
+        known = spec_text.parse(spec)
+        config = difference(more[0], cpp.default_config(known)) if more else ""
+    except (ValueError, BlastError):  # the first words of another source, or a spec of another version
+        return spec
+    return ", ".join(filter(None, (spec_text.describe(known), known.target, config)))
 
 
 def _plain(entry: Entry) -> dict[str, Any]:
@@ -144,6 +162,7 @@ def _plain(entry: Entry) -> dict[str, Any]:
         "path": str(entry.path),
         "kind": entry.kind,
         "key": entry.what,
+        "kernel": _kernel(entry),
         "made": entry.made.isoformat(),
         "bytes": entry.size_bytes,
         "torch": entry.torch,

@@ -16,7 +16,7 @@ from torch import nn
 
 import blast_compile as blast
 from blast_compile import bundles, compat, env, kernels
-from blast_compile.aot import Bundle, build, package
+from blast_compile.aot import BuildReport, Bundle, build, package
 from blast_compile.aot.builder import Request, make
 from blast_compile.aot.folder import write
 from blast_compile.aot.needs import default_inputs, needs
@@ -86,6 +86,10 @@ def test_a_bundle_holds_the_fused_kernel_and_that_of_the_layers(bundle_folder: P
         assert repr(artifact.spec) in source
         assert artifact.facts["size_bytes"] == bundle.path(artifact.binary).stat().st_size
     assert FUSED in (bundle_folder / "report.md").read_text()
+
+
+def test_targets_are_counted_in_words(bundle_folder: Path) -> None:
+    assert " kernels for 1 target, 1.0 MiB, built in 2.0 s" in str(BuildReport(Bundle.open(bundle_folder), 2.0, 2**20))
 
 
 def test_facts_are_read_off_the_machine_code(bundle_folder: Path) -> None:

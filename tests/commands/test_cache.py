@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from blast_compile import inventory
+from blast_compile.codegen import cpp
+from blast_compile.codegen.spec import Epilogue, Spec
 from blast_compile.store import Store
 from tests.commands.calling import call, call_json
 
@@ -54,6 +56,24 @@ def test_list_is_ordered_by_age() -> None:
     assert [entry["key"] for entry in plain] == ["name a", "name b", "name c"]
     assert {entry["kind"] for entry in plain} == {"Key"}
     assert "name b" in call("cache", "list")
+
+
+def test_list_says_which_kernel_an_entry_is_for(store: Store) -> None:
+    store.clear()
+    spec = Spec("gated_mlp", "float32", "float32", (8, 16), (Epilogue("silu", bias=True),) * 2, "packed", "cpu:avx2")
+    default = cpp.default_config(spec)
+    sources = (cpp.generate(spec), cpp.generate(spec, replace(default, span=128)), "// Something else.\n", "int x;")
+    for number, source in enumerate(sources):
+        store.put(Key(str(number)), {"kernel.cpp": source.encode()})
+    kernels = {entry["key"]: entry["kernel"] for entry in call_json("cache", "list")}
+    known = "gated_mlp silu bias float32 8x16 packed, cpu:avx2"
+    assert kernels == {
+        "name 0": f"{known}, the default",
+        "name 1": f"{known}, span 128",
+        "name 2": "Something else.",
+        "name 3": "",
+    }
+    assert "gated_mlp silu bias" in call("cache", "list")
 
 
 def test_verify_finds_what_was_edited(store: Store) -> None:
