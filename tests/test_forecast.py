@@ -16,6 +16,7 @@ from blast_compile.forecast import claims
 from blast_compile.forecast.estimate import Setting, forecast
 from blast_compile.forecast.shapes import LLAMAS, ModelShape, llama, shape_of
 from blast_compile.tuning.devices import PROFILES, Device
+from blast_compile.tuning.processor import cpu_model
 from tests.commands.calling import call, call_json
 
 MLP = blast.BlockSparse(sparsity=0.95, block=128)
@@ -135,7 +136,10 @@ def test_plan_gives_json_of_one_model() -> None:
     plain = call_json("plan", "llama-1b", "--device", "this-cpu", "--sparsity", "0.9", "--block", "32")
     (found,) = plain["models"]
     assert found["name"] == "llama-1b"
-    assert "what the cost model expects" in call("plan", "llama-1b", "--device", "this-cpu", "--block", "32")
+    text = call("plan", "llama-1b", "--device", "this-cpu", "--block", "32")
+    assert "what the cost model expects" in text
+    assert f"1 x {cpu_model()}, batch 1" in " ".join(text.split())
+    assert plain["setting"]["device"] == cpu_model()
     assert found["decode_gain"] > 1.5
     assert plain["setting"]["sparsity"] == 0.9
 
@@ -143,6 +147,11 @@ def test_plan_gives_json_of_one_model() -> None:
 def test_plan_takes_any_model() -> None:
     text = call("plan", "tests.commands.made:dense_with_inputs", "--targets", "ups|downs", "--block", "4")
     assert "tests.commands.made:dense_with_inputs" in text
+
+
+def test_plan_names_what_it_takes() -> None:
+    text = call("plan", "nosuch", exit_code=1)
+    assert text.startswith("error: expected llama-1b, llama-8b, llama-70b, llama-405b, a folder of transformers, ")
 
 
 @pytest.mark.parametrize("options", [("--device", "abacus"), ("--sparsity", "2"), ("--dtype", "int8")])

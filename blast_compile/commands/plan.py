@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -11,6 +11,7 @@ import typer
 
 from blast_compile.commands.options import Json, ModelChoice, Targets
 from blast_compile.commands.output import errors_as_messages, show, show_json
+from blast_compile.errors import OptionsError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -72,8 +73,9 @@ def _device(name: str) -> Any:
         import torch
 
         from blast_compile.tuning.machine import this_cpu
+        from blast_compile.tuning.processor import cpu_model
 
-        return this_cpu(torch.get_num_threads())
+        return replace(this_cpu(torch.get_num_threads()), name=cpu_model())  # its own is a key, with caches and all
     if name not in PROFILES:
         raise typer.BadParameter(f"expected a device among {', '.join((*PROFILES, _THIS_CPU))}, got {name!r}")
     return PROFILES[name]
@@ -85,7 +87,13 @@ def _shape(name: str, config: Any) -> ModelShape:
 
     if name in LLAMAS:
         return shape_of(name, llama(name), config)
-    shown = Path(name).stem if Path(name).exists() else name
+    exists = Path(name).expanduser().exists()
+    if not exists and ":" not in name:
+        raise OptionsError(
+            f"expected {', '.join(LLAMAS)}, a folder of transformers, a config.json, or module:function, got {name!r}, "
+            "which is none of them; correct it"
+        )
+    shown = Path(name).stem if exists else name
     return shape_of(shown, build_dense(ModelChoice(name)), config)
 
 
