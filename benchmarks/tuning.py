@@ -17,7 +17,7 @@ from statistics import geometric_mean, median, quantiles
 from benchmarks.cost_model import shapes_of, spec_of
 from benchmarks.machine import Machine
 from benchmarks.rows import now
-from blast_compile import kernels
+from blast_compile import kernels, ops  # noqa: F401 - tuning looks the operators up by name
 from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Dtype, Op
 from blast_compile.tuning import cost

@@ -33,13 +33,24 @@ class TuneReport:
 
     def table(self) -> Table:
         """For a terminal."""
-        table = Table("problem", "default", "chosen", "gain", "dense", "limit", "trials", title=f"plans in {self.path}")
+        names = (
+            "problem",
+            "default kernel",
+            "chosen kernel",
+            "gain",
+            "limit",
+            "op as called",
+            "dense as called",
+            "trials",
+        )
+        table = Table(*names, title=f"plans in {self.path}")
         for tuned in self.tuned:
             record = tuned.record
-            times = (record.default_us, record.median_us, record.dense_us, record.limit_us)
-            default, chosen, dense, limit = ("" if us is None else f"{us:.1f} us" for us in times)
+            times = (record.default_us, record.median_us, record.limit_us, record.op_us, record.dense_us)
+            default, chosen, limit, op, dense = ("" if us is None else f"{us:.1f} us" for us in times)
             trials = str(tuned.num_trials) if tuned.state == "tuned" else tuned.state
-            table.add_row(str(tuned.problem), default, chosen, f"{1 / record.relative:.2f}x", dense, limit, trials)
+            gain = f"{1 / record.relative:.2f}x"
+            table.add_row(str(tuned.problem), default, chosen, gain, limit, op, dense, trials)
         return table
 
     def __str__(self) -> str:

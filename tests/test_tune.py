@@ -65,6 +65,7 @@ def test_tuning_a_model_keeps_plans_that_the_next_run_knows() -> None:
     assert [done.state for done in again.tuned] == ["known"]
     records = list(Database.default().records())
     assert sum(record.outcome == "chosen" for record in records) == 2
+    assert all(record.op_us for record in records if record.outcome == "chosen")
     assert all(record.dense_us and record.limit_us and record.predicted_us for record in records if record.rank == 1)
     assert "linear 128x96 float32" in str(report)
 
@@ -130,7 +131,7 @@ def test_a_wrong_kernel_is_rejected_and_never_timed(monkeypatch: pytest.MonkeyPa
     rejected = [record for record in Database.default().records() if record.outcome == "rejected"]
     assert len(rejected) == 2
     assert all("wrong" in record.reason and record.median_us is None for record in rejected)
-    assert set(timed) == {"dense", cpp.default_config(report.tuned[0].problem.spec)}
+    assert set(timed) == {"op", "dense", cpp.default_config(report.tuned[0].problem.spec)}
 
 
 def test_a_model_without_sparse_layers_is_refused() -> None:

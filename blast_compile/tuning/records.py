@@ -21,10 +21,11 @@ MAX_RECORD_BYTES = 64 * 1024
 class Record:
     """One configuration on one problem.
 
-    config: its `repr`. Times are microseconds of one call: median and deciles, of the default configuration and of the
-    dense op in the same rounds; what the cost model said; what the machine's memory and arithmetic allow. rank: place
-    among the measured ones of the search, the fastest first. outcome: the chosen one of a problem, one that lost, or
-    one that was not timed, for `reason`. device: which machine. versions: of what wrote it.
+    config: its `repr`. Times are microseconds of one call: of the kernel alone, median and deciles, and of the default
+    configuration's in the same rounds; of a chosen one's op as a model calls it, and of the dense op in its rounds;
+    what the cost model said of the kernel; what the machine's memory and arithmetic allow. rank: place among the
+    measured ones of the search, the fastest first. outcome: the chosen one of a problem, one that lost, or one that was
+    not timed, for `reason`. device: which machine. versions: of what wrote it.
     """
 
     problem: Problem
@@ -35,6 +36,7 @@ class Record:
     p10_us: float | None = None
     p90_us: float | None = None
     default_us: float | None = None
+    op_us: float | None = None
     dense_us: float | None = None
     predicted_us: float | None = None
     limit_us: float | None = None
@@ -80,6 +82,7 @@ def _record(value: Any) -> Record:
         raise ValueError("its checksum does not fit, so it was edited or is damaged")
     if (number := value.pop("format")) != FORMAT:
         raise ValueError(f"it is of format {number!r}, this version reads {FORMAT}")
+    value.setdefault("op_us", None)  # older records have none
     known = {field.name for field in fields(Record)}
     if set(value) != known:
         raise ValueError(f"its fields are {sorted(value)}")

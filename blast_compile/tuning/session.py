@@ -1,7 +1,8 @@
 """The tuning of one problem in one process: builds, verifies and times configs, and records each at once.
 
 Candidates take turns with the default, and count by the ratio to it in the same round. The winner of the search meets
-the default and the dense op once more, and wins only beyond the noise.
+the default once more, and wins only beyond the noise. These are times of kernels alone; at last, the op as a model
+calls it is timed against the dense one, since both then pay for dispatch and allocation.
 """
 
 from __future__ import annotations
@@ -71,28 +72,37 @@ class Session:
         return [1.0 if config == self.space.default else self._trials[config].relative for config in configs]
 
     def choose(self) -> Record:
-        """Times the best trials, the default and the dense op against each other, and keeps the winner."""
+        """Times the best trials and the default against each other, the winner's op against dense, and keeps it."""
         ranked = sorted((c for c, r in self._trials.items() if math.isfinite(r.relative)), key=self._relative_of)
         finalists = {config: kernel for config in ranked[:_FINALISTS] if (kernel := self._try_build(config))}
-        calls: dict[CpuConfig | str, Callable[[], object]] = {"dense": self.workload.dense}
-        calls |= {config: self.workload.calls(kernel) for config, kernel in finalists.items()}
+        calls: dict[CpuConfig | str, Callable[[], object]] = {c: self.workload.calls(k) for c, k in finalists.items()}
         calls[self.space.default] = self.workload.calls(self.default)
         times = self._timed(calls, _FINAL_ROUNDS, _FINAL_SECONDS)
-        dense_us = median(times.pop("dense")) / self.workload.num_dense_calls
         base = times[self.space.default]
         winner = min(times, key=lambda config: median(times[config]))
         if not _wins(times[winner], base):
             winner = self.space.default
+        assert isinstance(winner, CpuConfig)
+        op_us, dense_us = self._as_called(winner)
         for rank, config in enumerate(sorted(times, key=lambda config: median(times[config])), 1):
             assert isinstance(config, CpuConfig)
             outcome: Literal["chosen", "lost"] = "chosen" if config == winner else "lost"
             record = replace(self._record(config, times[config], base), dense_us=dense_us, rank=rank, outcome=outcome)
             if outcome == "chosen":
-                chosen = record
+                chosen = replace(record, op_us=op_us)
             else:
                 self.database.add(record)
         self.database.add(chosen)
         return chosen
+
+    def _as_called(self, config: CpuConfig) -> tuple[float, float]:
+        """Microseconds of the op as a model calls it, and of the dense op in the same rounds."""
+        calls: dict[CpuConfig | str, Callable[[], object]] = {
+            "op": self.workload.op(config),
+            "dense": self.workload.dense,
+        }
+        times = self._timed(calls, _FINAL_ROUNDS, _FINAL_SECONDS / len(calls))
+        return median(times["op"]) / self.workload.num_calls, median(times["dense"]) / self.workload.num_dense_calls
 
     def _is_new(self, config: CpuConfig) -> bool:
         return config != self.space.default and config not in self._trials and repr(config) not in self._past

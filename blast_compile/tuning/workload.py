@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from blast_compile import layout, reference
+from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.errors import TuningError
 from blast_compile.kernels import Kernel
+from blast_compile.tuning.called import dense_op, sizes, sparse_op
 from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.processor import l3_bytes
 
@@ -60,7 +61,7 @@ class Workload:
         return len(self._copies)
 
     def calls(self, kernel: Kernel) -> Callable[[], None]:
-        """One pass of a kernel: a call on each copy."""
+        """One pass of a kernel alone: a call on each copy, by addresses, into results that are there."""
         run = kernel.run
         assert run is not None, kernel
         addresses = [arguments.buffer_info()[0] for arguments in self._arguments]
@@ -70,6 +71,21 @@ class Workload:
                 run(address)
 
         return run_all
+
+    def op(self, config: CpuConfig) -> Callable[[], None]:
+        """One pass of the op as a model calls it, with the kernel of a config: what `dense` may be compared with."""
+        each: list[Callable[[], Tensor]] = [
+            partial(
+                sparse_op,
+                self.problem,
+                copy.x,
+                [(layer.weight, layer.index, layer.bias) for layer in copy.layers],
+                copy.residual,
+                config,
+            )
+            for copy in self._copies
+        ]
+        return partial(_run_all, each)
 
     def verify(self, kernel: Kernel) -> float:
         """The relative error of a kernel against the reference in float64; a `TuningError` where it is no rounding."""
@@ -97,16 +113,11 @@ class Workload:
             for _ in range(self.num_dense_calls)
         ]
         biases = [None if layer.bias is None else layer.bias.to(dtype) for layer in first.layers]
-        each = [
-            partial(_dense, problem, copy.x, of_copy, biases, copy.residual)
+        each: list[Callable[[], Tensor]] = [
+            partial(dense_op, problem, copy.x, of_copy, biases, copy.residual)
             for copy, of_copy in zip(self._copies, weights, strict=False)
         ]
-
-        def run_all() -> None:
-            for call in each:
-                call()
-
-        return run_all
+        return partial(_run_all, each)
 
     def _copy(self) -> _Copy:
         problem, dtype = self.problem, _TORCH[self.problem.dtype]
@@ -167,26 +178,15 @@ class Workload:
                     for layer in layers for part in layer]  # fmt: skip
         if problem.op != "gated_linear":
             operands.append(None if copy.residual is None else copy.residual[self._rows].to(dtype))
-        sizes = [problem.shapes[0][0], problem.outputs][-2 if problem.op in ("mlp", "gated_mlp") else -1 :]
         y: Tensor = getattr(reference, problem.op)(
-            x, *operands, *sizes, problem.block, problem.spec.epilogues[0].activation
+            x, *operands, *sizes(problem), problem.block, problem.spec.epilogues[0].activation
         )
         return y
 
 
-def _dense(
-    problem: Problem, x: Tensor, weights: list[Tensor], biases: list[Tensor | None], residual: Tensor | None
-) -> Tensor:
-    """The op on dense weights."""
-    if problem.op == "input_grad":
-        return x @ weights[0]
-    activate = reference.ACTIVATIONS[problem.spec.epilogues[0].activation]
-    y = activate(F.linear(x, weights[0], biases[0]))
-    if problem.op in ("gated_linear", "gated_mlp"):
-        y = y * F.linear(x, weights[1], biases[1])
-    if problem.op in ("mlp", "gated_mlp"):
-        y = F.linear(y, weights[-1], biases[-1])
-    return y if residual is None else y + residual
+def _run_all(calls: list[Callable[[], Tensor]]) -> None:
+    for call in calls:
+        call()
 
 
 def _relative_error(got: Tensor, truth: Tensor) -> float:

@@ -21,7 +21,7 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from blast_compile import kernels
+from blast_compile import kernels, ops
 from blast_compile.log import logger
 from blast_compile.tuning import machine, probe, session, workload
 from blast_compile.tuning.database import Database

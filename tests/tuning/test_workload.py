@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 from blast_compile import kernels, reference
+from blast_compile.codegen import cpp
+from blast_compile.codegen.spec import Spec
 from blast_compile.errors import TuningError
-from blast_compile.tuning import workload
+from blast_compile.kernels import Kernel
+from blast_compile.tuning import called, workload
 from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.problems import problem_of
 from blast_compile.tuning.workload import Workload
@@ -32,6 +36,31 @@ def test_the_default_kernel_of_every_op_is_verified(case: Case) -> None:
     work.calls(kernel)()
     work.dense()
     assert 1 <= work.num_dense_calls <= work.num_calls
+    results = called_results(work, cpp.default_config(found.spec))
+    assert all(torch.equal(y, copy.y) for y, copy in zip(results, work._copies, strict=True))
+
+
+def called_results(work: Workload, config: cpp.CpuConfig) -> list[torch.Tensor]:
+    """What one pass of the op gives."""
+    run = work.op(config)
+    assert isinstance(run, partial)
+    run()
+    return [call() for call in run.args[0]]
+
+
+def test_the_op_runs_with_the_config_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = problem_of("linear", make_call(Case("linear", form="packed", bias=False), (9,)).args[:-1])
+    assert isinstance(found, Problem)
+    other, kernel = replace(cpp.default_config(found.spec), token_tile=2), kernels.kernel_for(found.spec)
+    asked: list[cpp.CpuConfig | None] = []
+
+    def kernel_for(_spec: Spec, config: cpp.CpuConfig | None = None) -> Kernel:
+        asked.append(config)
+        return kernel
+
+    monkeypatch.setattr(kernels, "kernel_for", kernel_for)
+    Workload(found).op(other)()
+    assert asked == [other]
 
 
 @pytest.mark.parametrize("damage", ["nothing", "status", "zeros"])
@@ -63,6 +92,6 @@ def test_dense_means_the_same_op() -> None:
         reference.dense_weight(layer.weight, layer.index, N, K, found.block)
         for layer, (N, K) in zip(copy.layers, found.shapes, strict=True)
     ]
-    y = workload._dense(found, copy.x, dense, [None] * 3, None)
+    y = called.dense_op(found, copy.x, dense, [None] * 3, None)
     work.verify(kernels.kernel_for(found.spec))
     torch.testing.assert_close(y, copy.y, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,55 @@
+"""The op of a problem as a model calls it, through torch's dispatcher and into a new result: ours, and the dense one.
+
+Ours is an operator of `blast_compile.ops`, which stands above this folder: whoever tunes has registered it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from blast_compile import reference
+from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.tuning.pinned import pin
+from blast_compile.tuning.problem import Problem
+
+Layer = tuple[Tensor, Tensor, Tensor | None]
+"""Weight, index and bias."""
+
+
+def sparse_op(
+    problem: Problem, x: Tensor, layers: Sequence[Layer], residual: Tensor | None, config: CpuConfig
+) -> Tensor:
+    """The operator without gradients, `[M, N]` in the dtype of `x`, with the kernel of `config`."""
+    op, abi = getattr(torch.ops.blast, problem.op).nograd, pin(0, config)
+    y: Tensor
+    if problem.op == "input_grad":
+        y = op(x, *layers[0][:2], problem.outputs, problem.block, abi)
+        return y
+    added = () if problem.op == "gated_linear" else (residual,)
+    tensors = [tensor for layer in layers for tensor in layer]
+    y = op(x, *tensors, *added, *sizes(problem), problem.block, problem.spec.epilogues[0].activation, abi)
+    return y
+
+
+def dense_op(
+    problem: Problem, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], residual: Tensor | None
+) -> Tensor:
+    """The op on dense weights, `[M, N]`."""
+    if problem.op == "input_grad":
+        return x @ weights[0]
+    activate = reference.ACTIVATIONS[problem.spec.epilogues[0].activation]
+    y = activate(F.linear(x, weights[0], biases[0]))
+    if problem.op in ("gated_linear", "gated_mlp"):
+        y = y * F.linear(x, weights[1], biases[1])
+    if problem.op in ("mlp", "gated_mlp"):
+        y = F.linear(y, weights[-1], biases[-1])
+    return y if residual is None else y + residual
+
+
+def sizes(problem: Problem) -> list[int]:
+    """Features of the hidden layer, if there is one, and of the result, as the ops take them."""
+    return [problem.shapes[0][0], problem.outputs][-2 if problem.op in ("mlp", "gated_mlp") else -1 :]
