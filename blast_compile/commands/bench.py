@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -28,6 +28,7 @@ from blast_compile.commands.output import errors_as_messages, show, show_json, t
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from blast_compile.commands.model import Loaded
     from blast_compile.report.whole import Candidate, WholeRow
 
 
@@ -66,12 +67,19 @@ def bench(
             )
         )
         tell("compiling, comparing and timing")
-        inputs = {number: loaded.inputs(number) for number in wanted}
+        inputs = _inputs(loaded, wanted)
         rows = list(time_whole(loaded.model, inputs, candidates=names, seconds=seconds, tell=tell))
     if json:
         show_json([asdict(row) for row in rows])
     else:
         show(_table(loaded.name, rows))
+
+
+def _inputs(loaded: Loaded, wanted: Sequence[int]) -> dict[int | None, tuple[tuple[Any, ...], dict[str, Any]]]:
+    if loaded.takes_tokens:
+        return {number: loaded.inputs(number) for number in wanted}
+    tell("the inputs are the same for any number of tokens: they are timed once, as they are")
+    return {None: loaded.inputs(max(wanted))}
 
 
 def _candidates(text: str) -> tuple[Candidate, ...]:
@@ -94,7 +102,7 @@ def _table(name: str, rows: Sequence[WholeRow]) -> Table:
     for row in rows:
         timing = row.timing
         table.add_row(
-            str(row.tokens),
+            "as given" if row.tokens is None else str(row.tokens),
             row.candidate if row.candidate == "blast" else f"dense, {row.candidate}",
             quantities.time(timing.median_us),
             f"{quantities.time(timing.p10_us)} to {quantities.time(timing.p90_us)}",

@@ -20,16 +20,21 @@ from blast_compile.packing import pack_
 from blast_compile.surgery import BlockSparse, sparsify_
 
 _FORMS = "a folder of transformers, a config.json, or module:function"
+_IDS = "input_ids"
 _IDS_UP_TO = 32_000  # of random tokens, where a config does not say
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model, and what it is called with for so many tokens: positional and keyword arguments."""
+    """A model, and what it is called with for so many tokens: positional and keyword arguments.
+
+    takes_tokens: whether the inputs hold as many tokens as asked for; else they are the same for any number.
+    """
 
     name: str
     model: nn.Module
     inputs: Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]]
+    takes_tokens: bool
 
 
 def load(choice: ModelChoice) -> Loaded:
@@ -65,7 +70,8 @@ def _find(choice: ModelChoice) -> Loaded:
     if config is not None:
         has_weights = config.parent == path and any(path.glob("*.safetensors*"))
         model = _from_pretrained(path) if has_weights else _from_config(config, choice.layers)
-        return Loaded(path.stem if path.is_file() else path.resolve().name, model, lambda tokens: _ids(model, tokens))
+        name = path.stem if path.is_file() else path.resolve().name
+        return Loaded(name, model, lambda tokens: _ids(model, tokens), takes_tokens=True)
     if path.is_dir():
         raise OptionsError(
             f"expected a folder with a config.json, got {path}; for one of save_model, name the module:function that "
@@ -132,21 +138,18 @@ def _transformers() -> Any:
 
 
 def _ids(model: Any, tokens: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Random inputs of a model of transformers: token ids, or what else its main input is."""
+    """Random token ids for a model of transformers; `OptionsError` where it takes something else."""
     generator = torch.Generator().manual_seed(0)
-    name = getattr(model, "main_input_name", "input_ids")
-    if name != "input_ids":
-        example = model.dummy_inputs.get(name)
-        if not isinstance(example, Tensor):
-            raise OptionsError(
-                f"expected a model of token ids, got one of {name}; name a module:function that returns the model and "
-                "its inputs"
-            )
-        return (), {name: example.to(next(model.parameters()).dtype)}
+    name = getattr(model, "main_input_name", _IDS)
+    if name != _IDS:
+        raise OptionsError(
+            f"expected a model of token ids, got one of {name}; name a module:function that returns the model and its "
+            "inputs"
+        )
     most = getattr(model.config.get_text_config(), "vocab_size", _IDS_UP_TO)
     ids = torch.randint(most, (1, tokens), generator=generator)
     more = {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
-    return (), {"input_ids": ids, **more}
+    return (), {_IDS: ids, **more}
 
 
 def _from_function(text: str, module: str, function: str) -> Loaded:
@@ -156,7 +159,8 @@ def _from_function(text: str, module: str, function: str) -> Loaded:
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise OptionsError(f"expected {text} to return a module, or a module and inputs, got {type(made).__name__}")
-    return Loaded(function, model, lambda tokens: _given(text, model, inputs, tokens))
+    takes_tokens = callable(inputs) or inputs is None
+    return Loaded(function, model, lambda tokens: _given(text, model, inputs, tokens), takes_tokens)
 
 
 def _given(text: str, model: nn.Module, inputs: Any, tokens: int) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -22,13 +22,13 @@ _TOLERANCE = 0.1  # of the largest value: logits of 16 bits, layer after layer
 
 @dataclass(frozen=True)
 class WholeRow:
-    """One candidate at one number of tokens.
+    """One candidate at one number of tokens, or None: on inputs that are what they are.
 
     gain: the fastest dense candidate over it, None where none was timed. error: against dense eager.
     """
 
     candidate: Candidate
-    tokens: int
+    tokens: int | None
     timing: Timing
     gain: float | None
     error: float
@@ -47,7 +47,7 @@ def dense_twin(model: nn.Module) -> nn.Module:
 
 def time_whole(
     model: nn.Module,
-    inputs: Mapping[int, tuple[tuple[Any, ...], dict[str, Any]]],
+    inputs: Mapping[int | None, tuple[tuple[Any, ...], dict[str, Any]]],
     *,
     candidates: tuple[Candidate, ...] = CANDIDATES,
     rounds: int = 7,

@@ -64,6 +64,8 @@ def test_a_function_may_bring_inputs() -> None:
     assert args[0].shape == (2, 5, 8)
     assert num_layers(loaded.model, MaskedLayer) == 2
     assert load(ModelChoice("tests.commands.made:with_keywords")).inputs(7)[1]["x"].shape == (3, 8)
+    assert loaded.takes_tokens
+    assert not load(ModelChoice("tests.commands.made:with_keywords")).takes_tokens
 
 
 def test_weights_of_save_model_are_loaded(tmp_path: Path) -> None:
@@ -91,6 +93,16 @@ def test_a_config_of_an_encoder_with_a_decoder(tmp_path: Path) -> None:
     args, kwargs = loaded.inputs(5)
     with torch.no_grad():
         assert loaded.model(*args, **kwargs).logits.shape == (1, 5, 50)
+
+
+def test_a_config_of_images_has_no_tokens(config: Path, tmp_path: Path) -> None:
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {"architectures": ["ViTModel"], "model_type": "vit", "image_size": 32, "patch_size": 16, **sizes}
+    (tmp_path / "vit.json").write_text(json.dumps(vision))
+    loaded = load(ModelChoice(str(tmp_path / "vit.json"), block=8))
+    with pytest.raises(OptionsError, match="expected a model of token ids, got one of pixel_values; name a module"):
+        loaded.inputs(5)
+    assert load(ModelChoice(str(config), block=8)).takes_tokens
 
 
 def test_fewer_layers_of_a_config(config: Path) -> None:

@@ -82,6 +82,12 @@ def test_bench_compares_and_times() -> None:
     assert rows[1]["gain"] == pytest.approx(rows[0]["timing"]["median_us"] / rows[1]["timing"]["median_us"])
 
 
+def test_bench_times_inputs_that_never_change_once() -> None:
+    options = ("bench", "tests.commands.made:with_keywords", "--candidates", "eager", "--seconds", "0")
+    assert [row["tokens"] for row in call_json(*options, "--tokens", "3,5")] == [None]
+    assert "as given" in call(*options)
+
+
 def test_bench_of_ours_alone_has_no_gain() -> None:
     (row,) = call_json("bench", SPARSE, "--candidates", "blast", "--tokens", "3", "--seconds", "0")
     assert row["gain"] is None
