@@ -26,7 +26,10 @@ _EDGE = 8  # pixels
 
 @dataclass(frozen=True)
 class Vit:
-    """The model and how it trains. epochs: passes over the training images. sparsity: of the MLPs in the sparse run."""
+    """The model and how it trains, set on another seed than those reported. Images stay as they are: digits fill them.
+
+    epochs: passes over the training images. sparsity: of the MLPs in the sparse run.
+    """
 
     hidden: int = 128
     intermediate: int = 512
@@ -94,8 +97,7 @@ def _run(vit: Vit, seed: int, *, is_sparse: bool) -> Accuracy:
     for _ in range(vit.epochs):
         order = torch.randperm(len(train), generator=generator)
         for chosen in order[: len(order) // vit.batch * vit.batch].view(-1, vit.batch):
-            images = _shifted(train[chosen], generator)
-            loss = F.cross_entropy(model(pixel_values=images).logits, train_labels[chosen])
+            loss = F.cross_entropy(model(pixel_values=train[chosen]).logits, train_labels[chosen])
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -155,10 +157,3 @@ def _digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     test, train = order.tensor_split([len(images) // 5])
     return images[train], labels[train], images[test], labels[test]
-
-
-def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Each batch moved by up to one pixel each way, so that a few hundred images are not learned by heart."""
-    down, right = torch.randint(0, 3, (2,), generator=generator).tolist()
-    padded = F.pad(images, (1, 1, 1, 1), value=-1.0)
-    return padded[:, :, down : down + _EDGE, right : right + _EDGE]
