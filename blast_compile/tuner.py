@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from blast_compile import launch
+from blast_compile import launch, native
 from blast_compile.errors import LayerError, TuningError
 from blast_compile.log import logger
 from blast_compile.report.watch import watch
@@ -94,6 +94,7 @@ def tune(
     problems = list(distinct((p for p in found if isinstance(p, Problem)), tuple(tokens or ())))
     skipped = tuple(dict.fromkeys(reason for reason in found if isinstance(reason, str)))
     database = Database.default()
+    native.load()  # so that the op is timed as compiled models call it
     logger.info("tuning %d problems for %.0f s; plans are kept in %s", len(problems), budget_s, database.path)
     done: list[Tuned] = []
     interrupted = False
