@@ -15,8 +15,9 @@ inline void product(const Row& row, const Word* tile, int64_t offset, Sums<MT, W
   for (int64_t i = 0; i < row.count; ++i) {
     const Stored* block = row.blocks + i * STORED_BLOCK;
 {%- if direct %}
-    for (int64_t byte = 0; byte < STORED_BLOCK * int64_t(sizeof(Stored)); byte += LINE)  // blocks lie one after another
-      __builtin_prefetch(reinterpret_cast<const char*>(block) + PREFETCH_BYTES + byte);
+    if (offset == 0)  // blocks lie one after another; the first strip fetches for all strips of a row
+      for (int64_t byte = 0; byte < STORED_BLOCK * int64_t(sizeof(Stored)); byte += LINE)
+        __builtin_prefetch(reinterpret_cast<const char*>(block) + PREFETCH_BYTES + byte);
 {%- endif %}
     accumulate<MT, W>(sums, tile + row.columns[i] * STEPS * MT, MT, block + offset, STORED_STRIDE, STEPS);
   }
