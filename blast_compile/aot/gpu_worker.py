@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from blast_compile.bundles.read_spec import read_spec
+from blast_compile.codegen.spec_json import read_spec
 from blast_compile.codegen.triton import TritonConfig
 from blast_compile.codegen.triton_build import load_kernel
 from blast_compile.codegen.triton_cross import CompiledKernel, cross_compile

@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from blast_compile.bundles import fields
-from blast_compile.bundles.read_spec import read_spec
 from blast_compile.codegen.spec import Spec
+from blast_compile.codegen.spec_json import read_spec
 
 FORMAT = 1
 MANIFEST = "manifest.json"

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from math import prod
-from typing import Any, get_args
+from typing import Any
 
 from blast_compile import layout
-from blast_compile.codegen.spec import Activation, Dtype, Epilogue, Layout, Op, Spec
+from blast_compile.codegen.spec import Dtype, Op, Spec
+from blast_compile.codegen.spec_json import read_spec
 from blast_compile.errors import RecordError
 from blast_compile.layout import Block
 
@@ -127,26 +128,13 @@ def density_bucket(density: float) -> float:
 
 
 def _problem(value: Any) -> Problem:
-    spec = dict(value["spec"])
-    spec["epilogues"] = tuple(_epilogue(dict(epilogue)) for epilogue in spec["epilogues"])
-    spec["block"] = _pair(spec["block"], layout.MAX_BLOCK_EDGE)
-    for name, good in (("op", Op), ("dtype", Dtype), ("weight_dtype", Dtype), ("layout", Layout)):
-        _one_of(spec[name], get_args(good))
-    _one_of(type(spec["target"]), (str,))
     shapes = tuple(_pair(shape, MAX_SIZE) for shape in value["shapes"])
     _one_of(bool(shapes), (True,))
     density = float(value["density"])
     _one_of(0.0 <= density <= 1.0, (True,))
     tokens, threads = _pair((value["tokens"], value["threads"]), MAX_SIZE)
     _one_of(len(value), (5,))
-    return Problem(Spec(**spec), shapes, tokens, density, threads)
-
-
-def _epilogue(value: dict[str, Any]) -> Epilogue:
-    _one_of(value["activation"], get_args(Activation))
-    for name in set(value) - {"activation"}:
-        _one_of(type(value[name]), (bool,))
-    return Epilogue(**value)
+    return Problem(read_spec(value["spec"]), shapes, tokens, density, threads)
 
 
 def _pair(value: Any, most: int) -> tuple[int, int]:
