@@ -7,7 +7,7 @@ dtype of `x`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -36,6 +36,18 @@ def dense_weight(weight: Tensor, index: Tensor, out_features: int, in_features: 
         return layout.unpack(weight, index, shape, block)
     kept = layout.kept_blocks(index, layout.grid(shape, block))
     return torch.where(layout.spread(kept, shape, block), weight, weight.new_zeros(()))
+
+
+def compose(
+    op: str, x: Tensor, linears: Sequence[Callable[[Tensor], Tensor]], activation: str, residual: Tensor | None
+) -> Tensor:
+    """A forward product of any linear maps, in the order in which the op takes its layers."""
+    y = ACTIVATIONS[activation](linears[0](x))
+    if op.startswith("gated"):
+        y = y * linears[1](x)
+    if op.endswith("mlp"):
+        y = linears[-1](y)
+    return y if residual is None else y + residual
 
 
 def linear(

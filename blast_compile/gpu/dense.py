@@ -6,17 +6,17 @@ are dropped instead, on the device.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blast_compile import layout
+from blast_compile import layout, reference
 from blast_compile.codegen.spec import Op
 from blast_compile.layout import Block
 from blast_compile.plans import Call
-from blast_compile.reference import ACTIVATIONS
 
 
 def product(op: Op, call: Call) -> Tensor:
@@ -25,13 +25,12 @@ def product(op: Op, call: Call) -> Tensor:
     if op == "input_grad":
         weight, index, _ = layers[0]
         return x @ dense_weight(weight, index, (x.shape[-1], call.sizes[0]), block).to(x.dtype)
-    activation = ACTIVATIONS[call.activation]
-    y = activation(_linear(x, layers[0], call.sizes[0], block))
-    if op in ("gated_linear", "gated_mlp"):
-        y = y * _linear(x, layers[1], call.sizes[0], block)
-    if op in ("mlp", "gated_mlp"):
-        y = _linear(y, layers[-1], call.sizes[1], block)
-    y = y if call.residual is None else y + call.residual
+    features = [call.sizes[0]] * len(layers)
+    features[-1] = call.sizes[-1]
+    linears = [
+        partial(_linear, layer=layer, out_features=N, block=block) for layer, N in zip(layers, features, strict=True)
+    ]
+    y = reference.compose(op, x, linears, call.activation, call.residual)
     return y.clone() if y._is_view() else y  # autograd would forbid its owner to write into a view
 
 

@@ -110,19 +110,12 @@ class DenseTwin(nn.Module):
 
     def __init__(self, site: Site) -> None:
         super().__init__()
-        self.activation = reference.ACTIVATIONS[site.activation]
-        self.is_gated, self.has_down = site.kind.startswith("gated"), site.kind.endswith("mlp")
+        self.kind, self.activation = site.kind, site.activation
         self.linears = nn.ModuleList(_dense(layer, site.dtype) for layer in site.layers)
 
     def forward(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """x: `[M, K]`."""
-        first, *rest = self.linears
-        y: Tensor = self.activation(first(x))
-        if self.is_gated:
-            y = y * rest[0](x)
-        if self.has_down:
-            y = rest[-1](y)
-        return y if residual is None else y + residual
+        return reference.compose(self.kind, x, list(self.linears), self.activation, residual)
 
 
 def _dense(layer: SparseLayer, dtype: torch.dtype) -> nn.Linear:

@@ -6,6 +6,7 @@ Ours is an operator of `blast_compile.ops`, which stands above this folder: whoe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -41,13 +42,8 @@ def dense_op(
     """The op on dense weights, `[M, N]`."""
     if problem.op == "input_grad":
         return x @ weights[0]
-    activate = reference.ACTIVATIONS[problem.spec.epilogues[0].activation]
-    y = activate(F.linear(x, weights[0], biases[0]))
-    if problem.op in ("gated_linear", "gated_mlp"):
-        y = y * F.linear(x, weights[1], biases[1])
-    if problem.op in ("mlp", "gated_mlp"):
-        y = F.linear(y, weights[-1], biases[-1])
-    return y if residual is None else y + residual
+    linears = [partial(F.linear, weight=weight, bias=bias) for weight, bias in zip(weights, biases, strict=True)]
+    return reference.compose(problem.op, x, linears, problem.spec.epilogues[0].activation, residual)
 
 
 def sizes(problem: Problem) -> list[int]:
