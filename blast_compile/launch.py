@@ -218,12 +218,7 @@ def _product(op: Op, call: Call) -> Tensor:
 
 
 def _reference(op: Op, call: Call) -> Tensor:
-    tensors = [tensor for layer in call.layers for tensor in layer]
-    if op == "input_grad":
-        return reference.input_grad(call.x, *call.layers[0][:2], call.sizes[0], call.block)
-    if op != "gated_linear":
-        tensors.append(call.residual)
-    y: Tensor = getattr(reference, op)(call.x, *tensors, *call.sizes, call.block, call.activation)
+    y: Tensor = getattr(reference, op)(*plans.write_call(op, call))
     return y.clone() if y._is_view() else y  # autograd would forbid its owner to write into a view
 
 

@@ -95,6 +95,15 @@ def read_call(op: Op, arguments: Sequence[Any]) -> Call:
     return Call(x, layers, residual, sizes, block, activation)
 
 
+def write_call(op: Op, call: Call) -> list[Any]:
+    """What `read_call` reads: the arguments of a product, as in `reference.py`."""
+    if op == "input_grad":
+        return [call.x, *call.layers[0][:2], *call.sizes, call.block]
+    tensors = [tensor for layer in call.layers for tensor in layer]
+    added = [] if op == "gated_linear" else [call.residual]
+    return [call.x, *tensors, *added, *call.sizes, call.block, call.activation]
+
+
 def plan(op: Op, call: Call) -> Plan:
     """The plan of a forward product or an input gradient.
 

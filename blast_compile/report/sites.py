@@ -13,7 +13,7 @@ from blast_compile import reference
 from blast_compile.codegen.spec import Activation, Op
 from blast_compile.layers import SparseLayer
 from blast_compile.ops import ABI
-from blast_compile.plans import Call
+from blast_compile.plans import Call, write_call
 from blast_compile.report.recorder import GraphRun
 
 _PARTS = "its layers are parts of larger ones, split in the graph"
@@ -63,18 +63,18 @@ class Site:
         return x, residual if self.residual else None
 
     def arguments(self, tokens: int = 1) -> Call:
-        """Those of the op, by what they mean."""
-        x, residual = self.inputs(tokens)
-        layers = tuple((layer.weight_operand(), layer.block_index, layer.bias) for layer in self.layers)
-        return Call(x, layers, residual, self.sizes, self.layers[0].block, self.activation)
+        """Those of the op on random inputs, by what they mean."""
+        return self._call(*self.inputs(tokens))
 
     def run(self, x: Tensor, residual: Tensor | None) -> Tensor:
         """The op itself, without gradients."""
-        tensors = [part for layer in self.layers for part in (layer.weight_operand(), layer.block_index, layer.bias)]
-        added = () if self.kind == "gated_linear" else (residual,)
         op = getattr(torch.ops.blast, self.kind).nograd
-        y: Tensor = op(x, *tensors, *added, *self.sizes, self.layers[0].block, self.activation, ABI)
+        y: Tensor = op(*write_call(self.kind, self._call(x, residual)), ABI)
         return y
+
+    def _call(self, x: Tensor, residual: Tensor | None) -> Call:
+        layers = tuple((layer.weight_operand(), layer.block_index, layer.bias) for layer in self.layers)
+        return Call(x, layers, residual, self.sizes, self.layers[0].block, self.activation)
 
 
 def sites_of(model: nn.Module, runs: Iterable[GraphRun]) -> tuple[list[list[Site]], list[str]]:
