@@ -2,8 +2,8 @@
 
 Hidden activations are recomputed, not stored: an MLP saves its inputs alone, at the price of one more product over
 kept blocks. The two products have gradients themselves, so a gradient may be differentiated again; only the gradient
-of a probe, `block_norms`, is a number without a past. Whoever changes a formula here raises `ABI`: torch's compile
-caches keep the old formula otherwise.
+of a probe, `block_norms`, is a number without a past. Whoever changes a formula here or in `activation_grads.py` raises
+`ABI`: torch's compile caches keep the old formula otherwise.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from blast_compile import reference
+from blast_compile.activation_grads import ACTIVATION_GRADS
 from blast_compile.layout import Block
 
 ABI = 2
-aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
@@ -28,32 +28,6 @@ class Formula:
 
     setup: Callable[..., None]
     backward: Callable[..., Any]
-
-
-def _silu_grad(grad: Tensor, z: Tensor) -> Tensor:
-    if not torch.is_grad_enabled():
-        dz: Tensor = aten.silu_backward(grad, z)
-        return dz
-    sigmoid = torch.sigmoid(z)  # aten.silu_backward has no gradient itself
-    return grad * sigmoid * (1 + z * (1 - sigmoid))
-
-
-def _quick_gelu_grad(grad: Tensor, z: Tensor) -> Tensor:
-    """Rounds where autograd does on `z * sigmoid(1.702 * z)`."""
-    sigmoid = torch.sigmoid(1.702 * z)
-    dz: Tensor = grad * sigmoid + 1.702 * aten.sigmoid_backward(grad * z, sigmoid)
-    return dz
-
-
-_ACTIVATION_GRADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "identity": lambda grad, _z: grad,
-    "relu": lambda grad, z: aten.threshold_backward(grad, z, 0),
-    "gelu": lambda grad, z: aten.gelu_backward(grad, z),
-    "gelu_tanh": lambda grad, z: aten.gelu_backward(grad, z, approximate="tanh"),
-    "silu": _silu_grad,
-    "quick_gelu": _quick_gelu_grad,
-    "relu_squared": lambda grad, z: aten.threshold_backward(grad * (2 * torch.relu(z)), z, 0),
-}
 
 
 _ParameterGrads = tuple[Tensor | None, None, Tensor | None]
@@ -132,7 +106,7 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     out_features, _block, activation, _abi = ctx.constants
     dz = grad
     if activation != "identity":
-        dz = _ACTIVATION_GRADS[activation](grad, layer.forward(x, out_features))
+        dz = ACTIVATION_GRADS[activation](grad, layer.forward(x, out_features))
     dx = layer.input_grad(dz, x.shape[-1]) if ctx.needs_input_grad[0] else None
     residual = grad if ctx.needs_input_grad[4] else None
     own, probe = layer.own_grads(dz, x)
@@ -144,7 +118,7 @@ def _gated_hidden_backward(
 ) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
     """Gradients of `x`, gate and up, and those of the probes, from that of `activation(gate_z) * up_z`."""
     d_up = grad * reference.ACTIVATIONS[activation](gate_z)
-    d_gate = _ACTIVATION_GRADS[activation](grad * up_z, gate_z)
+    d_gate = ACTIVATION_GRADS[activation](grad * up_z, gate_z)
     dx = gate.input_grad(d_gate, x.shape[-1]) + up.input_grad(d_up, x.shape[-1]) if needs_x else None
     (of_gate, gate_probe), (of_up, up_probe) = gate.own_grads(d_gate, x), up.own_grads(d_up, x)
     return (dx, *of_gate, *of_up), (gate_probe, up_probe)
@@ -165,7 +139,7 @@ def _mlp_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     hidden_features, _out_features, _block, activation, _abi = ctx.constants
     z = up.forward(x, hidden_features)
     of_down, down_probe = down.own_grads(grad, reference.ACTIVATIONS[activation](z))
-    dz = _ACTIVATION_GRADS[activation](down.input_grad(grad, hidden_features), z)
+    dz = ACTIVATION_GRADS[activation](down.input_grad(grad, hidden_features), z)
     dx = up.input_grad(dz, x.shape[-1]) if ctx.needs_input_grad[0] else None
     of_up, up_probe = up.own_grads(dz, x)
     residual = grad if ctx.needs_input_grad[7] else None

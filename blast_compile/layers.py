@@ -4,7 +4,7 @@ A masked layer keeps its dense `weight`; a packed one keeps a parameter of the s
 index is a buffer, so it is an input of every captured graph: editing weight or mask needs no recompile, and never goes
 stale.
 
-A masked layer may carry a probe, which tells the norms of the blocks of its dense weight gradient, dropped blocks too.
+A masked layer may carry a probe (`probe.py`), which tells the norms of the blocks of its dense weight gradient.
 """
 
 from __future__ import annotations
@@ -167,24 +167,15 @@ class PackedLinear(PackedLayer, nn.Linear):  # type: ignore[misc]  # the same
     plain_class = nn.Linear
 
 
-def attach_probe_(layer: MaskedLayer) -> Tensor:
-    """Gives a masked layer a probe of zeros, and returns it; one that is there stays.
-
-    A probe is a buffer, float32 `[R, C]`, no part of the state dict. Where it holds ones, a backward pass adds to its
-    `grad` the Frobenius norms of the blocks of the dense weight gradient, of each micro-batch by itself; where it holds
-    zeros, nothing is computed. Fill it between a backward pass and the next forward: compiled graphs see it at their
-    next call. Under DDP, whose forward copies the buffers of rank 0 to all, fill it on all ranks alike; each has the
-    norms of its own tokens.
-    """
-    if layer.probe is None:
-        R, C = layout.grid(layer.shape, layer.block)
-        layer.probe = torch.zeros(R, C, device=layer.block_index.device, requires_grad=True)
-    return layer.probe
+def is_transposed(layer: nn.Module) -> bool:
+    """Whether a linear layer that is not packed stores its weight as `[K, N]`."""
+    return not isinstance(layer, nn.Linear)
 
 
-def detach_probe_(layer: MaskedLayer) -> None:
-    """Takes the probe of a masked layer away, with its gradient."""
-    layer.probe = None
+def dense_weight(layer: nn.Module) -> Tensor:
+    """The weight of a dense or masked layer as `[N, K]`, whatever its own orientation; a view."""
+    weight = cast(Tensor, layer.weight)
+    return weight.t() if is_transposed(layer) else weight
 
 
 def _probe_on(device: torch.device, probe: Tensor) -> Tensor:
@@ -195,14 +186,3 @@ def _probe_on(device: torch.device, probe: Tensor) -> Tensor:
         moved = torch.zeros_like(probe, device=device) if probe.is_meta else probe.to(device)
         moved.grad = None if probe.grad is None or probe.is_meta else probe.grad.to(device)
     return moved.requires_grad_()
-
-
-def is_transposed(layer: nn.Module) -> bool:
-    """Whether a linear layer that is not packed stores its weight as `[K, N]`."""
-    return not isinstance(layer, nn.Linear)
-
-
-def dense_weight(layer: nn.Module) -> Tensor:
-    """The weight of a dense or masked layer as `[N, K]`, whatever its own orientation; a view."""
-    weight = cast(Tensor, layer.weight)
-    return weight.t() if is_transposed(layer) else weight

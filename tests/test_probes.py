@@ -14,8 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 import blast_compile as blast
-from blast_compile.layers import MaskedLayer, attach_probe_, detach_probe_
+from blast_compile.layers import MaskedLayer
 from blast_compile.layout import to_blocks
+from blast_compile.probe import attach_probe_, detach_probe_
 from tests.models import Mlp
 from tests.nets import BLOCK, Counted, Net, compiled, sparse_net, x_of
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from blast_compile.layers import MaskedLayer, attach_probe_, detach_probe_
+from blast_compile.layers import MaskedLayer
+from blast_compile.probe import attach_probe_, detach_probe_
 
 
 class Probes:

@@ -15,7 +15,8 @@ from transformers.pytorch_utils import Conv1D
 
 import blast_compile as blast
 from blast_compile import layout
-from blast_compile.layers import SparseLayer, attach_probe_
+from blast_compile.layers import SparseLayer
+from blast_compile.probe import attach_probe_
 from tests.checkpoint.saved import (
     FORMS,
     assert_same_state,
