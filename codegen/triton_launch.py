@@ -8,7 +8,7 @@ gradient), where the kernel's config is ordered. num_programs: the grid, where i
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,40 +54,22 @@ class Launch:
             function[grid](**arguments, **options)
 
 
-def launch_linear(
+def launch_forward(
     kernel: TritonKernel,
     x: Tensor,
+    layers: Sequence[Operands],
     *,
-    weight: Tensor,
-    index: Tensor,
-    bias: Tensor | None = None,
     residual: Tensor | None = None,
     out_features: int,
     order: Tensor | None = None,
     num_programs: int | None = None,
 ) -> Tensor:
-    """`reference.linear` with the block and the activation of the kernel's spec; `[..., N]`, contiguous."""
-    layers = {"": (weight, index, bias)}
-    return _product(kernel, x, layers, {"residual": residual}, out_features, order, num_programs)["out"]
+    """`reference.linear`, or `reference.gated_linear` where the layers are a gate and what it is multiplied with.
 
-
-def launch_gated_linear(
-    kernel: TritonKernel,
-    x: Tensor,
-    *,
-    gate_weight: Tensor,
-    gate_index: Tensor,
-    gate_bias: Tensor | None = None,
-    up_weight: Tensor,
-    up_index: Tensor,
-    up_bias: Tensor | None = None,
-    out_features: int,
-    order: Tensor | None = None,
-    num_programs: int | None = None,
-) -> Tensor:
-    """`reference.gated_linear` with the block and the activation of the kernel's spec; `[..., N]`, contiguous."""
-    layers = {"gate_": (gate_weight, gate_index, gate_bias), "": (up_weight, up_index, up_bias)}
-    return _product(kernel, x, layers, {}, out_features, order, num_programs)["out"]
+    Block and activation are those of the kernel's spec; the result `[..., N]` is contiguous.
+    """
+    named = dict(zip(("gate_", "")[-len(layers) :], layers, strict=True))
+    return _product(kernel, x, named, {"residual": residual}, out_features, order, num_programs)["out"]
 
 
 def launch_input_grad(

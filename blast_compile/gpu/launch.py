@@ -30,10 +30,12 @@ def product(op: Op, num_planned: int, *arguments: Any) -> Tensor:
     launch.check_residual(call)
     if not isinstance(kernel, GpuKernel) or not call.x.numel():
         return dense.product(op, call)
+    if op == "input_grad":
+        return products.input_grad(kernel.steps[0], call.x, call.layers[0], call.sizes[0])[0]
     y, layers = call.x, iter(call.layers)
     for step, size in zip(kernel.steps, call.sizes, strict=True):
         own = tuple(next(layers) for _ in range(products.NUM_LAYERS[step.op]))
-        y = products.run(step, y, own, call.residual if step is kernel.steps[-1] else None, size)
+        y = products.forward(step, y, own, call.residual if step is kernel.steps[-1] else None, size)
     return y
 
 
@@ -43,9 +45,6 @@ def _num_planned(op: str) -> int:
 
 _PRODUCTS: tuple[Op, ...] = ("linear", "gated_linear", "mlp", "gated_mlp", "input_grad")
 OPS: dict[Op, Callable[..., Tensor]] = {
-    **{
-        op: partial(product, op, _num_planned(op))
-        for op in ("linear", "gated_linear", "mlp", "gated_mlp", "input_grad")
-    },
+    **{op: partial(product, op, _num_planned(op)) for op in _PRODUCTS},
     "weight_grad": weight_grad,
 }

@@ -18,7 +18,7 @@ from torch import Tensor
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Spec
 from blast_compile.codegen.triton import TritonConfig, default_config
 from blast_compile.codegen.triton_build import load_kernel
-from blast_compile.codegen.triton_launch import launch_gated_linear, launch_linear
+from blast_compile.codegen.triton_launch import launch_forward
 from blast_compile.codegen.triton_launch_mlp import launch_mlp
 from tests.op_cases import Call, Case, make_call, relative_error
 
@@ -123,28 +123,12 @@ def run(call: Call, folder: Path, config: TritonConfig | None = None, num_progra
             out_features=last.clean.shape[0],
             num_programs=num_programs,
         )
-    if call.case.op == "gated_linear":
-        return launch_gated_linear(
-            kernel,
-            call.x,
-            gate_weight=first.operand,
-            gate_index=first.index,
-            gate_bias=first.bias,
-            up_weight=last.operand,
-            up_index=last.index,
-            up_bias=last.bias,
-            out_features=last.clean.shape[0],
-            order=order,
-            num_programs=num_programs,
-        )
-    return launch_linear(
+    return launch_forward(
         kernel,
         call.x,
-        weight=first.operand,
-        index=first.index,
-        bias=first.bias,
+        [(layer.operand, layer.index, layer.bias) for layer in call.layers],
         residual=call.residual,
-        out_features=first.clean.shape[0],
+        out_features=last.clean.shape[0],
         order=order,
         num_programs=num_programs,
     )

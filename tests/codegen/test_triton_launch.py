@@ -12,7 +12,7 @@ import torch
 from blast_compile.codegen.triton import TritonConfig, default_config
 from blast_compile.codegen.triton_build import load_kernel
 from blast_compile.codegen.triton_cross import cross_compile
-from blast_compile.codegen.triton_launch import launch_linear
+from blast_compile.codegen.triton_launch import launch_forward
 from blast_compile.errors import TargetError
 from tests.codegen.interpreted import error_of, spec_of
 from tests.op_cases import ACTIVATIONS, FORMS, Case, cover, make_call
@@ -107,10 +107,9 @@ def test_tensors_on_the_cpu_are_refused_outside_the_interpreter(folder: Path) ->
     spec = spec_of(SOME[1])
     layer = call.layers[0]
     with pytest.raises(TargetError, match="got cpu"):
-        launch_linear(
+        launch_forward(
             load_kernel(spec, default_config(spec, 7), folder),
             call.x,
-            weight=layer.operand,
-            index=layer.index,
+            [(layer.operand, layer.index, None)],
             out_features=layer.clean.shape[0],
         )
