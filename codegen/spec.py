@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from blast_compile.layout import Block
+if TYPE_CHECKING:
+    from blast_compile.layout import Block
 
 Op = Literal["linear", "gated_linear", "mlp", "gated_mlp", "input_grad", "weight_grad"]
 Activation = Literal["identity", "relu", "gelu", "gelu_tanh", "silu", "quick_gelu", "relu_squared"]

@@ -14,6 +14,8 @@ from typer.testing import CliRunner
 
 from blast_compile import __version__
 from blast_compile.cli import app
+from blast_compile.codegen.cpp_config import default_config
+from blast_compile.codegen.spec import Epilogue, Spec
 from blast_compile.doctor import Finding, examine
 from blast_compile.store import Store
 
@@ -45,6 +47,27 @@ def test_help_names_every_command() -> None:
     output = call("--help")
     for command in ("demo", "explain", "tune", "build", "bench", "report", "plan", "doctor", "cache"):
         assert command in output
+
+
+HEAVY = {"torch", "sympy", "transformers", "triton", "numpy", "networkx"}
+
+
+@pytest.mark.parametrize(
+    "options",
+    ["--version", "--help", "tune --help", "cache", "cache list", "cache verify", "cache prune --max-size 0 --json"],
+)
+def test_light_commands_start_without_torch(store: Store, options: str) -> None:
+    spec = Spec("linear", "float32", "float32", (8, 16), (Epilogue(),), "packed", "cpu:avx2")
+    store.put(Key("a"), {"kernel.cpp": f"// {spec}\n// {default_config(spec)}\n".encode()})
+    code = "import atexit, sys\natexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+    code += "from blast_compile.cli import main\nmain()"
+    command = [sys.executable, "-c", code, *options.split()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    loaded = set(done.stderr.split())
+    assert "blast_compile.cli" in loaded
+    assert not loaded & HEAVY
+    if options == "cache list":
+        assert "linear float32 8x16 packed, cpu:avx2, the default" in done.stdout
 
 
 def test_demo_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

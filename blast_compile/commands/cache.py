@@ -143,15 +143,16 @@ def _show(found: Iterable[Entry], json: bool) -> None:
 
 def _kernel(entry: Entry) -> str:
     """What the source computes, in a few words: its spec, target and what differs from the default config."""
-    from blast_compile.codegen import cpp, spec_text
-    from blast_compile.report.configs import difference
+    from blast_compile.codegen import spec_text
+    from blast_compile.codegen.cpp_config import default_config
+    from blast_compile.tuning.configs import difference
 
     if not entry.head:
         return ""
     spec, *more = entry.head
     try:
         known = spec_text.parse(spec)
-        config = difference(more[0], cpp.default_config(known)) if more else ""
+        config = difference(more[0], default_config(known)) if more else ""
     except (ValueError, BlastError):  # the first words of another source, or a spec of another version
         return spec
     return ", ".join(filter(None, (spec_text.describe(known), known.target, config)))

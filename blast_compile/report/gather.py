@@ -14,7 +14,6 @@ from blast_compile import launch
 from blast_compile.codegen import cpp
 from blast_compile.layers import SparseLayer
 from blast_compile.report import entries, limits
-from blast_compile.report.configs import difference
 from blast_compile.report.data import (
     Measurement,
     OpEntry,
@@ -26,6 +25,7 @@ from blast_compile.report.doubts import doubts
 from blast_compile.report.explainer import observe
 from blast_compile.report.measure import DENSE, time_sites, timed_sites
 from blast_compile.report.sites import Site, sites_of
+from blast_compile.tuning.configs import difference
 from blast_compile.tuning.devices import Device
 from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.records import Record

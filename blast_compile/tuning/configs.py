@@ -8,8 +8,8 @@ from __future__ import annotations
 import ast
 from dataclasses import MISSING, fields
 
-from blast_compile.codegen.cpp import CpuConfig
-from blast_compile.codegen.triton import TritonConfig
+from blast_compile.codegen.cpp_config import CpuConfig
+from blast_compile.codegen.triton_config import TritonConfig
 from blast_compile.errors import RecordError
 
 Config = CpuConfig | TritonConfig
@@ -26,6 +26,18 @@ def parse(text: str) -> Config:
         return _parse(text)
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
         raise RecordError(f"expected a config such as {_EXAMPLE}, got {text[:200]!r}: {error}") from error
+
+
+def difference(text: str, base: Config) -> str:
+    """The fields in which a config, as its `repr`, differs from another one: `row_group 2, span 256`."""
+    try:
+        config = parse(text)
+    except RecordError:
+        return text
+    if type(config) is not type(base):
+        return text
+    changed = [field.name for field in fields(base) if getattr(config, field.name) != getattr(base, field.name)]
+    return ", ".join(f"{name} {getattr(config, name)}" for name in changed) or "the default"
 
 
 def _parse(text: str) -> Config:

@@ -1,11 +1,9 @@
-"""Warnings about figures, and configurations in few words."""
+"""Warnings about figures."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
-from blast_compile.codegen.cpp import CpuConfig
-from blast_compile.report.configs import difference
 from blast_compile.report.data import Report
 from blast_compile.report.doubts import doubts
 
@@ -29,10 +27,3 @@ def test_times_beyond_the_limit_are_named(report: Report) -> None:
     fast = replace(report.measurements[0], limit_us=2 * report.measurements[0].median_us)
     (text,) = doubts((fast,), {}, 0)
     assert text.startswith("an op takes 50 % of the time that this machine's limits allow")
-
-
-def test_a_config_is_told_by_what_is_different() -> None:
-    base = CpuConfig(12, 2, 2**20)
-    assert difference(repr(replace(base, span=256, row_group=2)), base) == "row_group 2, span 256"
-    assert difference(repr(base), base) == "the default"
-    assert difference("TritonConfig(nothing)", base) == "TritonConfig(nothing)"

@@ -1,0 +1,79 @@
+"""How the work of a CPU kernel may be cut up, and what a spec alone decides about it. Needs neither torch nor sympy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from blast_compile.codegen.spec import Spec
+
+VECTOR_LENGTHS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "portable": 4}
+"""Floats of a vector."""
+Share = Literal["auto", "tokens", "rows"]
+
+
+@dataclass(frozen=True)
+class CpuConfig:
+    """The tunable numbers of a CPU kernel.
+
+    token_tile: tokens of a register tile, at most. vectors: vectors of outputs of a register tile. panel_bytes:
+    activations that a task goes over, to stay in a core's L2. row_group: block rows that go over a tile of tokens
+    together. span: tokens between two barriers. stream_bytes: results from this size on go past the caches.
+    prefetch_bytes: how far ahead of their use weights are fetched. gather_bytes: blocks that may be gathered at once.
+    fetch_ahead: blocks from one that is gathered to one that is fetched. task_bytes: weights of a task, of which there
+    are 4 to 16 a thread. share: what threads divide among them: tokens, each thread taking some through the whole op
+    (a fused MLP), or block rows, one product after the other (an MLP in two steps); "auto" goes by the tokens.
+    share_tokens: of one such part, at most. chains: of sums, for tiles of one or two tokens. unroll: steps of a
+    contraction in one turn of the loop. threads: at most, 0 for all that torch uses.
+    """
+
+    token_tile: int
+    vectors: int
+    panel_bytes: int
+    row_group: int = 4
+    span: int = 512
+    stream_bytes: int = 1024 * 1024
+    prefetch_bytes: int = 4096
+    gather_bytes: int = 64 * 1024 * 1024
+    fetch_ahead: int = 3
+    task_bytes: int = 256 * 1024
+    share: Share = "auto"
+    share_tokens: int = 64
+    chains: int = 4
+    unroll: int = 1
+    threads: int = 0
+
+    @property
+    def tiles(self) -> tuple[int, ...]:
+        """The sizes of a register tile that get a kernel, largest first; few, since each costs time to compile."""
+        return (self.token_tile, *(size for size in (8, 6, 4, 2, 1) if size < self.token_tile))
+
+
+def default_config(spec: Spec) -> CpuConfig:
+    """Fills the register file: 12 x 2 sums, two weights and an activation in 32 registers, or 6 x 2 in 16.
+
+    All by `benchmarks/run.py cpu-linear`.
+    """
+    token_tile = 12 if isa_of(spec).startswith("avx512") else 6
+    row_group = 4 if is_direct(spec) else 2  # gathered rows fill the L2 cache sooner
+    return CpuConfig(token_tile, vectors=2, panel_bytes=5 * 256 * 1024, row_group=row_group)
+
+
+def has_pairs(spec: Spec) -> bool:
+    """Whether a multiply-add takes two neighbouring bf16 values; the contraction's edge must then be even."""
+    edge = {"input_grad": spec.block[0], "weight_grad": 2}.get(spec.op, spec.block[1])
+    return isa_of(spec) == "avx512_bf16" and spec.dtype == "bfloat16" and edge % 2 == 0
+
+
+def is_direct(spec: Spec) -> bool:
+    """Whether blocks are read where they lie; others are gathered into scratch first."""
+    in_place = spec.layout == "packed" and spec.op != "input_grad"
+    return in_place and not (has_pairs(spec) and spec.weight_dtype == "float32")
+
+
+def isa_of(spec: Spec) -> str:
+    """The instruction set of a CPU spec."""
+    device, _, isa = spec.target.partition(":")
+    assert device == "cpu", spec.target
+    assert isa in VECTOR_LENGTHS, spec.target
+    return isa
