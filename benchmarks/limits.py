@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.settings import DTYPES
-from blast_compile.plans import DTYPES as NAMES
+from blast_compile.specs import DTYPES as NAMES
 from blast_compile.tuning import probe
 
 

@@ -19,7 +19,7 @@ ORDER = (
     ("codegen",),
     ("store", "manifest", "folders", "inventory", "state_file"),
     ("bundles",),
-    ("kernels", "native", "plans", "launch", "gpu", "tuning"),
+    ("kernels", "native", "calls", "specs", "checks", "plans", "running", "launch", "gpu", "tuning"),
     ("ops", "gradients", "activation_grads", "transforms"),
     ("layers", "probe", "twins", "forms", "integrations"),
     ("surgery", "select", "adopt", "dead_blocks"),

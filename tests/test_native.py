@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blast_compile import launch, native
+from blast_compile import launch, native, running
 from blast_compile.errors import BlastError, LayerError, MaskError
 from tests.op_cases import FORMS, OPS, Call, Case, check, make_call
 
@@ -29,13 +29,13 @@ CASE = Case("linear", form="packed")
 def python_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The ops that were launched by Python."""
     seen: list[str] = []
-    product = launch._product
+    product = running.product
 
     def watched(op: Any, call: Any) -> Tensor:
         seen.append(op)
         return product(op, call)
 
-    monkeypatch.setattr(launch, "_product", watched)
+    monkeypatch.setattr(launch, "product", watched)
     return seen
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blast_compile import launch, ops, plans, reference
+from blast_compile import launch, ops, plans, reference, running
 from blast_compile.errors import BlastError, DtypeError, LayerError, MaskError, OptionsError
 from blast_compile.kernels import Kernel
 from tests.op_cases import OPS, Call, Case, OpName, make_call
@@ -210,7 +210,7 @@ def test_gradient_of_other_tokens_than_the_input() -> None:
 
 
 def test_nothing_runs_before_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_succeeds", lambda *_: pytest.fail("a kernel ran"))
+    monkeypatch.setattr(running, "_succeeds", lambda *_: pytest.fail("a kernel ran"))
     monkeypatch.setattr(reference, "gated_mlp", lambda *_: pytest.fail("the reference ran"))
     for spoil in (_other_bias, _long_index, _short_weight):
         call = make_call(Case("gated_mlp"))

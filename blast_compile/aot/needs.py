@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
 from blast_compile import compat, passes, plans
+from blast_compile.calls import Call, read_call
 from blast_compile.codegen.spec import Op, Spec
 from blast_compile.errors import LayerError, RewriteError
 from blast_compile.layers import SparseLayer
 from blast_compile.passes.survey import survey
-from blast_compile.plans import Call
 
 _numbers = itertools.count()
 
@@ -68,7 +68,7 @@ def needs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
 def needs_of_graph(gm: GraphModule) -> Iterator[Need]:
     """The products of a graph as it stands."""
     for op in survey(gm):
-        call = plans.read_call(op.kind, op.arguments)
+        call = read_call(op.kind, op.arguments)
         cast = call._replace(x=call.x.to(op.result.dtype))  # as autocast does
         yield Need(f"{op.kind} {op.activation}", op.kind, cast)
 

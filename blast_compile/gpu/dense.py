@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blast_compile import layout, reference
+from blast_compile.calls import Call
 from blast_compile.codegen.spec import Op
 from blast_compile.layout import Block
-from blast_compile.plans import Call
 
 
 def product(op: Op, call: Call) -> Tensor:

@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from blast_compile import compat, launch, layout, plans
+from blast_compile import checks, compat, layout, plans
 from blast_compile.codegen import triton_launch_gradients
 from blast_compile.codegen.spec import Spec
 from blast_compile.gpu import dense, kernels, products
 from blast_compile.gpu.device import target_of
 from blast_compile.gpu.kernels import GpuKernel
+from blast_compile.specs import DTYPES
 
 
 def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Any, _abi: int = 0) -> Tensor:
@@ -26,7 +27,7 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: A
 
 def block_norms(grad: Tensor, x: Tensor, probe: Tensor, block: Any, _abi: int = 0) -> Tensor:
     """The norms of the blocks of the dense `grad.T @ x`, where `probe` is not zero; raises as `launch.block_norms`."""
-    launch.check_probe(grad, x, probe, block)
+    checks.check_probe(grad, x, probe, block)
     spec = _norms_spec(grad, x, block)
     planned = None if spec is None else kernels.find(spec)
     if not isinstance(planned, GpuKernel) or not x.numel() or not grad.numel():
@@ -36,7 +37,7 @@ def block_norms(grad: Tensor, x: Tensor, probe: Tensor, block: Any, _abi: int = 
 
 
 def _norms_spec(grad: Tensor, x: Tensor, block: Any) -> Spec | None:
-    target, dtype = target_of(x.device), plans.DTYPES.get(x.dtype)
+    target, dtype = target_of(x.device), DTYPES.get(x.dtype)
     if target is None or dtype is None or grad.dtype != x.dtype:
         return None
     return Spec("weight_grad", dtype, dtype, (block[0], block[1]), (), "masked", target)

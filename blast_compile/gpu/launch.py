@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from blast_compile import launch, plans, reference
+from blast_compile import checks, plans, reference
+from blast_compile.calls import read_call
 from blast_compile.codegen.spec import Op
 from blast_compile.gpu import dense, products
 from blast_compile.gpu.gradients import block_norms, weight_grad
@@ -25,9 +26,9 @@ __all__ = ["OPS", "block_norms"]
 
 def product(op: Op, num_planned: int, *arguments: Any) -> Tensor:
     """A forward product or an input gradient; behind the planned arguments stand the abi and the probes."""
-    call = plans.read_call(op, arguments[:num_planned])
-    kernel = launch.plan_of(op, call).kernel
-    launch.check_residual(call)
+    call = read_call(op, arguments[:num_planned])
+    kernel = plans.plan_of(op, call).kernel
+    checks.check_residual(call)
     if not isinstance(kernel, GpuKernel) or not call.x.numel():
         return dense.product(op, call)
     if op == "input_grad":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from blast_compile import layout, plans
+from blast_compile import layout
+from blast_compile.calls import Tensors
 from blast_compile.codegen import triton_launch
 from blast_compile.codegen.spec import Op, Spec
 from blast_compile.codegen.triton_build import TritonKernel
@@ -17,7 +18,7 @@ NUM_LAYERS: dict[Op, int] = {"linear": 1, "gated_linear": 2}
 
 
 def forward(
-    step: Spec, x: Tensor, layers: tuple[plans.Tensors, ...], residual: Tensor | None, out_features: int
+    step: Spec, x: Tensor, layers: tuple[Tensors, ...], residual: Tensor | None, out_features: int
 ) -> Tensor:
     """A forward product of `x` `[..., K]` with so many layers as `NUM_LAYERS` says; `[..., out_features]`."""
     blocks = layout.grid((out_features, x.shape[-1]), step.block)
@@ -29,7 +30,7 @@ def forward(
 def input_grad(
     step: Spec,
     grad: Tensor,
-    layer: plans.Tensors,
+    layer: Tensors,
     in_features: int,
     up: Tensor | None = None,
     gate: Tensor | None = None,

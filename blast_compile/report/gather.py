@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from blast_compile import launch
+from blast_compile import plans
 from blast_compile.codegen import cpp
 from blast_compile.layers import SparseLayer
 from blast_compile.report import entries, limits
@@ -100,7 +100,7 @@ def _measured(
         problem = limits.problem_of(sites, timed.tokens)
         assert isinstance(problem, Problem)
         config, known = limits.chosen_config(problem), limits.limits_of(problem, device)
-        kernel = launch.plan_of(sites[0].kind, sites[0].arguments()).at(timed.tokens)
+        kernel = plans.plan_of(sites[0].kind, sites[0].arguments()).at(timed.tokens)
         yield Measurement(
             op=op.id,
             tokens=timed.tokens,

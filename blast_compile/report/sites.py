@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from blast_compile import reference
+from blast_compile.calls import Call, write_call
 from blast_compile.codegen.spec import Activation, Op
 from blast_compile.layers import SparseLayer
 from blast_compile.ops import ABI
-from blast_compile.plans import Call, write_call
 from blast_compile.report.recorder import GraphRun
 
 _PARTS = "its layers are parts of larger ones, split in the graph"

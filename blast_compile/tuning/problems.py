@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from blast_compile import kernels, plans
+from blast_compile.calls import read_call, shapes_of, tokens_of
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import BlastError
 from blast_compile.tuning.problem import Problem
@@ -21,7 +22,7 @@ def problem_of(op: Op, arguments: Sequence[Any], indices: Sequence[Tensor | None
 
     indices: of the layers, with values, where those among the arguments are fake.
     """
-    call = plans.read_call(op, arguments)
+    call = read_call(op, arguments)
     if call.x.device.type != "cpu":
         return f"kernels for {call.x.device.type} are not tuned yet"
     known = [index for index in indices if index is not None]
@@ -37,8 +38,8 @@ def problem_of(op: Op, arguments: Sequence[Any], indices: Sequence[Tensor | None
     density = plans.density_of(op, call)
     return Problem(
         spec=spec,
-        shapes=plans.shapes_of(op, call),
-        tokens=max(plans.tokens_of(call.x), 1),
+        shapes=shapes_of(op, call),
+        tokens=max(tokens_of(call.x), 1),
         density=_UNKNOWN_DENSITY if density is None else density,
         threads=torch.get_num_threads(),
     )

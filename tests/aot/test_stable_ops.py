@@ -16,6 +16,7 @@ from torch import Tensor
 from blast_compile import kernels, ops, plans
 from blast_compile.aot.jobs import Job
 from blast_compile.aot.stable_ops import key_of, link
+from blast_compile.calls import read_call
 from blast_compile.codegen import cpp
 from blast_compile.errors import BuildError
 from tests.op_cases import FORMS, Call, Case, make_call
@@ -68,7 +69,7 @@ assert not [name for name in sys.modules if name.startswith("blast")]
 
 
 def job(call: Call) -> Job:
-    arguments = plans.read_call(call.case.op, call.args[:-1])
+    arguments = read_call(call.case.op, call.args[:-1])
     spec: Any = plans.spec_of(call.case.op, arguments, kernels.cpu_target())
     config = cpp.default_config(spec)
     return Job(spec, config, cpp.generate(spec, config), (1,))

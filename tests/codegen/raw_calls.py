@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from blast_compile import env, kernels, layout, plans
+from blast_compile.calls import read_call
 from blast_compile.codegen.spec import Op, Spec
 from blast_compile.kernels import Kernel
 from tests.op_cases import Call, check, check_accuracy
@@ -84,7 +85,7 @@ def planned(op: Op, *operands: object) -> tuple[Spec, tuple[tuple[int, ...], ...
         if op == "weight_grad":
             constants = plans.plan_weight_grad(*operands).constants  # type: ignore[arg-type]
         else:
-            constants = plans.plan(op, plans.read_call(op, operands)).constants
+            constants = plans.plan(op, read_call(op, operands)).constants
     return asked.call_args.args[0], constants
 
 

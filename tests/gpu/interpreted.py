@@ -90,13 +90,14 @@ def _as_operand(weight_grad: Tensor, layer: Layer, case: Case) -> Tensor:
 
 def chosen_config_errors(config: TritonConfig) -> list[float]:
     """Errors of products whose steps run at `config` because that was chosen for their bucket."""
-    from blast_compile import launch, plans
+    from blast_compile import plans
+    from blast_compile.calls import read_call
     from blast_compile.gpu import kernels
 
     errors = []
     for op in ("linear", "gated_mlp"):
         call = make_call(Case(op, torch.float32, (32, 32), "packed", "silu"))
-        plan = launch.plan_of(op, plans.read_call(op, call.args[:-1]))
+        plan = plans.plan_of(op, read_call(op, call.args[:-1]))
         assert isinstance(plan.kernel, kernels.GpuKernel)
         for step in plan.kernel.steps:
             kernels.choose(step, 7, config)

@@ -1,0 +1,127 @@
+"""Runs a call: hands its tensors to the planned kernel as addresses and sizes, or calls the reference.
+
+Plans are remembered by dtypes, shapes and strides; nothing is remembered of a tensor's values, so edited weights and
+masks are always seen. This is the hot path of every call that does not go through `launch.cpp`.
+"""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from blast_compile import checks, compat, pages, plans, reference
+from blast_compile.calls import Call, write_call
+from blast_compile.checks import check_residual
+from blast_compile.codegen.spec import Op
+from blast_compile.errors import LayerError, ScratchError
+from blast_compile.plans import plan_of
+
+_num_threads = torch.get_num_threads
+_NO_MEMORY = 2  # of the statuses in codegen/templates/cpp/threads.hpp
+
+
+def _one_thread() -> int:
+    return 1
+
+
+def _stay_alone() -> None:
+    """OpenMP's threads do not survive a fork, and waiting for them would never end: a forked child runs on one."""
+    global _num_threads
+    _num_threads = _one_thread
+
+
+os.register_at_fork(after_in_child=_stay_alone)
+
+
+def product(op: Op, call: Call) -> Tensor:
+    """A forward product or an input gradient, by its kernel or by the reference."""
+    plan = plan_of(op, call)
+    x, layers, residual, sizes, *_ = call
+    check_residual(call)
+    y: Tensor = x.new_empty((*x.shape[:-1], sizes[-1]))
+    run = plan.run
+    if run is None or not y.numel():
+        return _reference(op, call)
+    tokens = y.numel() // sizes[-1]
+    if plan.tuned:
+        run = plan.at(tokens).run or run
+    rows = x if x.is_contiguous() else _rows(x)
+    if residual is not None:
+        residual = residual.contiguous()
+    numbers = [
+        _num_threads(),
+        tokens,
+        _address(rows),
+        x.shape[-1] if rows is x else rows.stride(0),
+        y.data_ptr(),
+        _address(residual),
+    ]
+    for (weight, index, bias), constants in zip(layers, plan.constants, strict=True):
+        numbers += (_address(weight), _address(index), _address(bias), *constants)
+    if not _succeeds(op, run, numbers):
+        raise checks.damage(op, call)
+    return y
+
+
+def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Any, _abi: int = 0) -> Tensor:
+    """`grad.T @ x` on the kept blocks, zeros elsewhere, in the form of `weight`."""
+    plan = plans.plan_weight_grad(grad, x, weight, index, block)
+    if plan.run is None or not x.numel() or not grad.numel():
+        return reference.weight_grad(grad, x, weight, index, block)
+    grad_rows, x_rows = _rows(grad), _rows(x)
+    out = torch.empty_like(weight) if weight.dim() == 3 else pages.zeros_like(weight)
+    (tokens, N), K, num_blocks = grad_rows.shape, x.shape[-1], plan.constants[0][-1]
+    numbers = [_num_threads(), tokens, _address(grad_rows), grad_rows.stride(0), N, _address(x_rows)]
+    numbers += (x_rows.stride(0), K, -(-N // block[0]), num_blocks, _address(index), out.data_ptr())
+    numbers += out.stride()[:2]
+    if not _succeeds("weight_grad", plan.run, numbers):
+        raise checks.damage_weight_grad(grad, x, weight, index, block)
+    return out
+
+
+def block_norms(grad: Tensor, x: Tensor, probe: Tensor, block: Any, _abi: int = 0) -> Tensor:
+    """The norms of the blocks of the dense `grad.T @ x` `[N, K]`, `[R, C]`, where `probe` is not zero; zeros elsewhere.
+
+    Raises `LayerError` where the probe has another shape.
+    """
+    checks.check_probe(grad, x, probe, block)
+    with torch.no_grad(), compat.without_autocast(grad.device.type):
+        return reference.block_norms(grad, x, probe, block)
+
+
+def _reference(op: Op, call: Call) -> Tensor:
+    y: Tensor = getattr(reference, op)(*write_call(op, call))
+    return y.clone() if y._is_view() else y  # autograd would forbid its owner to write into a view
+
+
+def _address(tensor: Tensor | None) -> int:
+    """Where the values of a tensor lie, 0 without one."""
+    if tensor is None:
+        return 0
+    address = tensor.data_ptr()
+    if address == tensor.storage_offset() * tensor.itemsize and tensor.numel():
+        raise LayerError(
+            f"expected tensors with memory, got one of shape {tuple(tensor.shape)} whose storage has been freed; give "
+            "it memory first, as FSDP does by unshard()"
+        )
+    return address
+
+
+def _succeeds(op: Op, kernel: Callable[[int], int], numbers: list[int]) -> bool:
+    """Runs a kernel; False where it found an index damaged."""
+    memory = array("q", numbers)
+    status = kernel(memory.buffer_info()[0])
+    if status == _NO_MEMORY:
+        raise ScratchError(f"expected memory for the scratch of {op}, got none; free some, or pass fewer tokens")
+    return status == 0
+
+
+def _rows(x: Tensor) -> Tensor:
+    """`x` as a matrix whose rows are contiguous."""
+    rows = x.reshape(-1, x.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
