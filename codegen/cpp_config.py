@@ -46,17 +46,25 @@ class CpuConfig:
     @property
     def tiles(self) -> tuple[int, ...]:
         """The sizes of a register tile that get a kernel, largest first; few, since each costs time to compile."""
-        return (self.token_tile, *(size for size in (8, 6, 4, 2, 1) if size < self.token_tile))
+        return (self.token_tile, *(size for size in (16, 8, 6, 4, 2, 1) if size < self.token_tile))
 
 
 def default_config(spec: Spec) -> CpuConfig:
     """Fills the register file: 12 x 2 sums, two weights and an activation in 32 registers, or 6 x 2 in 16.
 
-    All by `benchmarks/run.py cpu-linear`.
+    Blocks with outputs for one AVX-512 vector take 28 x 1. All by `benchmarks/run.py cpu-linear`.
     """
-    token_tile = 12 if isa_of(spec).startswith("avx512") else 6
+    isa = isa_of(spec)
+    is_narrow = spec.op != "weight_grad" and _output_edge(spec) <= VECTOR_LENGTHS[isa]
+    vectors, token_tile = (1, 28) if is_narrow else (2, 12)
+    if not isa.startswith("avx512"):
+        vectors, token_tile = 2, 6
     row_group = 4 if is_direct(spec) else 2  # gathered rows fill the L2 cache sooner
-    return CpuConfig(token_tile, vectors=2, panel_bytes=5 * 256 * 1024, row_group=row_group)
+    return CpuConfig(token_tile, vectors, panel_bytes=5 * 256 * 1024, row_group=row_group)
+
+
+def _output_edge(spec: Spec) -> int:
+    return spec.block[1] if spec.op == "input_grad" else spec.block[0]
 
 
 def has_pairs(spec: Spec) -> bool:
