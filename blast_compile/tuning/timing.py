@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from random import Random
 from statistics import median, quantiles
 from typing import TypeVar
 
@@ -34,8 +35,9 @@ def interleaved(
 ) -> dict[Name, Timing]:
     """Times every candidate once a round, after one untimed round.
 
-    At least `rounds` rounds, and more until `seconds` have passed or there were `max_rounds`. Each round starts with
-    another candidate, so that none always follows the same one.
+    At least `rounds` rounds, and more until `seconds` have passed or there were `max_rounds`. Each round has an order of
+    its own, for what a candidate leaves in the caches slows the next one down or helps it: by 7 % where dense products
+    followed masked ones.
     """
     times_us = rounds_of(candidates, rounds=rounds, seconds=seconds, max_rounds=max_rounds)
     return {name: Timing.of(times) for name, times in times_us.items()}
@@ -49,12 +51,23 @@ def rounds_of(
     for call in candidates.values():
         call()
     times_us: dict[Name, list[float]] = {name: [] for name in names}
+    orders = _orders(names)
     start, done = time.perf_counter(), 0
     while done < rounds or (done < max_rounds and time.perf_counter() - start < seconds):
-        first = done % len(names)
-        for name in names[first:] + names[:first]:
+        for name in next(orders):
             begin = time.perf_counter_ns()
             candidates[name]()
             times_us[name].append((time.perf_counter_ns() - begin) / 1e3)
         done += 1
     return times_us
+
+
+def _orders(names: list[Name]) -> Iterator[list[Name]]:
+    """Orders drawn at random, the same at each call, in which no candidate follows itself."""
+    drawn, last = Random(0), names[-1]
+    while True:
+        order = drawn.sample(names, len(names))
+        if order[0] == last:
+            order.append(order.pop(0))
+        yield order
+        last = order[-1]

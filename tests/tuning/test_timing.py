@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import time
+from itertools import pairwise, permutations
 
 from blast_compile.tuning.timing import Timing, interleaved
 
 
-def test_candidates_take_turns_and_take_the_lead_in_turn() -> None:
+def test_candidates_take_turns() -> None:
     calls: list[str] = []
-    timings = interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=3)  # type: ignore[misc]
-    assert "".join(calls) == "abc" + "abc" + "bca" + "cab"
-    assert {name: timing.num_rounds for name, timing in timings.items()} == {"a": 3, "b": 3, "c": 3}
+    timings = interleaved({name: lambda name=name: calls.append(name) for name in "abc"}, rounds=20)  # type: ignore[misc]
+    assert all(sorted(calls[start : start + 3]) == ["a", "b", "c"] for start in range(0, len(calls), 3))
+    assert {name: timing.num_rounds for name, timing in timings.items()} == {"a": 20, "b": 20, "c": 20}
+
+
+def test_each_candidate_follows_each_other_but_never_itself() -> None:
+    calls: list[str] = []
+    interleaved({name: lambda name=name: calls.append(name) for name in "abcd"}, rounds=40)  # type: ignore[misc]
+    assert set(pairwise(calls)) == set(permutations("abcd", 2))
 
 
 def test_first_call_is_not_timed() -> None:
