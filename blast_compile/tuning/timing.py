@@ -35,9 +35,9 @@ def interleaved(
 ) -> dict[Name, Timing]:
     """Times every candidate once a round, after one untimed round.
 
-    At least `rounds` rounds, and more until `seconds` have passed or there were `max_rounds`. Each round has an order of
-    its own, for what a candidate leaves in the caches slows the next one down or helps it: by 7 % where dense products
-    followed masked ones.
+    At least `rounds` rounds, and more until `seconds` have passed or there were `max_rounds`. Each round has an order
+    of its own, for what a candidate leaves in the caches slows the next one down or helps it: by 7 % where dense
+    products followed masked ones.
     """
     times_us = rounds_of(candidates, rounds=rounds, seconds=seconds, max_rounds=max_rounds)
     return {name: Timing.of(times) for name, times in times_us.items()}
