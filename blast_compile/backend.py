@@ -10,14 +10,13 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from blast_compile import compat, passes
-from blast_compile.codegen.cpp import CpuConfig
-from blast_compile.errors import OptionsError, RecordError, RewriteError
+from blast_compile.errors import RewriteError
 from blast_compile.log import logger, warn_once
 from blast_compile.options import BackendOptions
 from blast_compile.passes.pin_config import pin_config
 from blast_compile.prepare import preparing, tune_graph
 from blast_compile.serve import use_bundle
-from blast_compile.tuning.configs import parse
+from blast_compile.tuning.pinned import PinnedConfig
 
 
 def blast(
@@ -36,7 +35,7 @@ def blast(
     chosen = _runnable(BackendOptions.parse(options), example_inputs)
     if chosen.bundle is not None:
         use_bundle(chosen.bundle)
-    config = _config(chosen.config)
+    config = None if chosen.config is None else PinnedConfig.of(chosen.config)
     if not passes.has_sparse_layers(gm):
         logger.info(
             "no sparse layer in this graph, %s compiles it as it is; sparsify_ makes layers sparse", chosen.delegate
@@ -62,18 +61,6 @@ def _runnable(options: BackendOptions, example_inputs: Sequence[object]) -> Back
         "no C++ compiler", "Inductor finds no C++ compiler: graphs run by aot_eager, slowly but right; install g++"
     )
     return replace(options, delegate="aot_eager")
-
-
-def _config(asked: object) -> CpuConfig | None:
-    if asked is None:
-        return None
-    try:
-        config = parse(asked) if isinstance(asked, str) else asked
-    except RecordError as error:
-        raise OptionsError(str(error)) from error
-    if not isinstance(config, CpuConfig):
-        raise OptionsError(f"expected a CpuConfig or its text as option 'config', got {asked!r}")
-    return config
 
 
 def _rewritten(gm: GraphModule, options: BackendOptions) -> GraphModule:

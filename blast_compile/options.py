@@ -24,7 +24,8 @@ class BackendOptions:
     bundle: the folder of a bundle whose kernels serve the process from now on; compiling is for what it lacks.
     tune: `"off"` uses the plans there are; `"on-miss"` also measures, while a graph is compiled, what has none for its
     number of tokens; `"full"` measures everything anew.
-    config: a config of the kernels, or its text, for every sparse op of the graph, whatever the plans say.
+    config: a `CpuConfig`, or its text, for every sparse op of the graph, whatever the plans say; fields that the text
+    leaves out are as in the default of each op.
     """
 
     delegate: Delegate = "inductor"

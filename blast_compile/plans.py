@@ -14,14 +14,13 @@ from torch import Tensor
 
 from blast_compile import checks, compat, kernels, layout, specs
 from blast_compile.calls import Call, Layer, layer_of_weight_grad, layers_of, shapes_of, tokens_of
-from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Epilogue, Op, Spec
 from blast_compile.gpu import kernels as gpu_kernels
 from blast_compile.gpu.device import target_of
 from blast_compile.kernels import Kernel
 from blast_compile.layout import Block
 from blast_compile.tuning import serving
-from blast_compile.tuning.pinned import config_of
+from blast_compile.tuning.pinned import PinnedConfig, config_of
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ def _choose(
     layers: Sequence[Layer],
     block: Block,
     epilogues: tuple[Epilogue, ...],
-    config: CpuConfig | None = None,
+    pinned: PinnedConfig | None = None,
 ) -> Kernel:
     gpu = target_of(x.device)
     if gpu is None and x.device.type != "cpu":
@@ -129,7 +128,9 @@ def _choose(
     spec = specs.make_spec(op, x, layers, block, epilogues, gpu or kernels.cpu_target())
     if isinstance(spec, str):
         return Kernel("reference", reason=spec)
-    return gpu_kernels.find(spec) if gpu else kernels.kernel_for(spec, config)
+    if gpu:
+        return gpu_kernels.find(spec)
+    return kernels.kernel_for(spec, None if pinned is None else pinned.at(spec))
 
 
 def _constants(layer: Layer, transposed: bool) -> tuple[int, ...]:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
-from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.passes.vocabulary import ABI, arguments, nested_graphs, sparse_kind
-from blast_compile.tuning.pinned import pin
+from blast_compile.tuning.pinned import PinnedConfig, pin
 
 
-def pin_config(gm: GraphModule, config: CpuConfig) -> None:
+def pin_config(gm: GraphModule, config: PinnedConfig) -> None:
     """Changes the sparse ops of a graph, and of the graphs inside it, in place; gradients keep their own plans."""
     for node in gm.graph.nodes:
         if sparse_kind(node):

@@ -185,11 +185,32 @@ def test_a_config_given_is_the_one_that_runs(as_text: bool) -> None:
     assert {config for _, config in kernels._kernels} == {None}
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("named", [{"token_tile": 2}, {"span": 64, "row_group": 3}, {}])
+def test_fields_that_a_config_leaves_out_are_as_in_the_default(named: dict[str, Any]) -> None:
+    text = f"CpuConfig({', '.join(f'{name}={value}' for name, value in named.items())})"
+    net = model()
+    launch.forget()
+    run = torch.compile(net, backend="blast", options={"delegate": "eager", "config": text})
+    torch.testing.assert_close(run(x_of(5)), net(x_of(5)))
+    ((spec, config),) = [key for key in kernels._kernels if key[1] is not None]
+    assert config == replace(cpp.default_config(spec), **named)
+
+
 @pytest.mark.parametrize(
-    "config", ["CpuConfig(", 3, "TritonConfig(tokens=16, outputs=16, inputs=16, num_warps=1, num_stages=2)"]
+    ("config", "message"),
+    [
+        ("CpuConfig(", "expected a config such as CpuConfig"),
+        (3, "option 'config': expected a config such as .*, got '3'"),
+        ("TritonConfig(tokens=16)", "expected a CpuConfig or its text as option 'config', got 'Triton"),
+        ("CpuConfig(tokens=16)", "no field 'tokens' among token_tile, vectors, panel_bytes"),
+        ("CpuConfig(span='long')", "span is 'long', expected int"),
+        ("CpuConfig(vectors=64)", "a tile of .* registers does not fit"),
+        (cpp.CpuConfig(0, 1, 1), "numbers must be positive; change it"),
+    ],
 )
-def test_a_bad_config_is_an_option_error(config: object) -> None:
+def test_a_bad_config_is_an_option_error(config: object, message: str) -> None:
     from blast_compile.backend import blast as backend
 
-    with pytest.raises(OptionsError, match="expected a"):
+    with pytest.raises(OptionsError, match=message):
         backend(torch.fx.symbolic_trace(model()), [x_of(3)], options={"config": config})

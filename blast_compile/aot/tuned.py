@@ -62,4 +62,4 @@ def _config(record: Record) -> CpuConfig | None:
         config = parse(record.config)
     except RecordError:
         return None
-    return config if isinstance(config, CpuConfig) and not is_runnable(record.problem, config) else None
+    return config if isinstance(config, CpuConfig) and not is_runnable(record.problem.spec, config) else None

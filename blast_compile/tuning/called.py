@@ -14,7 +14,7 @@ from torch import Tensor
 
 from blast_compile import reference
 from blast_compile.codegen.cpp import CpuConfig
-from blast_compile.tuning.pinned import pin
+from blast_compile.tuning.pinned import PinnedConfig, pin
 from blast_compile.tuning.problem import Problem
 
 Layer = tuple[Tensor, Tensor, Tensor | None]
@@ -25,7 +25,7 @@ def sparse_op(
     problem: Problem, x: Tensor, layers: Sequence[Layer], residual: Tensor | None, config: CpuConfig
 ) -> Tensor:
     """The operator without gradients, `[M, N]` in the dtype of `x`, with the kernel of `config`."""
-    op, abi = getattr(torch.ops.blast, problem.op).nograd, pin(0, config)
+    op, abi = getattr(torch.ops.blast, problem.op).nograd, pin(0, PinnedConfig.of(config))
     y: Tensor
     if problem.op == "input_grad":
         y = op(x, *layers[0][:2], problem.outputs, problem.block, abi)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import MISSING, fields
+from typing import Any
 
 from blast_compile.codegen.cpp_config import CpuConfig
 from blast_compile.codegen.triton_config import TritonConfig
@@ -14,7 +15,8 @@ from blast_compile.errors import RecordError
 
 Config = CpuConfig | TritonConfig
 _EXAMPLE = "CpuConfig(token_tile=12, vectors=2, panel_bytes=1048576)"
-_KINDS: dict[str, type[CpuConfig | TritonConfig]] = {kind.__name__: kind for kind in (CpuConfig, TritonConfig)}
+Kind = type[CpuConfig] | type[TritonConfig]
+_KINDS: dict[str, Kind] = {kind.__name__: kind for kind in (CpuConfig, TritonConfig)}
 
 
 def parse(text: str) -> Config:
@@ -22,10 +24,18 @@ def parse(text: str) -> Config:
 
     Its values may still be ones that no kernel takes: `space.reason_against` tells.
     """
+    kind, values = read(text)
+    if missing := [field.name for field in fields(kind) if field.default is MISSING and field.name not in values]:
+        raise _refused(text, f"it needs {' and '.join(missing)} too")
+    return kind(**values)
+
+
+def read(text: str) -> tuple[Kind, dict[str, Any]]:
+    """The kind of config that a text names, and the fields that it gives, any of them; raises as `parse` does."""
     try:
-        return _parse(text)
+        return _read(text)
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError) as error:
-        raise RecordError(f"expected a config such as {_EXAMPLE}, got {text[:200]!r}: {error}") from error
+        raise _refused(text, error) from error
 
 
 def difference(text: str, base: Config) -> str:
@@ -40,7 +50,11 @@ def difference(text: str, base: Config) -> str:
     return ", ".join(f"{name} {getattr(config, name)}" for name in changed) or "the default"
 
 
-def _parse(text: str) -> Config:
+def _refused(text: str, why: object) -> RecordError:
+    return RecordError(f"expected a config such as {_EXAMPLE}, got {text[:200]!r}: {why}")
+
+
+def _read(text: str) -> tuple[Kind, dict[str, Any]]:
     call = ast.parse(text.strip(), mode="eval").body
     if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
         raise ValueError("it is no call with keywords")
@@ -51,9 +65,7 @@ def _parse(text: str) -> Config:
     types = {field.name: field.type for field in fields(kind)}
     for name, value in values.items():
         if name not in types:
-            raise ValueError(f"no field {name!r}")
+            raise ValueError(f"no field {name!r} among {', '.join(types)}")
         if type(value).__name__ not in str(types[name]) and not str(types[name]).startswith(("Literal", "Share")):
             raise ValueError(f"{name} is {value!r}, expected {types[name]}")
-    if missing := [field.name for field in fields(kind) if field.default is MISSING and field.name not in values]:
-        raise ValueError(f"it needs {' and '.join(missing)} too")
-    return kind(**values)
+    return kind, values

@@ -107,7 +107,7 @@ def _usable(record: Record) -> CpuConfig | None:
         config = parse(record.config)
         if not isinstance(config, CpuConfig):
             raise RecordError(f"expected a config of a CPU kernel, got {record.config}")
-        if reason := is_runnable(record.problem, config):
+        if reason := is_runnable(record.problem.spec, config):
             raise RecordError(f"expected a config that runs, got {record.config}: {reason}")
     except RecordError as error:
         warn_once(("config", record.config), f"a plan that cannot be used counts as missing: {error}")

@@ -10,6 +10,7 @@ from typing import Any
 
 from blast_compile.codegen import cpp
 from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.codegen.spec import Spec
 from blast_compile.tuning.cost_cpu import shares_tokens
 from blast_compile.tuning.fragments import Choice, Fragment, Integer, PowerOfTwo
 from blast_compile.tuning.problem import Problem
@@ -61,7 +62,7 @@ def space_of(problem: Problem) -> Space:
     default = cpp.default_config(problem.spec)
     fragments: dict[str, Fragment] = {
         "token_tile": Integer(default.token_tile, 4, default.token_tile + 2, 2),
-        "vectors": PowerOfTwo(2, 1, 4),
+        "vectors": PowerOfTwo(default.vectors, 1, 4),
         "row_group": PowerOfTwo(default.row_group, 1, 16),
         "share": Choice(("auto", "tokens", "rows")),
         "share_tokens": Integer(64, 16, 128, 16),
@@ -80,7 +81,7 @@ def space_of(problem: Problem) -> Space:
 
 def reason_against(problem: Problem, config: CpuConfig) -> str:
     """Why a config is not tried: it cannot run, or it does what another one does; empty where nothing is against it."""
-    if reason := is_runnable(problem, config):
+    if reason := is_runnable(problem.spec, config):
         return reason
     default = cpp.default_config(problem.spec)
     for name, why in _idle(problem, config):
@@ -89,9 +90,9 @@ def reason_against(problem: Problem, config: CpuConfig) -> str:
     return ""
 
 
-def is_runnable(problem: Problem, config: CpuConfig) -> str:
+def is_runnable(spec: Spec, config: CpuConfig) -> str:
     """Why a kernel at a config cannot be made or would be absurd; empty where it can."""
-    return next((reason for reason, holds in _impossible(problem, config) if holds), "")
+    return next((reason for reason, holds in _impossible(spec, config) if holds), "")
 
 
 def _idle(problem: Problem, config: CpuConfig) -> Iterator[tuple[str, str]]:
@@ -121,10 +122,10 @@ def _with(config: CpuConfig, values: Mapping[str, Any]) -> CpuConfig:
     return replace(config, **values)
 
 
-def _impossible(problem: Problem, config: CpuConfig) -> Iterator[tuple[str, bool]]:
-    registers = _REGISTERS[problem.target.partition(":")[2]]
+def _impossible(spec: Spec, config: CpuConfig) -> Iterator[tuple[str, bool]]:
+    registers = _REGISTERS[spec.target.partition(":")[2]]
     used = config.token_tile * config.vectors + config.vectors + 1
-    edge = problem.block[1 if problem.op == "input_grad" else 0]
+    edge = spec.block[1 if spec.op == "input_grad" else 0]
     lanes = {32: 16}.get(registers, 8)
     yield "numbers must be positive", min(config.token_tile, config.vectors, config.row_group, config.span) < 1
     yield "a tile has an even number of tokens", config.token_tile % 2 == 1 and config.token_tile > 1

@@ -82,4 +82,4 @@ def test_reasons_against_a_point(tokens: int, changes: dict[str, int], reason: s
 @pytest.mark.parametrize("value", [0, -1, 2**63])
 def test_absurd_numbers_cannot_run(name: str, value: int) -> None:
     config: CpuConfig = replace(cpp.default_config(problem().spec), **{name: value})  # type: ignore[arg-type]
-    assert is_runnable(problem(), config)
+    assert is_runnable(problem().spec, config)
