@@ -17,6 +17,7 @@
 #include <shared_mutex>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -26,9 +27,11 @@ using Numbers = std::vector<int64_t>;
 using Kernel = int (*)(const int64_t*);
 
 constexpr size_t CONSTANTS = 5;  // of a layer: row stride, column stride, outputs, contractions, number of blocks
+constexpr size_t MOST_PLANS = 4096;  // as in plans.py
 
 std::atomic<int64_t> generation{0};  // rises when plans are to be forgotten
 std::atomic<bool> is_alone{false};   // in a forked child, which has lost OpenMP's threads
+std::atomic<int64_t> num_plans{0};   // of all launchers
 
 // Where the arguments of a call stand: x, then weight, index and bias of each layer, a residual, sizes, block, ..., abi, and
 // behind it the probes, which concern gradients alone.
@@ -101,6 +104,8 @@ struct Plan {
   }
 };
 
+// Packed weights differ in their number of blocks, so a process that loads one model after another meets new kinds of calls
+// for ever. Once there are too many, those that were not asked for since the last time go.
 class Plans {
  public:
   std::shared_ptr<const Plan> find(const Numbers& key) const {
@@ -108,14 +113,31 @@ class Plans {
     auto found = plans_.find(key);
     return found == plans_.end() ? nullptr : found->second;
   }
+  // A plan that `find` no longer knows, which it knows again from now on; or nothing.
+  std::shared_ptr<const Plan> recall(const Numbers& key) {
+    std::unique_lock lock(mutex_);
+    auto node = older_.extract(key);
+    if (node.empty()) return nullptr;
+    --num_plans;
+    keep(key, node.mapped());
+    return node.mapped();
+  }
   void remember(const Numbers& key, std::shared_ptr<const Plan> plan) {
     std::unique_lock lock(mutex_);
-    plans_.emplace(key, std::move(plan));
+    keep(key, std::move(plan));
   }
 
  private:
+  void keep(const Numbers& key, std::shared_ptr<const Plan> plan) {
+    if (plans_.size() >= MOST_PLANS) {
+      num_plans -= int64_t(older_.size());
+      older_ = std::exchange(plans_, {});
+    }
+    num_plans += plans_.emplace(key, std::move(plan)).second;
+  }
+
   mutable std::shared_mutex mutex_;
-  std::unordered_map<Numbers, std::shared_ptr<const Plan>, Hash> plans_;
+  std::unordered_map<Numbers, std::shared_ptr<const Plan>, Hash> plans_, older_;
 };
 
 // What `_plan_*` says: how many kernels, their tokens and entry points, and the constants of the layers; or nothing.
@@ -197,6 +219,7 @@ class Launcher : public c10::OperatorKernel {
     static thread_local Numbers key;
     describe(args, layout, key);
     std::shared_ptr<const Plan> plan = plans_.find(key);
+    if (!plan) plan = plans_.recall(key);
     if (!plan) {
       const Numbers asked = key;  // Python may call other ops on this thread, or forget all plans
       plan = ask(plan_, args.slice(0, layout.num_planned));
@@ -231,3 +254,5 @@ extern "C" bool blast_attach() try {
 }
 
 extern "C" void blast_forget() { ++generation; }
+
+extern "C" int blast_num_plans() { return int(num_plans); }

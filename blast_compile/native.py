@@ -10,7 +10,7 @@ import ctypes
 import hashlib
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,16 +45,18 @@ def is_loaded() -> bool:
 
 def load() -> bool:
     """Puts the C++ form under the ops, once a process; False where it cannot be built or `BLAST_NATIVE` is 0."""
-    if _is_wanted():
-        with _lock:
-            _load_once()
-    return is_loaded()
+    return _load(shared_object)
 
 
 def forget() -> None:
-    """Drops the plans that the C++ form remembers."""
+    """Has every plan made anew that the C++ form remembers."""
     if _library is not None:
         _library.blast_forget()
+
+
+def num_remembered() -> int:
+    """How many plans the C++ form holds, forgotten ones among them until others need their place."""
+    return 0 if _library is None else int(_library.blast_num_plans())
 
 
 @contextmanager
@@ -66,8 +68,7 @@ def loading() -> Iterator[None]:
     with ThreadPoolExecutor(1) as pool:
         built = pool.submit(shared_object)
         yield
-    built.exception()
-    load()
+    _load(built.result)
 
 
 def is_bundled() -> bool:
@@ -93,12 +94,20 @@ def _is_wanted() -> bool:
     return _library is None and not _has_failed and env.native()
 
 
-def _load_once() -> None:
+def _load(path: Callable[[], Path]) -> bool:
+    """As `load`, from the file that `path` gives or fails to give."""
+    if _is_wanted():
+        with _lock:
+            _load_once(path)
+    return is_loaded()
+
+
+def _load_once(path: Callable[[], Path]) -> None:
     global _library, _has_failed
     if _library is not None or _has_failed:
         return
     try:
-        _library = _attached(shared_object())
+        _library = _attached(path())
     except (BuildError, OSError) as error:
         _has_failed = True
         logger.info("calls go through Python, some microseconds slower: %s", str(error).splitlines()[0])

@@ -47,7 +47,9 @@ class Plan:
         return self.kernel.run
 
 
+MOST_PLANS = 4096
 _plans: dict[tuple[Any, ...], Plan] = {}
+_older: dict[tuple[Any, ...], Plan] = {}
 
 
 def plan_of(op: Op, call: Call) -> Plan:
@@ -57,13 +59,32 @@ def plan_of(op: Op, call: Call) -> Plan:
     key = (op, x.dtype, x.device, x.shape[-1], residual is None, sizes, *block, activation, abi, *forms)
     found = _plans.get(key)
     if found is None:
-        found = _plans[key] = compat.outside_dynamo(plan)(op, call)
+        found = _older.pop(key, None) or compat.outside_dynamo(plan)(op, call)
+        _remember(key, found)
     return found
+
+
+def num_remembered() -> int:
+    """How many plans are remembered, less than twice `MOST_PLANS`."""
+    return len(_plans) + len(_older)
 
 
 def forget() -> None:
     """Drops the plans that are remembered."""
     _plans.clear()
+    _older.clear()
+
+
+def _remember(key: tuple[Any, ...], plan: Plan) -> None:
+    """Makes room first, where there are too many plans: those that were not asked for since the last time go.
+
+    Packed weights differ in their number of blocks, so a process that loads one model after another meets new kinds of
+    calls for ever.
+    """
+    global _plans, _older
+    if len(_plans) >= MOST_PLANS:
+        _older, _plans = _plans, {}
+    _plans[key] = plan
 
 
 def plan(op: Op, call: Call) -> Plan:

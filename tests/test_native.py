@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from blast_compile import launch, native, running
-from blast_compile.errors import BlastError, LayerError, MaskError
+from blast_compile.errors import BlastError, BuildError, LayerError, MaskError
 from tests.op_cases import FORMS, OPS, Call, Case, check, make_call
 
 pytestmark = pytest.mark.usefixtures("needs_kernels", "two_threads")
@@ -171,3 +173,36 @@ def test_another_torch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert not native.load()
     assert "expected torch" in caplog.text
     check(make_call(CASE).run(), make_call(CASE))
+
+
+def test_loading_works_out_the_file_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    built: list[bool] = []
+
+    def shared_object() -> Path:
+        built.append(threading.current_thread() is threading.main_thread())
+        return tmp_path
+
+    monkeypatch.setattr(native, "shared_object", shared_object)
+    monkeypatch.setattr(native, "_library", None)
+    monkeypatch.setattr(native, "_has_failed", False)
+    monkeypatch.setattr(native, "_attached", lambda path: ctypes.CDLL(None) if path == tmp_path else None)
+    with native.loading():
+        assert not native.is_loaded()
+    assert native.is_loaded()
+    assert built == [False]
+
+
+def test_a_launcher_that_cannot_be_built_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[bool] = []
+
+    def shared_object() -> Path:
+        tried.append(True)
+        raise BuildError("expected a compiler, got none")
+
+    monkeypatch.setattr(native, "shared_object", shared_object)
+    monkeypatch.setattr(native, "_library", None)
+    monkeypatch.setattr(native, "_has_failed", False)
+    for _ in range(2):
+        with native.loading():
+            pass
+    assert tried == [True]
