@@ -8,21 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
-from blast_compile.commands.options import (
-    Block,
-    Json,
-    Layers,
-    Masked,
-    ModelChoice,
-    ModelName,
-    Sparsity,
-    Targets,
-    Threads,
-    Tokens,
-    Weights,
-    numbers,
-    use_threads,
-)
+from blast_compile.commands.options import Json, ModelChoice, Threads, Tokens, numbers, takes_model, use_threads
 from blast_compile.commands.output import errors_as_messages, show, show_json, tell
 
 if TYPE_CHECKING:
@@ -32,20 +18,15 @@ if TYPE_CHECKING:
     from blast_compile.report.whole import Candidate, WholeRow
 
 
+@takes_model
 def bench(
-    model: ModelName,
+    choice: ModelChoice,
     tokens: Tokens = "1,512",
     candidates: Annotated[
         str, typer.Option(help="What is timed: dense under eager and inductor, ours under blast.")
     ] = "eager,inductor,blast",
     seconds: Annotated[float, typer.Option(min=0, help="How long each number of tokens is timed.")] = 2.0,
     threads: Threads = None,
-    weights: Weights = None,
-    sparsity: Sparsity = 0.9,
-    block: Block = 32,
-    targets: Targets = "mlp",
-    masked: Masked = False,
-    layers: Layers = None,
     json: Json = False,
 ) -> None:
     """Time a forward of a whole model against its dense twin, compiled and not, after comparing their results."""
@@ -55,17 +36,7 @@ def bench(
     wanted, names = numbers(tokens), _candidates(candidates)
     use_threads(threads)
     with errors_as_messages():
-        loaded = load(
-            ModelChoice(
-                model,
-                weights=weights,
-                sparsity=sparsity,
-                block=block,
-                targets=targets,
-                masked=masked,
-                layers=layers,
-            )
-        )
+        loaded = load(choice)
         tell("compiling, comparing and timing")
         inputs = _inputs(loaded, wanted)
         rows = list(time_whole(loaded.model, inputs, candidates=names, seconds=seconds, tell=tell))

@@ -8,27 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blast_compile.commands.options import (
-    Block,
-    Json,
-    Layers,
-    Masked,
-    ModelChoice,
-    ModelName,
-    Sparsity,
-    Targets,
-    Tokens,
-    Weights,
-    numbers,
-)
+from blast_compile.commands.options import Json, ModelChoice, Tokens, numbers, takes_model
 from blast_compile.commands.output import errors_as_messages, show_json, status
 
 if TYPE_CHECKING:
     from blast_compile.aot import BuildReport
 
 
+@takes_model
 def build(
-    model: ModelName,
+    choice: ModelChoice,
     out: Annotated[Path, typer.Option(file_okay=False, help="The folder of the bundle.", show_default=False)],
     target: Annotated[
         list[str] | None,
@@ -41,12 +30,6 @@ def build(
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Compilers at once; default: as many as CPUs.", show_default=False)
     ] = None,
-    weights: Weights = None,
-    sparsity: Sparsity = 0.9,
-    block: Block = 32,
-    targets: Targets = "mlp",
-    masked: Masked = False,
-    layers: Layers = None,
     json: Json = False,
 ) -> None:
     """Compile the kernels of a model into a folder, for devices that need not be here."""
@@ -57,17 +40,7 @@ def build(
 
     wanted = numbers(tokens)
     with errors_as_messages():
-        loaded = load(
-            ModelChoice(
-                model,
-                weights=weights,
-                sparsity=sparsity,
-                block=block,
-                targets=targets,
-                masked=masked,
-                layers=layers,
-            )
-        )
+        loaded = load(choice)
         args, kwargs = loaded.inputs(max(wanted))
         with torch.no_grad(), status("building") as progress:
             report = built(

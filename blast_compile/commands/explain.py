@@ -7,33 +7,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blast_compile.commands.options import (
-    Block,
-    Json,
-    Layers,
-    Masked,
-    ModelChoice,
-    ModelName,
-    Sparsity,
-    Targets,
-    Weights,
-)
+from blast_compile.commands.options import Json, ModelChoice, takes_model
 from blast_compile.commands.output import errors_as_messages, show_json
 
 if TYPE_CHECKING:
     from blast_compile.report import Explanation
 
 
+@takes_model
 def explain(
-    model: ModelName,
+    choice: ModelChoice,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens that the model is run with.")] = 16,
     every: Annotated[bool, typer.Option("--every", help="A line for every layer, alike ones too.")] = False,
-    weights: Weights = None,
-    sparsity: Sparsity = 0.9,
-    block: Block = 32,
-    targets: Targets = "mlp",
-    masked: Masked = False,
-    layers: Layers = None,
     json: Json = False,
 ) -> None:
     """Run a model once and say what becomes of each sparse layer, and why."""
@@ -43,17 +28,7 @@ def explain(
     from blast_compile.report import explain as explained
 
     with errors_as_messages():
-        loaded = load(
-            ModelChoice(
-                model,
-                weights=weights,
-                sparsity=sparsity,
-                block=block,
-                targets=targets,
-                masked=masked,
-                layers=layers,
-            )
-        )
+        loaded = load(choice)
         args, kwargs = loaded.inputs(tokens)
         with torch.no_grad():
             explanation = explained(loaded.model, *args, **kwargs)

@@ -40,7 +40,7 @@ class Loaded:
 def load(choice: ModelChoice) -> Loaded:
     """The model, for inference. One without sparse layers gets some, by magnitude, packed unless told otherwise.
 
-    Raises `OptionsError` where `choice.name` is none of the forms, and what `load_model`, `sparsify_` and `pack_` do.
+    Raises `OptionsError` where `choice.model` is none of the forms, and what `load_model`, `sparsify_` and `pack_` do.
     """
     loaded = _find(choice)
     model = loaded.model
@@ -65,7 +65,7 @@ def build_dense(choice: ModelChoice) -> nn.Module:
 
 
 def _find(choice: ModelChoice) -> Loaded:
-    path = Path(choice.name).expanduser()
+    path = Path(choice.model).expanduser()
     config = _config_path(choice)
     if config is not None:
         has_weights = config.parent == path and any(path.glob("*.safetensors*"))
@@ -77,14 +77,14 @@ def _find(choice: ModelChoice) -> Loaded:
             f"expected a folder with a config.json, got {path}; for one of save_model, name the module:function that "
             "builds the model, and pass the folder as --weights"
         )
-    module, colon, function = choice.name.partition(":")
+    module, colon, function = choice.model.partition(":")
     if not colon or not function or not module.strip("."):
-        raise OptionsError(f"expected {_FORMS}, got {choice.name!r}, which is none of them; is the path right?")
-    return _from_function(choice.name, module, function)
+        raise OptionsError(f"expected {_FORMS}, got {choice.model!r}, which is none of them; is the path right?")
+    return _from_function(choice.model, module, function)
 
 
 def _config_path(choice: ModelChoice) -> Path | None:
-    path = Path(choice.name).expanduser()
+    path = Path(choice.model).expanduser()
     if path.is_file() and path.suffix == ".json":
         return path
     return path / "config.json" if (path / "config.json").is_file() else None

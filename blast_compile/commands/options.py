@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+import functools
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, fields
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Concatenate, ParamSpec, get_type_hints
 
 import typer
+
+P = ParamSpec("P")
 
 ModelName = Annotated[
     str,
@@ -47,14 +52,38 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables
 class ModelChoice:
     """Which model a command works on, and what it makes of one that is dense."""
 
-    name: str
+    model: ModelName
     _: KW_ONLY
-    weights: Path | None = None
-    sparsity: float = 0.9
-    block: int = 32
-    targets: str = "mlp"
-    masked: bool = False
-    layers: int | None = None
+    weights: Weights = None
+    sparsity: Sparsity = 0.9
+    block: Block = 32
+    targets: Targets = "mlp"
+    masked: Masked = False
+    layers: Layers = None
+
+
+def takes_model(command: Callable[Concatenate[ModelChoice, P], None]) -> Callable[..., None]:
+    """Spells the first argument of a command, a `ModelChoice`, out as MODEL and options, which stand before `--json`.
+
+    tune(choice, tokens, json)  -->  tune(model, tokens, weights, sparsity, block, targets, masked, layers, json)
+    """
+    of_command, hints = signature(command, eval_str=True), get_type_hints(ModelChoice, include_extras=True)
+    _, *own, json = of_command.parameters.values()
+    model, *chosen = (
+        Parameter(field.name, Parameter.POSITIONAL_OR_KEYWORD, default=field.default, annotation=hints[field.name])
+        for field in fields(ModelChoice)
+    )
+    model = model.replace(default=Parameter.empty)
+
+    @functools.wraps(command)
+    def spelt_out(**given: Any) -> None:
+        choice = ModelChoice(given.pop(model.name), **{each.name: given.pop(each.name) for each in chosen})
+        command(choice, **given)  # type: ignore[call-arg]
+
+    parameters = [model, *own, *chosen, json]
+    spelt_out.__signature__ = of_command.replace(parameters=parameters)  # type: ignore[attr-defined]
+    spelt_out.__annotations__ = {each.name: each.annotation for each in parameters}
+    return spelt_out
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -7,36 +7,17 @@ from typing import Annotated
 
 import typer
 
-from blast_compile.commands.options import (
-    Block,
-    Json,
-    Layers,
-    Masked,
-    ModelChoice,
-    ModelName,
-    Sparsity,
-    Targets,
-    Threads,
-    Tokens,
-    Weights,
-    numbers,
-    use_threads,
-)
+from blast_compile.commands.options import Json, ModelChoice, Threads, Tokens, numbers, takes_model, use_threads
 from blast_compile.commands.output import errors_as_messages, fail, show, tell
 
 
+@takes_model
 def report(
-    model: ModelName,
+    choice: ModelChoice,
     html: Annotated[Path, typer.Option(dir_okay=False, help="Where the page goes.")] = Path("blast-report.html"),
     tokens: Tokens = "1,16,512",
     seconds: Annotated[float, typer.Option(min=0, help="How long each op is timed, for each number of tokens.")] = 0.5,
     threads: Threads = None,
-    weights: Weights = None,
-    sparsity: Sparsity = 0.9,
-    block: Block = 32,
-    targets: Targets = "mlp",
-    masked: Masked = False,
-    layers: Layers = None,
     json: Json = False,
 ) -> None:
     """Time a model's sparse layers, and write a page that shows what runs, how fast, how near the limit, and why."""
@@ -54,17 +35,7 @@ def report(
         fail(f"expected a file in a folder that exists, got {html}; make the folder, or name another file with --html")
     use_threads(threads)
     with errors_as_messages():
-        loaded = load(
-            ModelChoice(
-                model,
-                weights=weights,
-                sparsity=sparsity,
-                block=block,
-                targets=targets,
-                masked=masked,
-                layers=layers,
-            )
-        )
+        loaded = load(choice)
         args, kwargs = loaded.inputs(max(wanted))
         with torch.no_grad():
             found = gather(

@@ -8,19 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from blast_compile.commands.options import (
-    Block,
     Json,
-    Layers,
-    Masked,
     ModelChoice,
-    ModelName,
-    Sparsity,
-    Targets,
     Threads,
     Tokens,
-    Weights,
     numbers,
     seconds,
+    takes_model,
     use_threads,
 )
 from blast_compile.commands.output import INTERRUPTED, errors_as_messages, fail, show, show_json, status, tell
@@ -29,8 +23,9 @@ if TYPE_CHECKING:
     from blast_compile.tuner import TuneReport
 
 
+@takes_model
 def tune(
-    model: ModelName,
+    choice: ModelChoice,
     tokens: Tokens = "1,16,512",
     budget: Annotated[str, typer.Option(help="Time in all, such as 60s or 5m.")] = "60s",
     trials: Annotated[
@@ -39,12 +34,6 @@ def tune(
     search: Annotated[Literal["guided", "exhaustive", "random"], typer.Option(help="How they are chosen.")] = "guided",
     again: Annotated[bool, typer.Option("--again", help="Measure what is known already, too.")] = False,
     threads: Threads = None,
-    weights: Weights = None,
-    sparsity: Sparsity = 0.9,
-    block: Block = 32,
-    targets: Targets = "mlp",
-    masked: Masked = False,
-    layers: Layers = None,
     json: Json = False,
 ) -> None:
     """Measure configurations of a model's kernels and keep the best; Ctrl-C ends it and keeps what was measured."""
@@ -56,17 +45,7 @@ def tune(
     wanted, budget_s = numbers(tokens), seconds(budget)
     use_threads(threads)
     with errors_as_messages():
-        loaded = load(
-            ModelChoice(
-                model,
-                weights=weights,
-                sparsity=sparsity,
-                block=block,
-                targets=targets,
-                masked=masked,
-                layers=layers,
-            )
-        )
+        loaded = load(choice)
         args, kwargs = loaded.inputs(max(wanted))
         tell(f"tuning {loaded.name} for {budget_s:.0f} s; without it, calls run with default configurations")
         with torch.no_grad(), status("tuning") as progress:

@@ -21,6 +21,7 @@ from blast_compile.commands.model import build_dense, load
 from blast_compile.commands.options import ModelChoice
 from blast_compile.errors import BlastError, OptionsError
 from blast_compile.layers import MaskedLayer, PackedLayer
+from tests.commands.calling import call_json
 from tests.commands.made import sparse
 
 LLAMA = {
@@ -186,8 +187,15 @@ def test_configs_need_transformers(config: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize("command", [bench.bench, build.build, explain.explain, report.report, tune.tune])
-def test_every_command_has_the_same_defaults_for_the_model(command: Callable[..., None]) -> None:
-    parameters = inspect.signature(command).parameters
-    for field in dataclasses.fields(ModelChoice):
-        if field.name != "name":
-            assert parameters[field.name].default == field.default
+def test_every_command_takes_the_same_options_of_the_model(command: Callable[..., None]) -> None:
+    model, *own = inspect.signature(command).parameters.values()
+    (name, *fields) = dataclasses.fields(ModelChoice)
+    assert (model.name, model.default) == (name.name, inspect.Parameter.empty)
+    assert [each.name for each in own[-len(fields) - 1 :]] == [*(field.name for field in fields), "json"]
+    assert [each.default for each in own[-len(fields) - 1 : -1]] == [field.default for field in fields]
+
+
+def test_options_of_the_model_reach_it() -> None:
+    options = ("--block", "2", "--sparsity", "0.25", "--targets", "ups", "--masked")
+    (_, row) = call_json("explain", "tests.commands.made:dense_with_inputs", *options)["layers"]
+    assert (row["name"], row["form"], row["block"], row["sparsity"]) == ("ups.1", "masked", [2, 2], 0.25)
