@@ -1,4 +1,4 @@
-"""The doors to torch's graphs in `compat.py`."""
+"""The doors to torch's graphs in `compat/`."""
 
 from __future__ import annotations
 

@@ -1,0 +1,41 @@
+"""Every private API of torch and Triton that we touch, behind one door, with the versions it was checked on.
+
+"Run" names the torch version a function was executed on, "read" those whose source was compared.
+"""
+
+from __future__ import annotations
+
+from blast_compile.compat.compilers import can_inductor_compile_for_cpu, compile_with, frozen_weights, outside_dynamo
+from blast_compile.compat.dispatch import (
+    any_has_tangent,
+    any_requires_grad,
+    one_level_function,
+    redispatch_below_autograd,
+    without_autocast,
+)
+from blast_compile.compat.graphs import copy_graph_module, known_equal, size_hint, static_size
+from blast_compile.compat.machine import cpu_isa, has_triton, runnable_isas
+from blast_compile.compat.tensors import has_rows_in_values, is_fake, is_traced_by_fx, map_values
+
+__all__ = [
+    "any_has_tangent",
+    "any_requires_grad",
+    "can_inductor_compile_for_cpu",
+    "compile_with",
+    "copy_graph_module",
+    "cpu_isa",
+    "frozen_weights",
+    "has_rows_in_values",
+    "has_triton",
+    "is_fake",
+    "is_traced_by_fx",
+    "known_equal",
+    "map_values",
+    "one_level_function",
+    "outside_dynamo",
+    "redispatch_below_autograd",
+    "runnable_isas",
+    "size_hint",
+    "static_size",
+    "without_autocast",
+]
