@@ -10,6 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from blast_compile import reference
+
 aten = torch.ops.aten
 
 
@@ -38,3 +40,8 @@ ACTIVATION_GRADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "quick_gelu": _quick_gelu_grad,
     "relu_squared": lambda grad, z: aten.threshold_backward(grad * (2 * torch.relu(z)), z, 0),
 }
+
+
+def gated_grads(grad: Tensor, up: Tensor, gate: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """The gradients of `up` and `gate` from that of `activation(gate) * up`."""
+    return grad * reference.ACTIVATIONS[activation](gate), ACTIVATION_GRADS[activation](grad * up, gate)

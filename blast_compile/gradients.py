@@ -2,8 +2,11 @@
 
 Hidden activations are recomputed, not stored: an MLP saves its inputs alone, at the price of one more product over
 kept blocks. The two products have gradients themselves, so a gradient may be differentiated again; only the gradient
-of a probe, `block_norms`, is a number without a past. Whoever changes a formula here or in `activation_grads.py` raises
-`ABI`: torch's compile caches keep the old formula otherwise.
+of a probe, `block_norms`, is a number without a past. On a GPU the input gradient of an MLP's last layer goes on
+through the activation in one kernel (`hidden_grads.py`), unless its own gradient may be asked for.
+
+Whoever changes a formula here or in `activation_grads.py` raises `ABI`: torch's compile caches keep the old formula
+otherwise.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blast_compile import reference
-from blast_compile.activation_grads import ACTIVATION_GRADS
+from blast_compile import compat, reference
+from blast_compile.activation_grads import ACTIVATION_GRADS, gated_grads
+from blast_compile.gpu import hidden_grads
 from blast_compile.layout import Block
 
-ABI = 2
+ABI = 3
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,29 @@ class _Layer:
     def input_grad(self, grad: Tensor, in_features: int) -> Tensor:
         op = _overload(torch.ops.blast.input_grad)
         return op(grad, self.weight, self.index, in_features, self.block, ABI)
+
+    def hidden_grad(self, grad: Tensor, z: Tensor, activation: str) -> Tensor:
+        """The gradient of `z`, of which this layer took `activation(z)`, from that of its result."""
+        if activation != "identity" and self._fuses(grad):
+            op = torch.ops.blast.hidden_grad
+            dz: Tensor = op(grad, self.weight, self.index, z, z.shape[-1], self.block, activation, ABI)
+            return dz
+        return ACTIVATION_GRADS[activation](self.input_grad(grad, z.shape[-1]), z)
+
+    def gated_hidden_grad(self, grad: Tensor, up: Tensor, gate: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+        """The gradients of `up` and `gate`, of which this layer took `activation(gate) * up`."""
+        if self._fuses(grad):
+            op = torch.ops.blast.gated_hidden_grad
+            grads: tuple[Tensor, Tensor] = op(
+                grad, self.weight, self.index, up, gate, up.shape[-1], self.block, activation, ABI
+            )
+            return grads
+        return gated_grads(self.input_grad(grad, up.shape[-1]), up, gate, activation)
+
+    def _fuses(self, grad: Tensor) -> bool:
+        if torch.is_grad_enabled():
+            return False
+        return compat.outside_dynamo(hidden_grads.fuses)(grad, self.weight, self.block)
 
     def own_grads(self, grad: Tensor, x: Tensor) -> tuple[_ParameterGrads, Tensor | None]:
         """Gradients of weight, index and bias, in the order in which an op takes them, and that of the probe."""
@@ -113,12 +140,10 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return dx, *own, residual, None, None, None, None, probe
 
 
-def _gated_hidden_backward(
-    x: Tensor, gate: _Layer, up: _Layer, gate_z: Tensor, up_z: Tensor, grad: Tensor, activation: str, needs_x: bool
+def _pair_backward(
+    x: Tensor, gate: _Layer, up: _Layer, d_gate: Tensor, d_up: Tensor, needs_x: bool
 ) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
-    """Gradients of `x`, gate and up, and those of the probes, from that of `activation(gate_z) * up_z`."""
-    d_up = grad * reference.ACTIVATIONS[activation](gate_z)
-    d_gate = ACTIVATION_GRADS[activation](grad * up_z, gate_z)
+    """Gradients of `x`, gate and up, and those of the probes, from those of what the two layers gave."""
     dx = gate.input_grad(d_gate, x.shape[-1]) + up.input_grad(d_up, x.shape[-1]) if needs_x else None
     (of_gate, gate_probe), (of_up, up_probe) = gate.own_grads(d_gate, x), up.own_grads(d_up, x)
     return (dx, *of_gate, *of_up), (gate_probe, up_probe)
@@ -129,7 +154,8 @@ def _gated_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, (gate, up) = saved[0], _layers(ctx, saved)
     out_features, _block, activation, _abi = ctx.constants
     gate_z, up_z = gate.forward(x, out_features), up.forward(x, out_features)
-    grads, probes = _gated_hidden_backward(x, gate, up, gate_z, up_z, grad, activation, ctx.needs_input_grad[0])
+    d_up, d_gate = gated_grads(grad, up_z, gate_z, activation)
+    grads, probes = _pair_backward(x, gate, up, d_gate, d_up, ctx.needs_input_grad[0])
     return *grads, None, None, None, None, *probes
 
 
@@ -139,7 +165,7 @@ def _mlp_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     hidden_features, _out_features, _block, activation, _abi = ctx.constants
     z = up.forward(x, hidden_features)
     of_down, down_probe = down.own_grads(grad, reference.ACTIVATIONS[activation](z))
-    dz = ACTIVATION_GRADS[activation](down.input_grad(grad, hidden_features), z)
+    dz = down.hidden_grad(grad, z, activation)
     dx = up.input_grad(dz, x.shape[-1]) if ctx.needs_input_grad[0] else None
     of_up, up_probe = up.own_grads(dz, x)
     residual = grad if ctx.needs_input_grad[7] else None
@@ -152,8 +178,8 @@ def _gated_mlp_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     hidden_features, _out_features, _block, activation, _abi = ctx.constants
     gate_z, up_z = gate.forward(x, hidden_features), up.forward(x, hidden_features)
     of_down, down_probe = down.own_grads(grad, reference.ACTIVATIONS[activation](gate_z) * up_z)
-    dh = down.input_grad(grad, hidden_features)
-    grads, probes = _gated_hidden_backward(x, gate, up, gate_z, up_z, dh, activation, ctx.needs_input_grad[0])
+    d_up, d_gate = down.gated_hidden_grad(grad, up_z, gate_z, activation)
+    grads, probes = _pair_backward(x, gate, up, d_gate, d_up, ctx.needs_input_grad[0])
     residual = grad if ctx.needs_input_grad[10] else None
     return *grads, *of_down, residual, None, None, None, None, None, *probes, down_probe
 

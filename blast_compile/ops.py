@@ -25,9 +25,10 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.library import Library
 
-from blast_compile import compat, gradients, launch, transforms
+from blast_compile import compat, gradients, hidden_grads, launch, transforms
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import LayerError
+from blast_compile.gpu import hidden_grads as gpu_hidden_grads
 from blast_compile.gpu import launch as gpu_launch
 
 ABI = gradients.ABI
@@ -44,6 +45,10 @@ _ARGUMENTS: dict[Op, str] = {
     "gated_mlp": f"Tensor x, {_PAIR}, {_DOWN}, SymInt hidden_features, {_TAIL}",
     "input_grad": "Tensor grad, Tensor weight, Tensor index, SymInt in_features, int[2] block, int abi",
     "weight_grad": "Tensor grad, Tensor x, Tensor weight, Tensor index, int[2] block, int abi",
+}
+_HIDDEN_GRADS = {
+    "hidden_grad": ("Tensor z", "Tensor"),
+    "gated_hidden_grad": ("Tensor up, Tensor gate", "(Tensor, Tensor)"),
 }
 _PROBES: dict[Op, tuple[str, ...]] = {
     "linear": ("probe",),
@@ -122,6 +127,25 @@ def _register_block_norms() -> None:
     torch.library.register_vmap("blast::block_norms", transforms.batched(torch.ops.blast.block_norms.default), lib=_lib)
 
 
+def _register_hidden_grad(name: str, hidden: str, results: str) -> None:
+    """Without a gradient: where it may be asked for, `gradients.py` takes the product and the activation one by one."""
+    sizes = "SymInt hidden_features, int[2] block, str activation, int abi"
+    _define(
+        name, f"(Tensor grad, Tensor weight, Tensor index, {hidden}, {sizes}) -> {results}", getattr(hidden_grads, name)
+    )
+    _lib.impl(name, getattr(gpu_hidden_grads, name), "CUDA")  # type: ignore[no-untyped-call]
+
+    def fake(*args: Any) -> Any:
+        like = [torch.empty_like(z, memory_format=torch.contiguous_format) for z in args[3:-4]]
+        return like[0] if len(like) == 1 else tuple(like)
+
+    torch.library.register_fake(f"blast::{name}", fake, lib=_lib)
+    op = getattr(torch.ops.blast, name).default
+    torch.library.register_vmap(f"blast::{name}", transforms.batched(op), lib=_lib)
+
+
 for _name, _arguments in _ARGUMENTS.items():
     _register(_name, _arguments)
 _register_block_norms()
+for _hidden_grad, (_hidden, _results) in _HIDDEN_GRADS.items():
+    _register_hidden_grad(_hidden_grad, _hidden, _results)

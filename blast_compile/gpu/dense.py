@@ -45,7 +45,7 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: B
     R, C = blocks.shape[:2]
     rows, columns, is_kept = _packed_entries(index, (R, C))
     chosen = blocks[rows.clamp(max=R - 1), columns.clamp(0, C - 1)]
-    return torch.where(is_kept[:, None, None], chosen, chosen.new_zeros(())).to(weight.dtype)
+    return torch.empty_like(weight).copy_(torch.where(is_kept[:, None, None], chosen, chosen.new_zeros(())))
 
 
 def block_norms(grad: Tensor, x: Tensor, probe: Tensor, block: Block) -> Tensor:

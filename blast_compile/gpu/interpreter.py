@@ -11,7 +11,7 @@ from torch.library import Library
 from blast_compile import launch, native
 from blast_compile.codegen.triton_build import import_triton
 from blast_compile.errors import TargetError
-from blast_compile.gpu import device
+from blast_compile.gpu import device, hidden_grads
 from blast_compile.gpu import launch as gpu_launch
 
 _library: Library | None = None
@@ -29,6 +29,8 @@ def serve_cpu_tensors(target: str = "cuda:sm_90") -> None:
         for name, function in gpu_launch.OPS.items():
             for overload in (name, f"{name}.nograd"):
                 _library.impl(overload, function, "CPU")  # type: ignore[no-untyped-call]
-        _library.impl("block_norms", gpu_launch.block_norms, "CPU")  # type: ignore[no-untyped-call]
+        others = (gpu_launch.block_norms, hidden_grads.hidden_grad, hidden_grads.gated_hidden_grad)
+        for other in others:
+            _library.impl(other.__name__, other, "CPU")  # type: ignore[no-untyped-call]
     device.interpret_as(target)
     launch.forget()

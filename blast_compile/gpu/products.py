@@ -17,9 +17,7 @@ NUM_LAYERS: dict[Op, int] = {"linear": 1, "gated_linear": 2}
 """Layers of one forward product."""
 
 
-def forward(
-    step: Spec, x: Tensor, layers: tuple[Tensors, ...], residual: Tensor | None, out_features: int
-) -> Tensor:
+def forward(step: Spec, x: Tensor, layers: tuple[Tensors, ...], residual: Tensor | None, out_features: int) -> Tensor:
     """A forward product of `x` `[..., K]` with so many layers as `NUM_LAYERS` says; `[..., out_features]`."""
     blocks = layout.grid((out_features, x.shape[-1]), step.block)
     kernel = kernel_for(step, blocks, x, residual, *(tensor for layer in layers for tensor in layer))

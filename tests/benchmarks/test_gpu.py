@@ -38,10 +38,10 @@ def spoiled(check: Check, how: str) -> Verdict:
     """The verdict on an op that is wrong in one way."""
     from blast_compile.gpu import products
 
-    run, calls = products.run, []
+    forward, calls = products.forward, []
 
     def wrong(*arguments: object) -> torch.Tensor:
-        y = run(*arguments)  # type: ignore[arg-type]
+        y = forward(*arguments)  # type: ignore[arg-type]
         calls.append(y)
         y = y.clone()
         if how == "unwritten":
@@ -52,11 +52,11 @@ def spoiled(check: Check, how: str) -> Verdict:
             y *= 1.001
         return y
 
-    products.run = wrong  # type: ignore[assignment]
+    products.forward = wrong  # type: ignore[assignment]
     try:
         return verify.verify(check, "cpu")
     finally:
-        products.run = run
+        products.forward = forward
 
 
 @pytest.mark.parametrize("op", ["linear", "gated_linear", "mlp", "gated_mlp", "input_grad", "weight_grad"])

@@ -6,12 +6,14 @@ import os
 import sys
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from blast_compile import layout
 from blast_compile.codegen.triton import TritonConfig
+from tests import test_gradients
 from tests.op_cases import Call, Case, Layer, check, make_call, relative_error
 
 
@@ -52,13 +54,28 @@ def check_edits(case: Case) -> list[float]:
     return [*errors, relative_error(call.run("nograd"), call.dense())]
 
 
+def check_gradients(case: Case) -> list[str]:
+    """Asserts what autograd gives; the activations that gradients went through inside of kernels."""
+    from blast_compile.codegen import triton_launch
+
+    call = make_call(case)
+    if case.form != "packed":
+        for layer in call.layers:
+            layer.operand = torch.nan_to_num(layer.operand)
+    upstream = torch.randn(7, call.layers[-1].clean.shape[0], generator=torch.Generator().manual_seed(3))
+    with patch.object(triton_launch, "launch_input_grad", wraps=triton_launch.launch_input_grad) as launched:
+        test_gradients.check_gradients(call, upstream.to(case.dtype))
+    specs = [arguments.args[0].spec for arguments in launched.call_args_list]
+    return [epilogue.activation for spec in specs for epilogue in spec.epilogues]
+
+
 def gradient_errors(case: Case) -> list[float]:
     """Errors of the gradients of input, weights and biases against float64."""
     call = make_call(case)
     for layer in call.layers:  # autograd of the truth sees dropped blocks too
         layer.operand = torch.nan_to_num(layer.operand)
     y = call.run("nograd")
-    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(3))
+    upstream = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(y.dtype)
     got = _gradients(call, upstream)
     truth = make_call(case)
     truth.x = truth.x.double()

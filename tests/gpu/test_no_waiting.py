@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from blast_compile import launch as cpu_launch
 from blast_compile.codegen import triton_build
 from blast_compile.codegen.triton_build import TritonKernel
-from blast_compile.gpu import device, launch
+from blast_compile.gpu import device, hidden_grads, launch
 from blast_compile.kernels import Kernel
 from tests.op_cases import FORMS, OPS, Case, make_call
 
@@ -62,7 +62,8 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Note]]:
 
     def load(*arguments: Any) -> TritonKernel:
         kernel = load_kernel(*arguments)
-        noting: dict[str, Any] = {"function": Notes(kernel.function.arg_names, found)}
+        noting: dict[str, Any] = {"is_interpreted": device._interpreted is not None}
+        noting |= {"function": Notes(kernel.function.arg_names, found)}
         if hasattr(kernel, "helpers"):
             noting["helpers"] = {name: Notes(helper.arg_names, found) for name, helper in kernel.helpers.items()}
         return replace(kernel, **noting)
@@ -129,6 +130,35 @@ def test_what_has_no_kernel(op: Any, form: Any) -> None:
         arguments.append(list(case.block))
     # A build of torch without CUDA takes no slice of a CUDA tensor, even a fake one.
     run_twice(mode, op, [fake(mode, value, "cpu") for value in arguments])
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("op", ["mlp", "gated_mlp"])
+def test_gradients_go_through_the_activation_in_a_kernel(
+    op: Any, form: Any, launches: list[Note], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Autograd asks for the fused op, and that is one launch. On the CPU, for the reason above, as if it were a GPU."""
+    monkeypatch.setattr(device, "_interpreted", "cuda:sm_90")
+    call, mode = make_call(Case(op, torch.bfloat16, (32, 32), form, "silu")), FakeTensorMode()
+    arguments: list[Any] = [fake(mode, value, "cpu") for value in call.args]
+    leaves = [value for value in arguments if isinstance(value, Tensor) and value.is_floating_point()]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    with mode, Calls() as calls:
+        y = getattr(torch.ops.blast, op)(*arguments)
+        torch.autograd.grad(y, leaves, torch.empty_like(y))
+    fused = "gated_hidden_grad" if op == "gated_mlp" else "hidden_grad"
+    assert calls.names.count(f"blast.{fused}.default") == 1
+    assert not [name for name in calls.names if "silu_backward" in name]
+
+    layer = call.layers[-1]
+    hidden, grad = (torch.empty(7, size, dtype=torch.bfloat16) for size in reversed(layer.clean.shape))
+    taken = [hidden, hidden] if op == "gated_mlp" else [hidden]
+    values = [fake(mode, value, "cpu") for value in (grad, layer.operand, layer.index, *taken)]
+    with torch.no_grad(), mode, Calls() as calls:
+        getattr(hidden_grads, fused)(*values, layer.clean.shape[1], [32, 32], "silu")
+    assert len(launches) == 1
+    assert not [name for name in calls.names if "mm" in name or "silu" in name]
 
 
 def test_a_read_of_values_would_be_seen() -> None:
