@@ -10,7 +10,8 @@ from itertools import takewhile
 from pathlib import Path
 
 from blast_compile import manifest
-from blast_compile.store import Store, size_bytes
+from blast_compile.shelf import size_bytes
+from blast_compile.store import Store
 
 
 @dataclass(frozen=True)

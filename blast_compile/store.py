@@ -8,31 +8,19 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import shutil
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import platformdirs
-from filelock import FileLock
 
-from blast_compile import env, folders, log, manifest
+from blast_compile import env, folders, log, manifest, shelf
 from blast_compile.errors import StoreError
 from blast_compile.manifest import StoreKey
 
 T = TypeVar("T")
-
-_LOCKS = ".locks"
-_TEMPORARY = ".temporary-"
-_DAMAGED = ".damaged-"
-_ENTRY = re.compile("[0-9a-f]{64}")  # a digest; tuning keeps its records in a folder beside them
-# What a killed process left behind, and what was kept for a person to look at: seconds until it is swept away.
-_STALE_AFTER_S = {_TEMPORARY: 3600.0, _DAMAGED: 7 * 86400.0}
 
 
 @dataclass(frozen=True)
@@ -71,7 +59,7 @@ class Store:
         return cls(default_root())
 
     def get(self, key: StoreKey) -> Path | None:
-        """The folder of an undamaged entry, or None. A damaged one is moved away, logged once, and None."""
+        """The folder of an undamaged entry, or None. A damaged one is moved aside, logged once, and None."""
         for root in self._roots:
             entry = root / manifest.digest(key)
             if not os.path.lexists(entry):
@@ -79,7 +67,7 @@ class Store:
             damage = manifest.damage(entry, key)
             if damage is None:
                 return entry
-            _move_away(entry, damage)
+            shelf.move_aside(entry, damage)
         return None
 
     def put(self, key: StoreKey, files: Mapping[str, bytes]) -> Path:
@@ -95,7 +83,7 @@ class Store:
         if entry := self.get(key):
             log.debug(1, "store: found %s", entry)
             return entry
-        with self._write(lambda root: _locked(root, manifest.digest(key))):
+        with self._write(lambda root: shelf.locked(root, manifest.digest(key))):
             entry = self.get(key) or self.put(key, make())
         log.debug(1, "store: made %s", entry)
         return entry
@@ -106,51 +94,39 @@ class Store:
             root=self.root,
             num_entries=sum(1 for _ in self.entries()),
             num_damaged=sum(1 for _ in self.damaged()),
-            size_bytes=size_bytes(self.root),
+            size_bytes=shelf.size_bytes(self.root),
             is_writable=os.access(self.root, os.W_OK | os.X_OK),
         )
 
     def entries(self) -> Iterator[Path]:
         """The folders of the entries, undamaged as far as anybody has looked."""
-        return (path for path in _children(self.root) if _ENTRY.fullmatch(path.name))
+        return shelf.entries(self.root)
 
     def damaged(self) -> Iterator[Path]:
-        """The folders of damaged entries that were moved away."""
-        return (path for path in _children(self.root) if path.name.startswith(_DAMAGED))
+        """The folders of damaged entries that were moved aside."""
+        return shelf.damaged(self.root)
 
     def remove(self, path: Path) -> bool:
         """Removes one of `entries` or `damaged` at once; False where another process was faster."""
-        doomed = path.with_name(f"{_TEMPORARY}{os.getpid()}-{path.name}")
-        try:
-            path.rename(doomed)  # at once, so that nobody finds half an entry
-        except FileNotFoundError:
-            return False
-        except OSError as error:
-            raise StoreError(f"expected to remove {path}, got {error}; make {self.root} writable") from error
-        shutil.rmtree(doomed, ignore_errors=True)
-        return True
+        return shelf.remove(path)
 
     def clear(self) -> int:
-        """Removes the entries, the damaged ones too; returns how many undamaged ones there were.
-
-        All else stays: a live writer needs its temporary folder, and unlinking a held lock would let a second process
-        in.
-        """
+        """Removes the entries, the damaged ones too, and what is stale; returns how many undamaged ones there were."""
         for path in list(self.damaged()):
             self.remove(path)
         num_removed = sum(self.remove(path) for path in list(self.entries()))
-        _sweep(self.root)
+        shelf.sweep(self.root)
         return num_removed
 
     def _put_in(self, root: Path, key: StoreKey, content: Mapping[str, bytes]) -> Path:
         if not self._is_swept:
-            _sweep(root)
+            shelf.sweep(root)
             self._is_swept = True
         entry = root / manifest.digest(key)
-        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=root))
+        temporary = shelf.temporary_folder(root)
         try:
             folders.write_durably(temporary, content)
-            while not _rename(temporary, entry):
+            while not shelf.take_place(temporary, entry):
                 if winner := self.get(key):
                     return winner
                 if os.path.lexists(entry):
@@ -185,57 +161,6 @@ class Store:
             self._roots.append(private)
 
 
-def _locked(root: Path, name: str) -> AbstractContextManager[object]:
-    locks = root / _LOCKS
-    locks.mkdir(mode=0o700, exist_ok=True)
-    return FileLock(locks / name).acquire()
-
-
-def _rename(temporary: Path, entry: Path) -> bool:
-    """Whether the entry took its place; False if something is there."""
-    try:
-        temporary.rename(entry)
-    except OSError as error:
-        if error.errno in {errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR}:
-            return False
-        raise
-    return True
-
-
-def _move_away(entry: Path, damage: str) -> None:
-    aside = entry.with_name(f"{_DAMAGED}{entry.name}-{os.getpid()}-{time.time_ns()}")
-    try:
-        entry.rename(aside)
-        os.utime(aside)  # its age is counted from now
-    except OSError as error:
-        aside = entry
-        damage = f"{damage}; it cannot be moved away: {error.strerror}"
-    log.warn_once(("damaged", entry), f"a damaged store entry counts as missing: {aside} ({damage})")
-
-
-def _sweep(root: Path) -> None:
-    now = time.time()
-    for path in _children(root):
-        for prefix, age_s in _STALE_AFTER_S.items():
-            with suppress(FileNotFoundError):
-                if path.name.startswith(prefix) and now - path.lstat().st_mtime > age_s:
-                    shutil.rmtree(path, ignore_errors=True)
-
-
 def default_root() -> Path:
     """`BLAST_CACHE_DIR`, else the user's cache folder."""
     return env.cache_dir() or platformdirs.user_cache_path("blast_compile", appauthor=False)
-
-
-def size_bytes(folder: Path) -> int:
-    """Bytes of the files in a folder and in those inside it."""
-    total = 0
-    for inner, _, files in os.walk(folder):
-        for name in files:
-            with suppress(FileNotFoundError):
-                total += Path(inner, name).lstat().st_size
-    return total
-
-
-def _children(root: Path) -> Iterator[Path]:
-    return root.iterdir() if root.is_dir() else iter(())

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -18,13 +17,7 @@ from blast_compile.codegen.cpp_config import default_config
 from blast_compile.codegen.spec import Epilogue, Spec
 from blast_compile.doctor import Finding, examine
 from blast_compile.store import Store
-
-
-@dataclass(frozen=True)
-class Key:
-    """A key with one ingredient."""
-
-    name: str
+from tests.store_keys import Key
 
 
 @pytest.fixture

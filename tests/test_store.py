@@ -1,4 +1,4 @@
-"""The store within one process: hits, damage, folders that cannot be written, size and clearing."""
+"""The store within one process: hits, damage, size and clearing."""
 
 from __future__ import annotations
 
@@ -9,24 +9,14 @@ import stat
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from blast_compile import folders, manifest
+from blast_compile import manifest
 from blast_compile.errors import StoreError
 from blast_compile.store import Store, StoreReport
-
-
-@dataclass(frozen=True)
-class Key:
-    """A key with one ingredient."""
-
-    name: str
-
-
-FILES = {"kernel.cpp": b"int f();", "kernel.so": bytes(range(256))}
+from tests.store_keys import FILES, Key, read
 
 
 @pytest.fixture
@@ -37,10 +27,6 @@ def root(tmp_path: Path) -> Path:
 @pytest.fixture
 def store(root: Path) -> Store:
     return Store(root)
-
-
-def read(entry: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in entry.iterdir() if path.name != manifest.NAME}
 
 
 def test_what_is_put_is_got_by_another_store(store: Store, root: Path) -> None:
@@ -151,76 +137,6 @@ def test_damaged_entry_is_moved_away_and_made_again(
     assert len([path for path in root.iterdir() if path.name.startswith(".damaged-")]) == (not is_silent)
     messages = [message for message in caplog.messages if "a damaged store entry counts as missing" in message]
     assert len(messages) == (not is_silent)
-
-
-def test_root_of_which_others_may_write_is_refused(root: Path) -> None:
-    root.mkdir()
-    root.chmod(0o777)
-    with pytest.raises(StoreError, match="only its owner can write"):
-        Store(root)
-
-
-def test_default_is_the_folder_of_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("BLAST_CACHE_DIR", str(tmp_path / "asked"))
-    assert Store.default().root == tmp_path / "asked"
-    monkeypatch.delenv("BLAST_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert Store.default().root == tmp_path / "blast_compile"
-
-
-def test_root_that_cannot_be_made_falls_back_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / "file").touch()
-    for root in (tmp_path / "file", tmp_path / "file"):
-        store = Store(root)
-        entry = store.get_or_make(Key("a"), lambda: FILES)
-        assert entry.parent == folders.private_folder()
-        assert store.get(Key("a")) == entry
-    assert len(caplog.messages) == 1
-    assert "cannot use the store folder" in caplog.messages[0]
-    assert "Set BLAST_CACHE_DIR" in caplog.messages[0]
-
-
-def test_root_that_vanishes_falls_back(store: Store, root: Path) -> None:
-    root.rmdir()
-    assert read(store.get_or_make(Key("vanished"), lambda: FILES)) == FILES
-
-
-def test_full_disk_falls_back_and_still_reads(
-    store: Store, root: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    old = store.put(Key("old"), FILES)
-    write = folders.write_durably
-
-    def fail_in_root(folder: Path, files: Mapping[str, bytes]) -> None:
-        (folder / "half").write_bytes(b"half")
-        if folder.is_relative_to(root):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(folder, files)
-
-    monkeypatch.setattr(folders, "write_durably", fail_in_root)
-    calls: list[int] = []
-
-    def make() -> Mapping[str, bytes]:
-        calls.append(1)
-        return FILES
-
-    for name in ("full disk 1", "full disk 2"):
-        assert store.get_or_make(Key(name), make).parent == folders.private_folder()
-    assert len(calls) == 2
-    assert store.get(Key("old")) == old
-    assert [m for m in caplog.messages if "No space left" in m] == caplog.messages
-    assert len(caplog.messages) == 1
-    assert {path.name for path in root.iterdir()} == {".locks", old.name}
-
-
-def test_no_place_to_write_is_a_clear_error(store: Store, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(folders, "write_durably", fail)
-    with pytest.raises(StoreError, match="expected to write .* or .*, got .*No space left"):
-        store.put(Key("a"), FILES)
-    assert list(root.iterdir()) == []
 
 
 def test_stale_folders_are_swept_and_young_ones_kept(store: Store, root: Path) -> None:

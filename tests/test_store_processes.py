@@ -10,36 +10,25 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from blast_compile import manifest
 from blast_compile.store import Store
+from tests.store_keys import Key
 
 NOBODY = 65534
 FILES = {"kernel.cpp": b"int f();", "kernel.so": bytes(100_000)}
 PREAMBLE = """
 import os, sys, time
-from dataclasses import dataclass
 from pathlib import Path
 from blast_compile.store import Store
-
-@dataclass(frozen=True)
-class Key:
-    name: str
+from tests.store_keys import Key
 
 root = Path(sys.argv[1])
 FILES = {"kernel.cpp": b"int f();", "kernel.so": bytes(100_000)}
 """
-
-
-@dataclass(frozen=True)
-class Key:
-    """The key of the children, too."""
-
-    name: str
 
 
 def start(code: str, *args: object, **environment: str) -> subprocess.Popen[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -15,13 +15,7 @@ from blast_compile.codegen import cpp
 from blast_compile.codegen.spec import Epilogue, Spec
 from blast_compile.store import Store
 from tests.commands.calling import call, call_json
-
-
-@dataclass(frozen=True)
-class Key:
-    """A key with one ingredient."""
-
-    name: str
+from tests.store_keys import Key
 
 
 @pytest.fixture
