@@ -53,7 +53,9 @@ class Scale:
         return f"llama {size.layers} x {size.hidden}-{size.intermediate}, vocabulary {size.vocabulary}"
 
 
-FULL = Scale(SMALL, steps=4500, rates=(7.5e-4, 1.1e-3, 1.5e-3, 5.3e-4), sparse_rates=(1.1e-3, 1.5e-3, 7.5e-4, 2.1e-3))
+SHAPE = replace(SMALL, intermediate=704, vocabulary=8192)
+"""4.5M parameters, of which a third lies in MLPs as wide as those of Llama 2 (2.75 times the model's width)."""
+FULL = Scale(SHAPE, steps=4500, rates=(1.1e-3, 1.5e-3, 7.5e-4), sparse_rates=(1.1e-3, 1.5e-3, 7.5e-4))
 QUICK = replace(
     FULL,
     size=Size(hidden=64, intermediate=256, layers=2, heads=2, kv_heads=2, vocabulary=512, tied=True, prompt=32),
@@ -109,13 +111,16 @@ def sweep(scale: Scale) -> Iterator[Run]:
 
 
 def runs() -> Iterator[Run]:
-    """Everything else: what matters most comes first, one seed after the other."""
+    """Everything else: what matters most comes first."""
     for seed in SEEDS:
         yield Run("dense", seed)
-        for method in ("prune-and-grow", "gradual", "static random"):
-            yield from (Run(method, seed, sparsity, 32) for sparsity in SPARSITIES)
-        yield from (Run("magnitude", seed, sparsity, 32) for sparsity in SPARSITIES)
+        yield from (Run("prune-and-grow", seed, sparsity, 32) for sparsity in reversed(SPARSITIES))
+    for seed in SEEDS:
         yield from (Run(method, seed, 0.5, 32) for method in ONE_SHOT)
+        yield from (Run("magnitude", seed, sparsity, 32) for sparsity in SPARSITIES)
+    for seed in SEEDS:
+        for method in ("gradual", "static random"):
+            yield from (Run(method, seed, sparsity, 32) for sparsity in SPARSITIES)
     first = SEEDS[0]
     yield from (Run("prune-and-grow", first, sparsity, 32) for sparsity in (0.7, 0.8))
     yield from (Run("prune-and-grow", first, sparsity, 16) for sparsity in SPARSITIES)
