@@ -110,7 +110,7 @@ def test_plan_has_the_reported_seeds_first_and_not_the_one_of_tuning() -> None:
     assert runs[1].method == "prune-and-grow"
     config = plan.learning(runs[1], plan.FULL)
     assert config.schedule.end <= 0.6 * plan.FULL.steps
-    assert (config.schedule.target(plan.FULL.steps), config.layers.block) == (0.9, 32)
+    assert (config.schedule.target(plan.FULL.steps), config.layers.block) == (0.95, 32)
     gradual = plan.learning(replace(runs[1], method="gradual"), plan.FULL)
     assert (gradual.fraction.at(500), gradual.schedule) == (0.0, config.schedule)
 
