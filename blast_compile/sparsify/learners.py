@@ -15,6 +15,7 @@ from blast_compile.adopt import carried_mask
 from blast_compile.errors import LayerError, OptionsError
 from blast_compile.layers import MaskedLayer, PackedLayer
 from blast_compile.log import logger
+from blast_compile.sparsify import owners
 from blast_compile.sparsify.optimizers import parameters_of
 from blast_compile.surgery import BlockSparse, is_target, sparsify_
 
@@ -34,8 +35,8 @@ def make_learners_(
     """The masked layers among the targets by name, and the names of those that were dense and have a full mask now.
 
     A dense target that carries a mask in another library's form keeps that one. Nothing has changed when this raises:
-    `LayerError` where a target is packed, tied or sharded, or none can be sparse, `OptionsError` where the optimizer
-    lacks a weight.
+    `LayerError` where a target is packed, tied, sharded or learned by another `Sparsifier`, or none can be sparse,
+    `OptionsError` where the optimizer lacks a weight.
     """
     targets = {name: layer for name, layer in select.linear_layers(model) if is_target(config, name, layer)}
     masked = {name: layer for name, layer in targets.items() if isinstance(layer, MaskedLayer)}
@@ -56,6 +57,7 @@ def make_learners_(
 
 
 def _check_layers(model: nn.Module, targets: Mapping[str, nn.Module]) -> None:
+    owners.check_free(targets)
     bound = select.reasons_not_to_repack(model)
     for name, layer in targets.items():
         if isinstance(layer, PackedLayer):

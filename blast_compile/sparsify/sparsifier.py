@@ -11,20 +11,18 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from blast_compile.errors import TrainingError
-from blast_compile.layers import MaskedLayer, dense_weight
 from blast_compile.log import logger
-from blast_compile.sparsify import learners, resume
+from blast_compile.sparsify import learners, owners, resume
 from blast_compile.sparsify.config import PruneAndGrow
 from blast_compile.sparsify.observation import Observation
 from blast_compile.sparsify.optimizers import StepWatch
 from blast_compile.sparsify.probes import Probes
-from blast_compile.sparsify.ranks import summed
-from blast_compile.sparsify.scores import GRADIENT_SCORES, weight_scores
-from blast_compile.sparsify.update import Evidence, UpdateRecord, carry_out_, clear_, decide
+from blast_compile.sparsify.scores import GRADIENT_SCORES
+from blast_compile.sparsify.update import UpdateRecord, carry_out_, clear_, decide, gather
 
 
 class Sparsifier:
@@ -36,8 +34,8 @@ class Sparsifier:
     model: changed in place; wrappers of DDP and `torch.compile` are looked through. process_group: the ranks that train
     copies of this model together; None means the default group where one is initialised.
 
-    Raises `LayerError` where a target is packed, tied or sharded, or none can be sparse, and `OptionsError` where the
-    optimizer lacks a weight; the model is unchanged then.
+    Raises `LayerError` where a target is packed, tied, sharded or learned by another `Sparsifier`, or none can be
+    sparse, and `OptionsError` where the optimizer lacks a weight; the model is unchanged then.
     """
 
     def __init__(
@@ -61,12 +59,15 @@ class Sparsifier:
             clear_(layer, ~layer.mask.kept, None)
         self._start(new)
         self._switch_probes()
+        owners.take(self.layers, self)
         if optimizer is not None:
             self.attach(optimizer)
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Watches the steps of `optimizer` from now on, in place of any other. Raises `OptionsError`."""
+        """Watches the steps of `optimizer` from now on, in place of any other. Raises as the class does."""
+        owners.check_free(self.layers, self)
         learners.check_optimizer(optimizer, self.layers)
+        owners.take(self.layers, self)
         if self._watch is not None:
             self._watch.remove()
         for layer in self.layers.values():
@@ -74,7 +75,11 @@ class Sparsifier:
         self._watch = StepWatch(optimizer, before=self._observe)
 
     def detach(self) -> None:
-        """Takes hooks and probes away: the masks stay as they are, and `step` works no more until `attach`."""
+        """Takes hooks and probes away: the masks stay as they are, and `step` works no more until `attach`.
+
+        Another `Sparsifier` may learn the masks then.
+        """
+        owners.give_back(self.layers, self)
         if self._watch is not None:
             self._watch.remove()
             self._watch = None
@@ -160,7 +165,7 @@ class Sparsifier:
                 f"expected a backward pass before the update of step {step}, got none since the last step; "
                 "keep the layers' probes and let backward() reach them"
             )
-        evidence = self._gather(self.layers, self.config.score, by_gradient, norms)
+        evidence = gather(self.layers, self.config.score, by_gradient, norms, self._group)
         self._is_late = not all(found.is_finite for found in evidence.values())
         if self._is_late:
             logger.warning("step %d: masks wait for the next step, a score or gradient norm is not finite", step)
@@ -177,24 +182,5 @@ class Sparsifier:
         if self.config.schedule.target(0) > 0 and new:
             layers = {name: layer for name, layer in self.layers.items() if name in new}
             score = "l2" if self.config.score in GRADIENT_SCORES else self.config.score
-            evidence = self._gather(layers, score, None, None)
+            evidence = gather(layers, score, None, None, self._group)
             carry_out_(evidence, decide(evidence, self.config, step=0, grow_frac=0.0), None)
-
-    @torch.no_grad()
-    def _gather(
-        self,
-        layers: Mapping[str, MaskedLayer],
-        score: str,
-        by_gradient: list[Tensor] | None,
-        norms: list[Tensor] | None,
-    ) -> dict[str, Evidence]:
-        kept = [layer.mask.kept for layer in layers.values()]
-        scores = by_gradient or [
-            weight_scores(score, dense_weight(layer), its_kept, layer.block)
-            for layer, its_kept in zip(layers.values(), kept, strict=True)
-        ]
-        flat = summed([*scores, *(norms or ())], self._group)
-        return {
-            name: Evidence(layer, kept[i].flatten().cpu(), flat[i], flat[i + len(layers)] if norms else None)
-            for i, (name, layer) in enumerate(layers.items())
-        }

@@ -1,4 +1,4 @@
-"""One update of the masks of a model: decided for all layers first, then carried out."""
+"""One update of the masks of a model: evidence of all layers first, then a decision for all, then carried out."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -16,6 +17,8 @@ from blast_compile.sparsify.blocks import clear_blocks_
 from blast_compile.sparsify.choice import Move, Pool, renewed
 from blast_compile.sparsify.config import PruneAndGrow
 from blast_compile.sparsify.optimizers import states_like
+from blast_compile.sparsify.ranks import summed
+from blast_compile.sparsify.scores import weight_scores
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +55,30 @@ class UpdateRecord:
     step: int
     target: float
     layers: dict[str, LayerChange]
+
+
+@torch.no_grad()
+def gather(
+    layers: Mapping[str, MaskedLayer],
+    score: str,
+    by_gradient: list[Tensor] | None,
+    norms: list[Tensor] | None,
+    group: dist.ProcessGroup | None,
+) -> dict[str, Evidence]:
+    """What all ranks of `group` know of the layers together.
+
+    by_gradient, norms: of each layer `[R, C]`; without the first, the score is by weights.
+    """
+    kept = [layer.mask.kept for layer in layers.values()]
+    scores = by_gradient or [
+        weight_scores(score, dense_weight(layer), its_kept, layer.block)
+        for layer, its_kept in zip(layers.values(), kept, strict=True)
+    ]
+    flat = summed([*scores, *(norms or ())], group)
+    return {
+        name: Evidence(layer, kept[i].flatten().cpu(), flat[i], flat[i + len(layers)] if norms else None)
+        for i, (name, layer) in enumerate(layers.items())
+    }
 
 
 def decide(evidence: Mapping[str, Evidence], config: PruneAndGrow, step: int, grow_frac: float) -> dict[str, Tensor]:
