@@ -43,6 +43,8 @@ TITLES = {
 _TEMPLATES = {"weight_grad": "weight_grad", "mlp": "mlp", "gated_mlp": "mlp"}
 REDUCED = 256
 """Elements of a row of the result that one program adds up, where a product is split."""
+STRIP = 32
+"""The same of a weight gradient: 128 bytes of the partial sums lie together."""
 
 Walk = Literal["packed", "masked", "places"]
 
@@ -73,6 +75,11 @@ def walk(spec: Spec) -> Walk:
     if spec.layout == "masked":
         return "masked"
     return "places" if spec.op == "input_grad" else "packed"
+
+
+def strip(config: TritonConfig) -> int:
+    """Outputs of a tile that one program adds up, where the tokens of a weight gradient are split."""
+    return min(config.outputs, STRIP)
 
 
 def flags(spec: Spec, config: TritonConfig) -> tuple[str, ...]:
@@ -111,6 +118,7 @@ def _common(spec: Spec, config: TritonConfig) -> dict[str, object]:
         "walk": walk(spec),
         "converts_weight": spec.weight_dtype != spec.dtype,
         "reduced": REDUCED,
+        "strip": strip(config),
     }
 
 

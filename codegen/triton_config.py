@@ -21,7 +21,8 @@ class TritonConfig:
     from 16 on; `outputs` and `inputs` are at most the block's edges. One token a tile means sums of vectors in place
     of tensor cores. A weight gradient owns `outputs` x `inputs`, and `tokens` is its depth.
     num_warps, num_stages: Triton's launch options.
-    splits: programs that share a block row; each leaves a partial sum, and a second kernel adds them in order.
+    splits: programs that share a block row, or the tokens of a weight gradient; each leaves a partial sum, and a second
+    kernel adds them in order.
     group: tiles of tokens that run side by side on one block row before the next row's.
     blocks: kept blocks that are taken side by side: by one step of a product, or one program of a weight gradient.
     is_swapped: the weight is the left operand of a product, the wide side of a tensor core.
@@ -116,8 +117,8 @@ def _conflict(spec: Spec, config: TritonConfig) -> str | None:
         return "whose splits, group and blocks are at least 1"
     if is_product and config.blocks > 1 and (config.uses_descriptors or config.blocks * config.inputs > MAX_EDGE):
         return f"whose blocks side by side are at most {MAX_EDGE} deep and not behind descriptors"
-    if not is_product and (config.is_vector or config.group > 1 or config.splits > 1 or _is_variant(config)):
-        return "without what is of products alone: one token, splits, group, swapped, persistent, ordered, descriptors"
+    if not is_product and (config.is_vector or config.group > 1 or _is_variant(config)):
+        return "without what is of products alone: one token, group, swapped, persistent, ordered, descriptors"
     if config.blocks & (config.blocks - 1) or (config.blocks > 1 and config.inputs < product_block(spec)[1]):
         return "with a power of two of whole blocks side by side"
     if config.is_vector and (config.is_swapped or config.uses_descriptors):

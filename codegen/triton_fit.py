@@ -15,17 +15,19 @@ MANY_PROGRAMS = 264
 """Two for each of the 132 multiprocessors of an H100 or H200; the other devices that are compiled for have fewer."""
 _MEAN_DENSITY = 0.1  # of a sparse layer, where nobody counted its blocks
 _LEAST_BLOCKS = 2  # of a split
+_LEAST_STEPS = 8  # of a split of tokens: fewer would hardly pay for the partial sums
+_MOST_PARTIAL_BYTES = 128 * 2**20  # that a split weight gradient may take while it runs
 
 
 def fit(spec: Spec, config: TritonConfig, num_tokens: int, blocks: tuple[int, int]) -> TritonConfig:
     """The config, or one of finer cuts, for a layer of `(R, C)` blocks and about so many tokens.
 
     A few tokens are split over the blocks of a row, many are cut into smaller tiles, and then so are outputs. A weight
-    gradient takes fewer blocks side by side, and then parts of a block. R and C are as the product sees them: of
-    the transposed weight, for an input gradient.
+    gradient takes fewer blocks side by side, then is split over tokens, and then takes parts of a block. R and C are as
+    the product sees them: of the transposed weight, for an input gradient.
     """
     while num_programs(spec, config, num_tokens, blocks) < MANY_PROGRAMS:
-        finer = next((finer for finer in _finer(config, num_tokens, blocks) if _is_possible(spec, finer)), None)
+        finer = next((finer for finer in _finer(spec, config, num_tokens, blocks) if _is_possible(spec, finer)), None)
         if finer is None:
             break
         config = finer
@@ -37,17 +39,28 @@ def num_programs(spec: Spec, config: TritonConfig, num_tokens: int, blocks: tupl
     (R, C), (bn, bk) = blocks, spec.block
     if spec.op == "weight_grad":
         per_block = (bn // config.outputs) * (bk // config.inputs)
-        return round(R * C * _MEAN_DENSITY * per_block / config.blocks)
+        return round(R * C * _MEAN_DENSITY * per_block * config.splits / config.blocks)
     outputs = bk if spec.op == "input_grad" else bn
     return -(-num_tokens // config.tokens) * R * (outputs // config.outputs) * config.splits
 
 
-def _finer(config: TritonConfig, num_tokens: int, blocks: tuple[int, int]) -> list[TritonConfig]:
+def partial_bytes(spec: Spec, config: TritonConfig, blocks: tuple[int, int]) -> int:
+    """Memory for the partial sums of a split weight gradient, at most: as if every block were kept."""
+    (R, C), (bn, bk) = blocks, spec.block
+    return 4 * config.splits * R * C * bn * bk
+
+
+def _finer(spec: Spec, config: TritonConfig, num_tokens: int, blocks: tuple[int, int]) -> list[TritonConfig]:
     """Cuts into twice the programs, the cheapest first."""
     cuts = []
     if config.blocks > 1:
         cuts.append(replace(config, blocks=config.blocks // 2))
-    if num_tokens <= FEW_TOKENS and blocks[1] * _MEAN_DENSITY >= 2 * config.splits * _LEAST_BLOCKS:
+    if spec.op == "weight_grad":
+        split = replace(config, splits=2 * config.splits)
+        has_steps = num_tokens >= split.splits * _LEAST_STEPS * config.tokens
+        if has_steps and partial_bytes(spec, split, blocks) <= _MOST_PARTIAL_BYTES:
+            cuts.append(split)
+    elif num_tokens <= FEW_TOKENS and blocks[1] * _MEAN_DENSITY >= 2 * config.splits * _LEAST_BLOCKS:
         cuts.append(replace(config, splits=2 * config.splits))
     if config.tokens > 64:
         cuts.append(_with_half_the_warps(replace(config, tokens=config.tokens // 2)))

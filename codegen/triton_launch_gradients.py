@@ -6,23 +6,46 @@ import torch
 from torch import Tensor
 
 from blast_compile import layout
+from blast_compile.codegen.triton import strip
 from blast_compile.codegen.triton_build import TritonKernel
 from blast_compile.codegen.triton_launch import Launch, check_device, rows
+from blast_compile.errors import TargetError
 
 
 def launch_weight_grad(
     kernel: TritonKernel, grad: Tensor, x: Tensor, *, weight: Tensor, index: Tensor, norms: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    """`reference.weight_grad`; where `norms`, the norms of the kept blocks, float32 `[R, C]`, zeros elsewhere, too."""
+    """`reference.weight_grad`; where `norms`, the norms of the kept blocks, float32 `[R, C]`, zeros elsewhere, too.
+
+    Raises `TargetError` where norms are asked of a kernel that is split: no program of it sees a whole sum.
+    """
     launch = _launch(kernel, grad, x)
     blocks = _blocks(kernel, grad, x)
     out = torch.zeros_like(weight)
+    if kernel.config.splits > 1:
+        if norms:
+            raise TargetError(f"expected a config without splits for norms of blocks, got {kernel.config}")
+        _run_split(launch, out, index.contiguous(), blocks)
+        return out, None
     squares = _squares(kernel, grad, blocks) if norms else None
     launch.arguments |= {"out_ptr": out, "index_ptr": index.contiguous(), "norms_ptr": squares, "NORMS": norms}
     if out.dim() == 2:
         launch.arguments["out_n_stride"], launch.arguments["out_k_stride"] = out.stride()
     launch.run(_grid(kernel, blocks))
     return out, None if squares is None else squares.sum(-1).sqrt_()
+
+
+def _run_split(launch: Launch, out: Tensor, index: Tensor, blocks: tuple[int, int]) -> None:
+    """Partial sums of tokens, then their sum in order."""
+    kernel, ((R, C), (bn, bk)) = launch.kernel, (blocks, launch.kernel.spec.block)
+    splits, num_slots = kernel.config.splits, out.shape[0] if out.dim() == 3 else R * C
+    partial = out.new_empty(splits, num_slots, bk * bn, dtype=torch.float32)
+    launch.arguments |= {"partial_ptr": partial, "num_slots": num_slots, "out_ptr": out, "index_ptr": index}
+    if out.dim() == 2:
+        launch.arguments["out_n_stride"], launch.arguments["out_k_stride"] = out.stride()
+    columns, rows_of_parts = _grid(kernel, blocks)
+    launch.run((columns, rows_of_parts, splits))
+    launch.run((columns, R * (bn // strip(kernel.config))), "reduce")
 
 
 def launch_block_norms(kernel: TritonKernel, grad: Tensor, x: Tensor, *, probe: Tensor) -> Tensor:

@@ -59,6 +59,8 @@ def _candidates(spec: Spec, first: TritonConfig, num_tokens: int) -> Iterator[Tr
         yield from _tiles(replace(first, blocks=1), tokens=(32, 64), outputs=(32, 64, 128), inputs=(32, 64, 128))
         for blocks, num_stages in itertools.product((1, 2, 4, 8), (2, 3, 4)):
             yield replace(first, blocks=blocks, num_stages=num_stages)
+        for splits in (2, 4, 8):
+            yield replace(first, splits=splits)
         return
     if num_tokens <= FEW_TOKENS:
         yield from _few(spec, first, num_tokens)

@@ -46,6 +46,7 @@ class Variant:
             dtype += f"*{_SHORT[spec.weight_dtype]}"
         parts = [spec.op, spec.layout, dtype, f"block {spec.block[0]}", f"{self.tokens} tokens"]
         parts += [self.helper] if self.helper else []
+        parts += ["through an activation"] if spec.op == "input_grad" and spec.epilogues else []
         parts += ["ragged"] * self.is_ragged + ["transposed"] * self.is_transposed + ["wide"] * self.is_wide
         parts += differences(self.config, default_config(spec, self.tokens))
         return ", ".join((*parts, spec.target.partition(":")[2]))
@@ -103,13 +104,16 @@ def _of_op(op: Op, layout: Layout, target: str) -> Iterator[Variant]:
         yield variant(spec, config, many, is_transposed=True)
     for other, config, tokens in _other_configs(replace(spec, block=(128, 128)), (few, many)):
         yield variant(other, config, tokens)
-        if config.splits > 1 and op == "linear":
+        if config.splits > 1 and op in ("linear", "weight_grad"):
             yield variant(other, config, tokens, helper="reduce")
     if op in MLPS:
         return  # made of the same products as the linears
     for block, tokens in itertools.product(_OTHER_BLOCKS, (few, many)):
         spec = spec_of(op, layout, target, block, bf16)
         yield variant(spec, default_config(spec, tokens), tokens)
+        if op == "input_grad" and tokens == many:
+            through = replace(spec, epilogues=(Epilogue("silu", gate=True),))
+            yield variant(through, default_config(through, tokens), tokens)
     for dtypes, tokens in itertools.product(_OTHER_DTYPES, (few, many)):
         # Weights in float32 beside 16 bits are those of training, which are masked.
         if dtypes[0] == dtypes[1] or (layout == "masked" and tokens == many):

@@ -54,6 +54,7 @@ SOURCES = {name: (spec, default_config(spec, 512)) for name, spec in SPECS.items
         replace(FEW, tokens=1, splits=4),
     ),
     "weight_grad": (WEIGHT_GRAD, default_config(WEIGHT_GRAD, 512)),
+    "weight_grad_split": (WEIGHT_GRAD, replace(default_config(WEIGHT_GRAD, 512), splits=4)),
     "weight_grad_masked": (replace(WEIGHT_GRAD, layout="masked"), default_config(WEIGHT_GRAD, 512)),
 }
 

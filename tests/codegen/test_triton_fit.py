@@ -10,7 +10,7 @@ import torch
 from blast_compile import layout
 from blast_compile.codegen.spec import Epilogue, Op, Spec
 from blast_compile.codegen.triton import default_config, triton_source
-from blast_compile.codegen.triton_fit import MANY_PROGRAMS, fit, num_programs
+from blast_compile.codegen.triton_fit import MANY_PROGRAMS, fit, num_programs, partial_bytes
 from blast_compile.codegen.triton_index import row_order
 
 LINEAR = Spec("linear", "bfloat16", "bfloat16", (64, 64), (Epilogue(),), "packed", "cuda:sm_90")
@@ -33,6 +33,18 @@ def test_a_split_keeps_some_blocks() -> None:
     usual = default_config(LINEAR, 16)
     assert fit(LINEAR, usual, 16, (32, 224)).splits == 8
     assert fit(LINEAR, usual, 16, (32, 16)).splits == 1
+
+
+def test_tokens_of_a_small_weight_gradient_are_split() -> None:
+    spec = replace(LINEAR, op="weight_grad", epilogues=())
+    fitted = fit(spec, default_config(spec, 8192), 8192, (12, 48))
+    assert fitted.splits == 8
+    assert fitted.outputs == 64
+    assert fit(spec, default_config(spec, 512), 512, (12, 48)).splits == 1, "too few steps a split"
+    assert fit(spec, default_config(spec, 8192), 8192, (64, 64)).splits == 1, "enough programs, or memory"
+    for blocks in ((12, 48), (32, 32), (50, 50)):
+        fitted = fit(spec, default_config(spec, 8192), 8192, blocks)
+        assert partial_bytes(spec, fitted, blocks) <= 128 * 2**20
 
 
 def test_large_layers_keep_their_config() -> None:

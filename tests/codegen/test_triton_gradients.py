@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -86,6 +87,21 @@ def test_tiles_smaller_than_the_block_and_blocks_side_by_side(
     assert max(interpreter.submit(weight_grad_error, case, folder, 17, sizes, config=TILES).result()) < 1e-5
     beside = TritonConfig(tokens=32, outputs=16, inputs=64, num_warps=4, num_stages=3, blocks=4)
     assert max(interpreter.submit(weight_grad_error, case, folder, 37, sizes, config=beside).result()) < 1e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("num_tokens", [0, 1, 48, 300])
+def test_tokens_of_a_weight_gradient_are_split(
+    form: Form, num_tokens: int, interpreter: ProcessPoolExecutor, folder: Path
+) -> None:
+    """With fewer steps than splits, with as many, and with a last share that is short; blocks whole and in parts."""
+    sizes = (200, 0, 80)
+    for case, config in (
+        (Case("linear", torch.float32, (16, 32), form), replace(TILES, inputs=32, blocks=2, splits=3)),
+        (Case("linear", torch.float32, (64, 32), form), replace(TILES, outputs=64, splits=4)),
+    ):
+        errors = interpreter.submit(weight_grad_error, case, folder, num_tokens, sizes, config=config).result()
+        assert max(errors) < 1e-5
 
 
 @pytest.mark.parametrize("is_packed", [False, True])
