@@ -20,11 +20,8 @@ from blast_compile.codegen import triton_config
 from blast_compile.codegen.triton import REDUCED
 from blast_compile.codegen.triton_build import TritonKernel
 from blast_compile.codegen.triton_descriptors import descriptors
-from blast_compile.codegen.triton_space import shared_bytes, shared_limit
+from blast_compile.codegen.triton_space import resident
 from blast_compile.errors import TargetError
-
-_REGISTERS = 64 * 1024  # of a multiprocessor; a thread takes 255 at most
-
 
 Operands = tuple[Tensor, Tensor, Tensor | None]
 """Weight, index and bias."""
@@ -155,13 +152,10 @@ def _product(
 
 
 def num_resident(kernel: TritonKernel, x: Tensor) -> int:
-    """How many programs surely run at once: as many as there is room for where a thread takes all its registers."""
+    """How many programs surely run at once on the GPU of `x`."""
     if not x.is_cuda:
         return 1
-    properties = torch.cuda.get_device_properties(x.device)
-    by_registers = _REGISTERS // (255 * properties.warp_size * kernel.config.num_warps)
-    by_shared = shared_limit(kernel.spec) // max(1, shared_bytes(kernel.spec, kernel.config))
-    return max(1, min(by_registers, by_shared)) * properties.multi_processor_count
+    return resident(kernel.spec, kernel.config) * torch.cuda.get_device_properties(x.device).multi_processor_count
 
 
 def check_device(kernel: TritonKernel, x: Tensor) -> None:

@@ -15,9 +15,11 @@ from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton_config import FEW_TOKENS, TritonConfig, default_config
 from blast_compile.errors import TargetError
 
+MLPS = ("mlp", "gated_mlp")
 # Kilobytes of shared memory that one program may have, from the vendors' programming guides.
 _SHARED_KB = {"80": 163, "86": 99, "89": 99, "90": 227, "100": 227, "103": 227, "120": 99}
 _SHARED_KB_HIP = 64
+_REGISTERS = 64 * 1024  # of a multiprocessor of NVIDIA; one of AMD has more
 _MOST_ACCUMULATORS = 128  # of a thread's 255 registers
 _DESCRIPTORS_FROM = 90  # the first generation with an engine for them
 
@@ -28,7 +30,7 @@ def configs(spec: Spec, num_tokens: int, *, has_aligned_rows: bool = True) -> It
     Whole MLPs are for few tokens.
     has_aligned_rows: rows of x and of masked weights begin at multiples of 16 bytes, as descriptors need.
     """
-    if spec.op in ("mlp", "gated_mlp") and num_tokens > FEW_TOKENS:
+    if spec.op in MLPS and num_tokens > FEW_TOKENS:
         raise TargetError(
             f"expected up to {FEW_TOKENS} tokens for a whole {spec.op} in one launch, got {num_tokens}; "
             "run its products one after another"
@@ -52,6 +54,18 @@ def shared_bytes(spec: Spec, config: TritonConfig) -> int:
         return num_buffers * config.tokens * (config.outputs + config.inputs * config.blocks) * x_bytes
     x_tile = 0 if config.is_vector else config.tokens * x_bytes
     return num_buffers * config.inputs * config.blocks * (x_tile + config.outputs * weight_bytes)
+
+
+def resident(spec: Spec, config: TritonConfig) -> int:
+    """Programs that run at once on a multiprocessor whatever a compiler makes of them, or 1 where only compiling tells.
+
+    As many as there is room for where a thread takes all its registers, and the tiles in flight a quarter more memory
+    than by `shared_bytes`. `make gpu-static` holds it against machine code.
+    """
+    warp_size = 64 if _is_hip(spec) else 32
+    by_registers = _REGISTERS // (256 * warp_size * config.num_warps)
+    by_shared = shared_limit(spec) // max(1, shared_bytes(spec, config) * 5 // 4)
+    return max(1, min(by_registers, by_shared))
 
 
 def _candidates(spec: Spec, first: TritonConfig, num_tokens: int) -> Iterator[TritonConfig]:

@@ -6,6 +6,7 @@ from benchmarks.gpu_static.facts import Facts
 from benchmarks.gpu_static.variants import Variant, differences
 from blast_compile.codegen.occupancy import multiprocessor
 from blast_compile.codegen.triton import default_config
+from blast_compile.codegen.triton_space import MLPS, resident
 
 _WIDE_TOKENS = 64  # wgmma and tcgen05 multiply 64 rows and more at once
 _WIDE_PERCENT = 75  # for one token, x is read in numbers beside blocks in 16 bytes
@@ -20,6 +21,9 @@ def broken(variant: Variant, facts: Facts) -> list[str]:
         found.append(f"a default config spills: {facts.spills} registers")
     if not facts.programs and is_default:
         found.append(f"a default config does not fit on a multiprocessor: no {facts.limit} left for one program")
+    counted_on = resident(variant.spec, variant.config)
+    if variant.spec.op in MLPS and facts.programs < counted_on:
+        found.append(f"{counted_on} programs a multiprocessor wait for each other, and {facts.programs} fit")
     wanted = wanted_cores(variant)
     if facts.cores not in wanted:
         found.append(f"uses {facts.cores or 'no tensor cores'}, not {' or '.join(wanted) or 'none'}")

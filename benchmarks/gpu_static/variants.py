@@ -11,9 +11,9 @@ from blast_compile.codegen import triton
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
 from blast_compile.codegen.triton import TritonConfig, configs, default_config
 from blast_compile.codegen.triton_config import FEW_TOKENS
+from blast_compile.codegen.triton_space import MLPS
 
 TARGETS = ("cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "cuda:sm_120", "hip:gfx942", "hip:gfx90a")
-MLPS = ("mlp", "gated_mlp")
 _TOKENS = (1, 64, 2048)  # of decoding, of a batch of it, and of a prefill
 _OTHER_BLOCKS = (32, 128)
 _LAYOUTS: tuple[Layout, ...] = ("packed", "masked")

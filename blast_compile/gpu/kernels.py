@@ -1,7 +1,11 @@
 """From a spec for a GPU to its Triton kernels: which products it takes, at which config, loaded from the store.
 
-An op without a kernel of its own is a sequence of products: an MLP is its hidden layer and its last one. Configs
-depend on the number of tokens through a bucket, a power of two, so that a model compiles a few kernels and no more.
+An MLP is a sequence of products: its hidden layer and its last one. For a few tokens there is one kernel for all of it,
+too; it runs where a config was chosen for it, by tuning or by `choose`, and nowhere else: it saves a launch and takes a
+barrier among programs instead, and which is less no model can tell that nobody has measured (`whole`).
+
+Configs depend on the number of tokens through a bucket, a power of two, so that a model compiles a few kernels and no
+more.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from blast_compile.codegen import triton, triton_build
 from blast_compile.codegen.spec import Op, Spec
 from blast_compile.codegen.triton import TritonConfig
 from blast_compile.codegen.triton_build import TritonKernel
+from blast_compile.codegen.triton_config import FEW_TOKENS
 from blast_compile.codegen.triton_fit import fit
 from blast_compile.errors import TargetError
 from blast_compile.kernels import Kernel
@@ -27,8 +32,9 @@ _chosen: dict[tuple[Spec, int], TritonConfig] = {}
 
 @dataclass(frozen=True)
 class GpuKernel(Kernel):
-    """Serves a spec by the Triton kernels of `steps`, one after another."""
+    """Serves a spec by the Triton kernels of `steps`, one after another; mlp: the spec, where it is a whole MLP."""
 
+    mlp: Spec | None = None
     steps: tuple[Spec, ...] = ()
 
 
@@ -51,7 +57,9 @@ def find(spec: Spec) -> Kernel:
     except TargetError as error:
         return Kernel("reference", reason=str(error))
     ops = ", ".join(step.op for step in products)
-    return GpuKernel(f"triton {spec.target.partition(':')[2]} {ops}", steps=products)
+    return GpuKernel(
+        f"triton {spec.target.partition(':')[2]} {ops}", mlp=spec if spec.op in _PRODUCTS else None, steps=products
+    )
 
 
 def bucket(num_tokens: int) -> int:
@@ -60,10 +68,28 @@ def bucket(num_tokens: int) -> int:
 
 
 def choose(step: Spec, num_tokens: int, config: TritonConfig) -> None:
-    """Has this process use `config` for one step and one bucket of tokens; a `TargetError` where there is none such."""
+    """Has this process use `config` for one step, or a whole MLP, and one bucket of tokens.
+
+    Raises `TargetError` where there is no such kernel, and for a whole MLP of many tokens.
+    """
+    if step.op in _PRODUCTS and num_tokens > FEW_TOKENS:
+        raise TargetError(f"expected up to {FEW_TOKENS} tokens for a whole {step.op}, got {num_tokens}; tune its steps")
     triton.triton_source(step, config)
     _chosen[step, bucket(num_tokens)] = config
-    loaded.cache_clear()
+    for memo in (loaded, whole):
+        memo.cache_clear()
+
+
+@functools.cache
+def whole(spec: Spec, num_tokens: int) -> TritonKernel | None:
+    """The kernel of a whole MLP for a bucket of tokens, None where its products run.
+
+    Its programs wait for each other, which is safe only where all of them run at once. A cooperative launch sees to
+    that: the driver runs all programs of the grid at once or none. The grid is no larger than what surely fits
+    (`triton_space.resident`), and a config of which machine code says otherwise is no candidate (`space.py`).
+    """
+    config = _chosen.get((spec, num_tokens))
+    return None if config is None else load(spec, config)
 
 
 @functools.cache
@@ -88,7 +114,7 @@ def load(step: Spec, config: TritonConfig) -> TritonKernel:
 def forget() -> None:
     """Drops what this process has chosen and loaded, so that changed settings are read anew."""
     _chosen.clear()
-    for memo in (find, loaded, load):
+    for memo in (find, loaded, whole, load):
         memo.cache_clear()
 
 

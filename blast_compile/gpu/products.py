@@ -10,6 +10,7 @@ from blast_compile.codegen import triton_launch
 from blast_compile.codegen.spec import Op, Spec
 from blast_compile.codegen.triton_build import TritonKernel
 from blast_compile.codegen.triton_index import row_order, transposed_index
+from blast_compile.codegen.triton_launch_mlp import launch_mlp
 from blast_compile.errors import LayerError
 from blast_compile.gpu import kernels
 
@@ -23,6 +24,27 @@ def forward(step: Spec, x: Tensor, layers: tuple[Tensors, ...], residual: Tensor
     kernel = kernel_for(step, blocks, x, residual, *(tensor for layer in layers for tensor in layer))
     order = _order(kernel, layers[0][1], blocks[0])
     return triton_launch.launch_forward(kernel, x, layers, residual=residual, out_features=out_features, order=order)
+
+
+def whole_mlp(
+    kernel: TritonKernel, x: Tensor, layers: tuple[Tensors, ...], residual: Tensor | None, sizes: tuple[int, ...]
+) -> Tensor:
+    """A whole MLP of `x` `[..., K]` in one launch; sizes: features of the hidden layer and of the result."""
+    check_memory(x, residual, *(tensor for layer in layers for tensor in layer))
+    gate, up, down = (None, *layers)[-3:]
+    assert up is not None
+    assert down is not None
+    hidden_features, out_features = sizes
+    return launch_mlp(
+        kernel,
+        x,
+        gate=gate,
+        up=up,
+        down=down,
+        residual=residual,
+        hidden_features=hidden_features,
+        out_features=out_features,
+    )
 
 
 def input_grad(
@@ -55,8 +77,7 @@ def kernel_for(step: Spec, blocks: tuple[int, int], x: Tensor, *others: Tensor |
 
     Raises `LayerError` where a tensor has lost its memory.
     """
-    for tensor in (x, *others):
-        _check_memory(tensor)
+    check_memory(x, *others)
     return kernels.loaded(step, kernels.bucket(x.numel() // x.shape[-1]), blocks)
 
 
@@ -65,9 +86,11 @@ def _order(kernel: TritonKernel, index: Tensor, num_rows: int) -> Tensor | None:
     return row_order(index, num_rows) if kernel.config.is_ordered else None
 
 
-def _check_memory(tensor: Tensor | None) -> None:
-    if tensor is not None and tensor.numel() and not tensor.untyped_storage().size():
-        raise LayerError(
-            f"expected tensors with memory, got one of shape {tuple(tensor.shape)} whose storage has been freed; give "
-            "it memory first, as FSDP does by unshard()"
-        )
+def check_memory(*tensors: Tensor | None) -> None:
+    """Raises `LayerError` where a tensor has lost its memory."""
+    for tensor in tensors:
+        if tensor is not None and tensor.numel() and not tensor.untyped_storage().size():
+            raise LayerError(
+                f"expected tensors with memory, got one of shape {tuple(tensor.shape)} whose storage has been freed; "
+                "give it memory first, as FSDP does by unshard()"
+            )

@@ -18,6 +18,7 @@ from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton import TritonConfig
 from blast_compile.codegen.triton_build import import_triton, load_kernel
 from blast_compile.codegen.triton_cross import CompiledKernel, cross_compile
+from blast_compile.codegen.triton_space import MLPS, resident
 from blast_compile.errors import BuildError
 
 
@@ -60,6 +61,9 @@ def _judged(spec: Spec, config: TritonConfig) -> str:
             compiled = cross_compile(load_kernel(spec, config, Path(folder)))
         except BuildError as error:
             return f"does not compile: {str(error).splitlines()[0]}"
+    counted_on = resident(spec, config)
+    if spec.op in MLPS and compiled.occupancy.programs < counted_on:  # a launch would fail
+        return f"{counted_on} programs a multiprocessor wait for each other, and {compiled.occupancy.programs} fit"
     return misfit(compiled)
 
 

@@ -67,6 +67,14 @@ def test_rules(spoiled: dict[str, object], line: str) -> None:
     assert rules.broken(variant, replace(FACTS, **spoiled)) == [line]  # type: ignore[arg-type]
 
 
+def test_programs_that_wait_for_each_other_must_fit_together() -> None:
+    variant = one("gated_mlp, packed, bf16, block 64, 16 tokens, sm_90")
+    facts = replace(FACTS, cores="mma")
+    assert rules.broken(variant, replace(facts, programs=9)) == []
+    (line,) = rules.broken(variant, replace(facts, programs=1))
+    assert line.endswith(" programs a multiprocessor wait for each other, and 1 fit")
+
+
 def test_narrow_loads_are_no_fault_of_ragged_sizes_and_small_tiles() -> None:
     narrow = replace(FACTS, wide=50)
     assert rules.broken(one("linear, packed, bf16, block 64, 2048 tokens, ragged, sm_90"), narrow) == []

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from blast_compile import layout
 from blast_compile.codegen.triton import TritonConfig
+from blast_compile.errors import TargetError
 from tests import test_gradients
 from tests.op_cases import Call, Case, Layer, check, make_call, relative_error
 
@@ -123,6 +125,29 @@ def chosen_config_errors(config: TritonConfig) -> list[float]:
         kernels.forget()
         assert kernels.loaded(plan.kernel.steps[0], 8, (4, 4)).config != config
     return [*errors, *gradient_errors(Case("linear", torch.float32, (16, 16), "packed", "silu"))[:1]]
+
+
+def check_whole_mlp(case: Case, config: TritonConfig) -> list[int]:
+    """Asserts what an MLP gives whose whole kernel was chosen for 8 tokens; of each call, the tokens if that ran."""
+    from blast_compile import plans
+    from blast_compile.calls import read_call
+    from blast_compile.gpu import kernels, products
+
+    kernels.forget()
+    plan = plans.plan_of(case.op, read_call(case.op, make_call(case).args[:-1]))
+    assert isinstance(plan.kernel, kernels.GpuKernel)
+    assert plan.kernel.mlp is not None
+    found = []
+    with patch.object(products, "launch_mlp", wraps=products.launch_mlp) as launched:
+        check_call(case, (8,))
+        kernels.choose(plan.kernel.mlp, 8, config)
+        for tokens in (5, 8, 9):
+            check_call(case, (tokens,))
+            found.append(launched.call_count)
+    with pytest.raises(TargetError, match="expected up to 16 tokens"):
+        kernels.choose(plan.kernel.mlp, 17, config)
+    kernels.forget()
+    return found
 
 
 def norms_error(dtype: torch.dtype, probed: str) -> float:

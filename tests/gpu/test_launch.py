@@ -16,6 +16,7 @@ from tests.gpu.interpreted import (
     check_call,
     check_edits,
     check_gradients,
+    check_whole_mlp,
     chosen_config_errors,
     model_error,
     norms_error,
@@ -101,6 +102,13 @@ def test_what_has_no_kernel_runs_dense(case: Case, interpreter: ProcessPoolExecu
 def test_chosen_configs_run(interpreter: ProcessPoolExecutor) -> None:
     ordered = TritonConfig(16, 16, 16, num_warps=4, num_stages=2, is_ordered=True)
     assert interpreter.submit(chosen_config_errors, ordered).result() == pytest.approx([0.0] * 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES[2:4], ids=str)
+def test_a_whole_mlp_runs_where_it_was_chosen(case: Case, interpreter: ProcessPoolExecutor) -> None:
+    """Two calls each of 5 and of 8 tokens, which share a bucket, and none of others."""
+    config = TritonConfig(16, 16, 16, num_warps=4, num_stages=2, splits=2)
+    assert interpreter.submit(check_whole_mlp, case, config).result() == [2, 4, 4]
 
 
 @pytest.mark.parametrize("form", ["masked", "packed"])
