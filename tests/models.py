@@ -8,6 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+import blast_compile as blast
 from blast_compile.layers import MaskedLayer, SparseLayer
 from blast_compile.mask import BlockMask
 
@@ -46,6 +47,16 @@ def dense_twin(dense: nn.Module, masks: dict[str, BlockMask]) -> nn.Module:
         assert isinstance(weight, Tensor)
         weight.data.mul_(mask.elements())
     return twin
+
+
+def sparse_mlp(*, packed: bool = False) -> tuple[Mlp, nn.Module, Mlp]:
+    """A sparse MLP, its masked-dense twin, and the dense model both came from."""
+    torch.manual_seed(0)
+    dense = Mlp()
+    sparse = blast.sparsify_(copy.deepcopy(dense), blast.BlockSparse(block=(16, 8), sparsity=0.6))
+    masks = {name: m.mask for name, m in sparse.named_modules() if isinstance(m, SparseLayer)}
+    assert set(masks) == {"fc1", "fc2"}
+    return (blast.pack_(sparse) if packed else sparse), dense_twin(dense, masks), dense
 
 
 def sparse_layer(model: nn.Module, name: str) -> MaskedLayer:

@@ -6,11 +6,9 @@ layouts, the reference or the kernels. What an op must not read is poisoned: dro
 
 from __future__ import annotations
 
-import itertools
 import math
-import random
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, cast
 
 import torch
@@ -232,22 +230,3 @@ def check_accuracy(actual: Tensor, expected: Tensor, dense: object) -> None:
         assert mean <= mean_limit, f"mean relative error {mean:.3g} above {mean_limit:.3g}"
         limit = max(3 * relative_error(rounded, expected), place)
     assert error <= limit, f"relative error {error:.3g} above {limit:.3g}"
-
-
-def cover(strength: int, **values: Sequence[object]) -> list[Case]:
-    """Few cases in which every `strength` fields take every combination of their values (greedy, always the same)."""
-    assert set(values) <= {field.name for field in fields(Case)}
-    everything = list(itertools.product(*values.values()))
-    random.Random(0).shuffle(everything)
-    missing = {part for row in everything for part in _parts(row, strength)}
-    chosen: list[Case] = []
-    while missing:
-        best = max(everything, key=lambda row: len(missing.intersection(_parts(row, strength))))
-        missing.difference_update(_parts(best, strength))
-        case = replace(Case(), **dict(zip(values, best, strict=True)))  # type: ignore[arg-type]
-        chosen.append(replace(case, residual=case.residual and case.op != "gated_linear"))
-    return list(dict.fromkeys(chosen))
-
-
-def _parts(row: tuple[object, ...], strength: int) -> Iterator[tuple[tuple[int, object], ...]]:
-    return itertools.combinations(enumerate(row), strength)

@@ -6,7 +6,8 @@ import torch
 
 from blast_compile import compat
 from blast_compile.env import Isa
-from tests.op_cases import ACTIVATIONS, DTYPES, FORMS, KERNEL_BLOCKS, OPS, Case, cover
+from tests.covering import cover
+from tests.op_cases import ACTIVATIONS, DTYPES, FORMS, KERNEL_BLOCKS, OPS, Case
 
 BEST = compat.runnable_isas()[-1]
 BOTH = (True, False)

@@ -10,65 +10,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.ao.pruning import WeightNormSparsifier  # type: ignore[attr-defined]
 from torch.nn.utils import parametrize, prune
 from transformers.pytorch_utils import Conv1D
 
 import blast_compile as blast
-from blast_compile.adopt import carried_mask
-from blast_compile.errors import LayerError, MaskError
+from blast_compile.errors import LayerError
+from tests.carriers import BLOCKS_OF_4, CARRIERS, ELEMENTS, KEPT, model_with, parametrized, pruned
 from tests.models import Block, classes, snapshot, sparse_layer
 
-BLOCKS_OF_4 = blast.BlockSparse(block=4, sparsity=0.9)
-KEPT = torch.rand(18, 10, generator=torch.Generator().manual_seed(0)) < 0.4  # of fc1, [72, 40] in blocks of 4
-ELEMENTS = KEPT.repeat_interleave(4, 0).repeat_interleave(4, 1)
-
-
 pytestmark = pytest.mark.filterwarnings("ignore:Sparse BSR tensor support is in beta")
-
-
-class Multiply(nn.Module):
-    kept: Tensor
-
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("kept", mask)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight * self.kept
-
-
-def pruned(model: Block, mask: Tensor = ELEMENTS) -> None:
-    prune.custom_from_mask(model.mlp.fc1, "weight", mask)  # type: ignore[no-untyped-call]
-
-
-def parametrized(model: Block, mask: Tensor = ELEMENTS) -> None:
-    parametrize.register_parametrization(model.mlp.fc1, "weight", Multiply(mask))
-
-
-def prepared(model: Block, mask: Tensor = ELEMENTS) -> None:
-    sparsifier: Any = WeightNormSparsifier(sparsity_level=0.5)
-    sparsifier.prepare(model, [{"tensor_fqn": "mlp.fc1.weight"}])
-    model.get_buffer("mlp.fc1.parametrizations.weight.0.mask").copy_(mask)
-
-
-def block_sparse(model: Block) -> None:
-    with torch.no_grad():
-        bsr = (model.mlp.fc1.weight * ELEMENTS).to_sparse_bsr(4)
-    model.mlp.fc1.weight = nn.Parameter(bsr, requires_grad=False)
-
-
-CARRIERS: dict[str, Callable[..., None]] = {"prune": pruned, "parametrize": parametrized, "ao.pruning": prepared}
-
-
-def model_with(carrier: Callable[..., None], *args: Tensor) -> tuple[Block, Block]:
-    """A model whose `mlp.fc1` carries a mask, and a dense model that computes the same."""
-    torch.manual_seed(0)
-    model = Block()
-    twin = copy.deepcopy(model)
-    twin.mlp.fc1.weight.data.mul_(*args or (ELEMENTS,))
-    carrier(model, *args)
-    return model, twin
 
 
 @pytest.mark.parametrize("carrier", CARRIERS)
@@ -202,63 +152,6 @@ def test_zeros_that_fill_no_block_are_told(caplog: pytest.LogCaptureFixture) -> 
     assert snapshot(model) == before
 
 
-def test_other_words_for_masks_are_refused() -> None:
-    with pytest.raises(MaskError, match="expected masks by layer name, or \"zeros\", got 'zero'"):
-        blast.sparsify_(Block(), masks="zero")  # type: ignore[arg-type]
-
-
-def test_a_second_mask_for_a_layer_that_carries_one_is_refused() -> None:
-    model, _ = model_with(pruned)
-    before = snapshot(model)
-    with pytest.raises(
-        LayerError, match="got 'mlp.fc1', which carries one of torch.nn.utils.prune; leave the name out"
-    ):
-        blast.sparsify_(model, BLOCKS_OF_4, masks={"mlp.fc1": KEPT})
-    assert snapshot(model) == before
-
-
-class TopHalf(Multiply):
-    """Makes its mask anew from what it is given."""
-
-    def forward(self, weight: Tensor) -> Tensor:
-        self.kept.copy_(weight.abs() > weight.abs().median())
-        return super().forward(weight)
-
-
-class Doubled(Multiply):
-    def forward(self, weight: Tensor) -> Tensor:
-        return 2 * super().forward(weight)
-
-
-class Shifted(Multiply):
-    def forward(self, weight: Tensor) -> Tensor:
-        return super().forward(weight) + self.kept
-
-
-@pytest.mark.parametrize(
-    "step",
-    [TopHalf(ELEMENTS.float()), Doubled(ELEMENTS), Shifted(ELEMENTS), Multiply(torch.rand(72, 40)), nn.Dropout(0.5)],
-    ids=lambda step: type(step).__name__,
-)
-def test_parametrizations_that_do_more_than_mask_stay(step: nn.Module) -> None:
-    model = Block()
-    parametrize.register_parametrization(model.mlp.fc1, "weight", step)
-    before, random_state = snapshot(model), torch.get_rng_state()
-    with pytest.raises(LayerError, match="'mlp.fc1' cannot: a parametrization computes its weight .* remove it first"):
-        blast.sparsify_(model, blast.BlockSparse(targets="fc1"))
-    assert snapshot(model) == before, "not even the state of a parametrization"
-    assert torch.equal(torch.get_rng_state(), random_state)
-
-
-def test_two_parametrizations_stay() -> None:
-    model, _ = model_with(parametrized)
-    parametrize.register_parametrization(model.mlp.fc1, "weight", Multiply(ELEMENTS))
-    assert carried_mask(model.mlp.fc1) is None
-    model, _ = model_with(parametrized)
-    parametrize.register_parametrization(model.mlp.fc1, "bias", Multiply(torch.ones(72)))
-    assert carried_mask(model.mlp.fc1) is None
-
-
 def test_a_pruned_bias_stays_pruned() -> None:
     model, _ = model_with(pruned)
     prune.random_unstructured(model.mlp.fc1, "bias", 0.5)  # type: ignore[no-untyped-call]
@@ -266,11 +159,3 @@ def test_a_pruned_bias_stays_pruned() -> None:
     expected = model(x)
     blast.sparsify_(model, blast.BlockSparse(block=4, targets="fc1"))
     torch.testing.assert_close(model(x), expected)
-
-
-def test_tied_pruned_weights_stay_dense() -> None:
-    model, _ = model_with(pruned)
-    model.tied = nn.Linear(40, 72)
-    model.tied.weight = model.get_parameter("mlp.fc1.weight_orig")
-    with pytest.raises(LayerError, match="'mlp.fc1' cannot: its weight is tied to another module"):
-        blast.sparsify_(model, blast.BlockSparse(targets="fc1"))

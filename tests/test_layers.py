@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import io
-import pickle
 from collections.abc import Callable
 
 import pytest
@@ -15,22 +12,11 @@ from transformers.pytorch_utils import Conv1D
 
 import blast_compile as blast
 from blast_compile.errors import DtypeError, LayerError, MaskError
-from blast_compile.layers import SparseLayer
 from blast_compile.mask import BlockMask
-from tests.models import Mlp, classes, dense_twin, sparse_layer
+from tests.models import Mlp, classes, sparse_layer, sparse_mlp
 
 SPARSE = blast.BlockSparse(block=(16, 8), sparsity=0.6)
 SPARSE_ALL = blast.BlockSparse(block=16, sparsity=0.5, targets="all")
-
-
-def sparse_mlp(*, packed: bool = False) -> tuple[Mlp, nn.Module, Mlp]:
-    """A sparse MLP, its masked-dense twin, and the dense model both came from."""
-    torch.manual_seed(0)
-    dense = Mlp()
-    sparse = blast.sparsify_(copy.deepcopy(dense), SPARSE)
-    masks = {name: m.mask for name, m in sparse.named_modules() if isinstance(m, SparseLayer)}
-    assert set(masks) == {"fc1", "fc2"}
-    return (blast.pack_(sparse) if packed else sparse), dense_twin(dense, masks), dense
 
 
 def both(test: Callable[..., None]) -> Callable[..., None]:
@@ -72,62 +58,6 @@ def test_repr_tells_sizes_block_and_form() -> None:
     assert repr(sparse_mlp(packed=True)[0].fc2) == (
         "PackedLinear(in_features=72, out_features=40, bias=False, block=(16, 8), packed)"
     )
-
-
-@pytest.mark.parametrize("assign", [False, True])
-def test_dense_checkpoints_load_into_masked_layers(assign: bool) -> None:
-    sparse, _, _ = sparse_mlp()
-    other = Mlp()
-    before = sparse_layer(sparse, "fc1").mask.kept
-    result = sparse.load_state_dict(other.state_dict(), strict=True, assign=assign)
-    assert not result.missing_keys
-    assert not result.unexpected_keys
-    assert torch.equal(sparse.fc1.weight, other.fc1.weight)
-    assert torch.equal(sparse_layer(sparse, "fc1").mask.kept, before)
-
-
-def test_a_checkpoint_without_weights_is_still_incomplete() -> None:
-    sparse, _, _ = sparse_mlp()
-    with pytest.raises(RuntimeError, match=r"fc1\.block_index"):
-        sparse.load_state_dict({}, strict=True)
-
-
-@both
-def test_state_dicts_go_round_through_files(packed: bool) -> None:
-    sparse, twin, _ = sparse_mlp(packed=packed)
-    file = io.BytesIO()
-    torch.save(sparse.state_dict(), file)
-    file.seek(0)
-    loaded = torch.load(file, weights_only=True)
-    other, _, _ = sparse_mlp(packed=packed)
-    for parameter in other.parameters():
-        nn.init.zeros_(parameter)
-    for _, buffer in other.named_buffers():
-        buffer.zero_()
-    other.load_state_dict(loaded, strict=True)
-    x = torch.randn(4, 40)
-    torch.testing.assert_close(other(x), twin(x))
-
-
-def test_masks_come_with_checkpoints() -> None:
-    sparse, twin, _ = sparse_mlp()
-    other = blast.sparsify_(Mlp(), blast.BlockSparse(block=(16, 8), sparsity=0.1))
-    other.load_state_dict(sparse.state_dict())
-    x = torch.randn(4, 40)
-    torch.testing.assert_close(other(x), twin(x))
-
-
-@both
-@pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])  # noqa: S301
-def test_copies_are_whole_and_independent(clone: Callable[[Mlp], Mlp], packed: bool) -> None:
-    sparse, twin, _ = sparse_mlp(packed=packed)
-    other = clone(sparse)
-    with torch.no_grad():
-        sparse.fc1.weight.zero_()
-        sparse_layer(sparse, "fc1").block_index.zero_()
-    x = torch.randn(4, 40)
-    torch.testing.assert_close(other(x), twin(x))
-    assert repr(other.fc1).endswith(f"block=(16, 8), {'packed' if packed else 'masked'})")
 
 
 @both

@@ -10,24 +10,16 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import blast_compile as blast
 from blast_compile import layout
 from blast_compile.layers import SparseLayer
 from blast_compile.probe import attach_probe_
-from tests.checkpoint.saved import (
-    FORMS,
-    assert_same_state,
-    block_model,
-    header_of,
-    largest_tensor,
-    on_meta,
-    shards_in,
-)
+from tests.checkpoint.saved import FORMS, assert_same_state, block_model, header_of, largest_tensor, on_meta, shards_in
 from tests.families import FAMILIES, sparse
-from tests.models import Block, classes, sparse_layer
+from tests.models import classes, sparse_layer
 
 
 @pytest.mark.parametrize("now", [*FORMS, "meta"])
@@ -141,86 +133,6 @@ def test_a_probe_is_neither_saved_nor_lost(tmp_path: Path) -> None:
     assert sparse_layer(model, "mlp.fc1").probe is probe
     blast.save_model(block_model("packed"), tmp_path)
     assert sparse_layer(blast.load_model(model, tmp_path), "mlp.fc1").probe is None
-
-
-class Tied(nn.Module):
-    """Two names for one weight, a module under two names, and a buffer that no state dict holds."""
-
-    scale: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(12, 8)
-        self.head = nn.Linear(8, 12, bias=False)
-        self.head.weight = self.embedding.weight
-        self.mlp = nn.Linear(8, 8)
-        self.again = self.mlp
-        self.register_buffer("scale", torch.full((1,), 3.0).expand(5), persistent=False)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        y: Tensor = self.head(self.again(self.mlp(self.embedding(tokens)))) * self.scale[0]
-        return y
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_shared_tensors_are_stored_once(form: str, tmp_path: Path) -> None:
-    model, tokens = Tied(), torch.arange(12)
-    if form != "dense":
-        blast.sparsify_(model, blast.BlockSparse(block=4, sparsity=0.5, targets="mlp"))
-    if form == "packed":
-        blast.pack_(model)
-    blast.save_model(model, tmp_path)
-    stored = set(header_of(tmp_path)["weight_map"])
-    assert stored - {"mlp.block_index"} == {"embedding.weight", "mlp.weight", "mlp.bias", "scale"}
-    with torch.device("meta"):
-        loaded = Tied()
-    blast.load_model(loaded, tmp_path)
-    assert loaded.head.weight is loaded.embedding.weight
-    assert loaded.again is loaded.mlp
-    assert torch.equal(loaded(tokens), model(tokens))
-
-
-def test_a_tie_in_the_file_fills_a_model_without_it(tmp_path: Path) -> None:
-    model, untied = Tied(), Tied()
-    untied.head.weight = nn.Parameter(torch.zeros(12, 8))
-    untied.again = nn.Linear(8, 8)
-    blast.save_model(model, tmp_path)
-    blast.load_model(untied, tmp_path)
-    assert torch.equal(untied.head.weight, model.head.weight)
-    assert untied.head.weight is not untied.embedding.weight
-    assert torch.equal(untied.again.weight, model.mlp.weight)
-
-
-def test_a_masked_weight_that_a_dense_layer_shares(tmp_path: Path) -> None:
-    def build() -> Block:
-        model = block_model("masked")
-        fc2 = sparse_layer(model, "mlp.fc2")
-        fc2.weight.data.mul_(fc2.mask.elements())
-        model.other = nn.Linear(72, 40, bias=False)
-        model.other.weight = fc2.weight
-        return model
-
-    model, loaded = build(), build()
-    torch.nn.init.zeros_(loaded.mlp.fc2.weight)
-    blast.save_model(model, tmp_path)
-    assert_same_state(blast.load_model(loaded, tmp_path), model)
-    assert loaded.other.weight is loaded.mlp.fc2.weight  # type: ignore[union-attr]
-
-
-def test_parts_of_one_tensor_are_saved_whole(tmp_path: Path) -> None:
-    model, both = nn.Module(), torch.randn(4, 3)
-    model.register_buffer("first", both[:3])
-    model.register_buffer("last", both[1:])
-    model.register_buffer("turned", both[1:].t())
-    blast.save_model(model, tmp_path)
-    other = nn.Module()
-    other.register_buffer("first", torch.zeros(3, 3))
-    other.register_buffer("last", torch.zeros(3, 3))
-    other.register_buffer("turned", torch.zeros(3, 3))
-    blast.load_model(other, tmp_path)
-    assert torch.equal(other.first, both[:3])  # type: ignore[arg-type]
-    assert torch.equal(other.last, both[1:])  # type: ignore[arg-type]
-    assert torch.equal(other.turned, both[1:].t())  # type: ignore[arg-type]
 
 
 def test_the_model_inside_a_compiled_one_is_saved(tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from blast_compile.codegen.triton_cross import cross_compile
 from blast_compile.codegen.triton_launch import launch_forward
 from blast_compile.errors import TargetError
 from tests.codegen.interpreted import error_of, spec_of
-from tests.op_cases import ACTIVATIONS, FORMS, Case, cover, make_call
+from tests.covering import cover
+from tests.op_cases import ACTIVATIONS, FORMS, Case, make_call
 
 # float32: another order of sums. float16: one rounding of the result, with room. bfloat16: the interpreter cuts where
 # a GPU rounds.
