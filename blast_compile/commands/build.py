@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blast_compile.commands.options import Json, ModelChoice, Tokens, numbers, takes_model
+from blast_compile.commands.options import Json, ModelChoice, Tokens, is_asked_for, numbers, takes_model
 from blast_compile.commands.output import errors_as_messages, show_json, status
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @takes_model
 def build(
     choice: ModelChoice,
+    context: typer.Context,
     out: Annotated[Path, typer.Option(file_okay=False, help="The folder of the bundle.", show_default=False)],
     target: Annotated[
         list[str] | None,
@@ -41,6 +42,7 @@ def build(
     wanted = numbers(tokens)
     with errors_as_messages():
         loaded = load(choice)
+        wanted = loaded.tokens(wanted, is_asked=is_asked_for(context, "tokens"))
         args, kwargs = loaded.inputs(max(wanted))
         with torch.no_grad(), status("building") as progress:
             report = built(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from blast_compile.commands.options import Json, ModelChoice, takes_model
-from blast_compile.commands.output import errors_as_messages, show_json
+from blast_compile.commands.options import Json, ModelChoice, is_asked_for, takes_model
+from blast_compile.commands.output import errors_as_messages, show_json, tell
 
 if TYPE_CHECKING:
     from blast_compile.report import Explanation
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @takes_model
 def explain(
     choice: ModelChoice,
+    context: typer.Context,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens that the model is run with.")] = 16,
     every: Annotated[bool, typer.Option("--every", help="A line for every layer, alike ones too.")] = False,
     json: Json = False,
@@ -29,6 +30,8 @@ def explain(
 
     with errors_as_messages():
         loaded = load(choice)
+        if is_asked_for(context, "tokens") and not loaded.takes_tokens:
+            tell(f"the inputs of {loaded.name} are the same for any number of tokens: --tokens changes nothing")
         args, kwargs = loaded.inputs(tokens)
         with torch.no_grad():
             explanation = explained(loaded.model, *args, **kwargs)

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from blast_compile.checkpoint import load_model
 from blast_compile.commands import functions
+from blast_compile.commands.inputs import Inputs, of_function, of_transformers, tokens_in
 from blast_compile.commands.options import ModelChoice
+from blast_compile.commands.output import tell
 from blast_compile.errors import BlastError, OptionsError
 from blast_compile.layers import SparseLayer
 from blast_compile.packing import pack_
 from blast_compile.surgery import BlockSparse, sparsify_
 
 _FORMS = "a folder of transformers, a config.json, or module:function"
-_IDS = "input_ids"
-_IDS_UP_TO = 32_000  # of random tokens, where a config does not say
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,23 @@ class Loaded:
 
     name: str
     model: nn.Module
-    inputs: Callable[[int], tuple[tuple[Any, ...], dict[str, Any]]]
+    inputs: Callable[[int], Inputs]
     takes_tokens: bool
+
+    def tokens(self, wanted: tuple[int, ...], *, is_asked: bool) -> tuple[int, ...]:
+        """For how many tokens ops are timed or built: so many if asked for, else as many as fixed inputs hold.
+
+        Says so where the inputs do not follow.
+        """
+        if self.takes_tokens:
+            return wanted
+        fixed = f"the inputs of {self.name} are the same for any number of tokens"
+        if is_asked:
+            tell(f"{fixed}: the model runs on them as they are, its ops are for {_listed(wanted)} tokens")
+            return wanted
+        found = tokens_in(self.model, self.inputs(1)) or wanted
+        tell(f"{fixed}: its ops are for theirs, {_listed(found)}; --tokens asks for others")
+        return found
 
 
 def load(choice: ModelChoice) -> Loaded:
@@ -55,6 +70,10 @@ def load(choice: ModelChoice) -> Loaded:
     return loaded
 
 
+def _listed(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers))
+
+
 def build_dense(choice: ModelChoice) -> nn.Module:
     """The model as it is, on the meta device where it is a config of transformers: shapes without memory."""
     path = _config_path(choice)
@@ -71,7 +90,7 @@ def _find(choice: ModelChoice) -> Loaded:
         has_weights = config.parent == path and any(path.glob("*.safetensors*"))
         model = _from_pretrained(path) if has_weights else _from_config(config, choice.layers)
         name = path.stem if path.is_file() else path.resolve().name
-        return Loaded(name, model, lambda tokens: _ids(model, tokens), takes_tokens=True)
+        return Loaded(name, model, *of_transformers(model))
     if path.is_dir():
         raise OptionsError(
             f"expected a folder with a config.json, got {path}; for one of save_model, name the module:function that "
@@ -137,21 +156,6 @@ def _transformers() -> Any:
         raise BlastError("expected transformers for a config, got none; pip install 'blast-compile[hf]'") from error
 
 
-def _ids(model: Any, tokens: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Random token ids for a model of transformers; `OptionsError` where it takes something else."""
-    generator = torch.Generator().manual_seed(0)
-    name = getattr(model, "main_input_name", _IDS)
-    if name != _IDS:
-        raise OptionsError(
-            f"expected a model of token ids, got one of {name}; name a module:function that returns the model and its "
-            "inputs"
-        )
-    most = getattr(model.config.get_text_config(), "vocab_size", _IDS_UP_TO)
-    ids = torch.randint(most, (1, tokens), generator=generator)
-    more = {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
-    return (), {_IDS: ids, **more}
-
-
 def _from_function(text: str, module: str, function: str) -> Loaded:
     build = functions.find(module, function)
     with functions.users_code(text):
@@ -159,28 +163,4 @@ def _from_function(text: str, module: str, function: str) -> Loaded:
     model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise OptionsError(f"expected {text} to return a module, or a module and inputs, got {type(made).__name__}")
-    takes_tokens = callable(inputs) or inputs is None
-    return Loaded(function, model, lambda tokens: _given(text, model, inputs, tokens), takes_tokens)
-
-
-def _given(text: str, model: nn.Module, inputs: Any, tokens: int) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What the function returned beside the model or, without that, a random activation for its first linear layer."""
-    made = inputs
-    if callable(inputs):
-        with functions.users_code(f"the function of inputs of {text}"):
-            made = inputs(tokens)
-    if made is None:
-        if hasattr(model, "config") and hasattr(model, "main_input_name"):
-            return _ids(model, tokens)
-        return (_activation(model, tokens),), {}
-    if isinstance(made, Mapping):
-        return (), dict(made)
-    return made if isinstance(made, tuple) else (made,), {}
-
-
-def _activation(model: nn.Module, tokens: int) -> Tensor:
-    for layer in model.modules():
-        if isinstance(layer, SparseLayer | nn.Linear):
-            generator = torch.Generator().manual_seed(0)
-            return torch.randn(tokens, layer.in_features, generator=generator).to(layer.weight.dtype)
-    raise OptionsError("expected a model with linear layers, or inputs beside it, got neither; return (model, inputs)")
+    return Loaded(function, model, *of_function(text, model, inputs))

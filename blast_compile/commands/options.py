@@ -108,6 +108,12 @@ def num_bytes(text: str) -> int:
     return int(_with_unit(text, units, "a size such as 500M or 2G"))
 
 
+def is_asked_for(context: typer.Context, option: str) -> bool:
+    """Whether the user gave an option; else it has its default."""
+    source = context.get_parameter_source(option)
+    return source is not None and source.name != "DEFAULT"
+
+
 def use_threads(threads: int | None) -> None:
     """Sets the threads of torch, if asked to."""
     import torch

@@ -7,13 +7,23 @@ from typing import Annotated
 
 import typer
 
-from blast_compile.commands.options import Json, ModelChoice, Threads, Tokens, numbers, takes_model, use_threads
+from blast_compile.commands.options import (
+    Json,
+    ModelChoice,
+    Threads,
+    Tokens,
+    is_asked_for,
+    numbers,
+    takes_model,
+    use_threads,
+)
 from blast_compile.commands.output import errors_as_messages, fail, show, tell
 
 
 @takes_model
 def report(
     choice: ModelChoice,
+    context: typer.Context,
     html: Annotated[Path, typer.Option(dir_okay=False, help="Where the page goes.")] = Path("blast-report.html"),
     tokens: Tokens = "1,16,512",
     seconds: Annotated[float, typer.Option(min=0, help="How long each op is timed, for each number of tokens.")] = 0.5,
@@ -36,6 +46,7 @@ def report(
     use_threads(threads)
     with errors_as_messages():
         loaded = load(choice)
+        wanted = loaded.tokens(wanted, is_asked=is_asked_for(context, "tokens"))
         args, kwargs = loaded.inputs(max(wanted))
         with torch.no_grad():
             found = gather(

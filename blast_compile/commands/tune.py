@@ -12,6 +12,7 @@ from blast_compile.commands.options import (
     ModelChoice,
     Threads,
     Tokens,
+    is_asked_for,
     numbers,
     seconds,
     takes_model,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 @takes_model
 def tune(
     choice: ModelChoice,
+    context: typer.Context,
     tokens: Tokens = "1,16,512",
     budget: Annotated[str, typer.Option(help="Time in all, such as 60s or 5m.")] = "60s",
     trials: Annotated[
@@ -46,6 +48,7 @@ def tune(
     use_threads(threads)
     with errors_as_messages():
         loaded = load(choice)
+        wanted = loaded.tokens(wanted, is_asked=is_asked_for(context, "tokens"))
         args, kwargs = loaded.inputs(max(wanted))
         tell(f"tuning {loaded.name} for {budget_s:.0f} s; without it, calls run with default configurations")
         with torch.no_grad(), status("tuning") as progress:

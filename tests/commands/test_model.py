@@ -101,9 +101,24 @@ def test_a_config_of_images_has_no_tokens(config: Path, tmp_path: Path) -> None:
     vision = {"architectures": ["ViTModel"], "model_type": "vit", "image_size": 32, "patch_size": 16, **sizes}
     (tmp_path / "vit.json").write_text(json.dumps(vision))
     loaded = load(ModelChoice(str(tmp_path / "vit.json"), block=8))
-    with pytest.raises(OptionsError, match="expected a model of token ids, got one of pixel_values; name a module"):
-        loaded.inputs(5)
+    assert not loaded.takes_tokens
     assert load(ModelChoice(str(config), block=8)).takes_tokens
+    args, kwargs = loaded.inputs(5)
+    with torch.no_grad():
+        assert loaded.model(*args, **kwargs).last_hidden_state.shape == (1, 5, 32)  # four patches and a class
+    assert loaded.tokens((1, 16), is_asked=False) == (5,)
+    assert loaded.tokens((1, 16), is_asked=True) == (1, 16)
+
+
+def test_a_config_of_sounds_is_refused(tmp_path: Path) -> None:
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2}
+    sizes |= {"decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "vocab_size": 50}
+    special = {f"{name}_token_id": 0 for name in ("pad", "bos", "eos", "decoder_start")}
+    content = {"architectures": ["WhisperModel"], "model_type": "whisper", **special, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    loaded = load(ModelChoice(str(tmp_path), block=8))
+    with pytest.raises(OptionsError, match="expected a model of token ids or images, got one of input_features; name"):
+        loaded.inputs(5)
 
 
 def test_fewer_layers_of_a_config(config: Path) -> None:

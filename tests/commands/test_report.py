@@ -6,8 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from blast_compile import compat
+from blast_compile.cli import app
 from blast_compile.report import limits, whole
 from tests.commands.calling import call, call_json
 from tests.report.test_gather import DEVICE
@@ -110,3 +112,17 @@ def test_bench_refuses_other_results(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(whole, "_call", lambda name, *rest: lambda: original(name, *rest)() * (1 + (name == "blast")))
     output = call("bench", SPARSE, "--candidates", "eager,blast", "--tokens", "3", "--seconds", "0", exit_code=1)
     assert "expected blast to compute what the dense model does" in output
+
+
+def test_explain_says_that_fixed_inputs_do_not_follow() -> None:
+    fixed = "the inputs of with_keywords are the same for any number of tokens: --tokens changes nothing"
+    for options, says in (((), False), (("--tokens", "5"), True)):
+        result = CliRunner().invoke(app, ["explain", "tests.commands.made:with_keywords", *options])
+        assert result.exit_code == 0, result.output
+        assert (fixed in result.stderr) == says
+
+
+def test_report_of_fixed_inputs_times_as_many_tokens_as_they_hold(tmp_path: Path) -> None:
+    options = ("report", "tests.commands.made:with_keywords", "--html", str(tmp_path / "page.html"), "--seconds", "0")
+    assert [measured["tokens"] for measured in call_json(*options)["measurements"]] == [3]
+    assert [measured["tokens"] for measured in call_json(*options, "--tokens", "2")["measurements"]] == [2]

@@ -8,6 +8,7 @@ import pytest
 from torch import Tensor
 
 from blast_compile.bundles import Bundle
+from blast_compile.errors import BuildError
 from blast_compile.tuner import TuneReport
 from tests.commands.calling import call, call_json
 
@@ -38,6 +39,29 @@ def test_tune_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             "rows": 16,
         }
     ]
+
+
+@pytest.mark.parametrize(("options", "tokens"), [((), (3,)), (("--tokens", "2,5"), (2, 5))])
+def test_fixed_inputs_say_for_how_many_tokens_ops_are_tuned_and_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], tokens: tuple[int, ...]
+) -> None:
+    calls: list[object] = []
+
+    def made(*_: object, **given: object) -> None:
+        calls.append(given["tokens"])
+        raise BuildError("enough")
+
+    monkeypatch.setattr("blast_compile.tuner.tune", made)
+    monkeypatch.setattr("blast_compile.aot.build", made)
+    for command in (("tune",), ("build", "--out", str(tmp_path / "bundle"))):
+        output = call(*command, "tests.commands.made:with_keywords", *options, exit_code=1)
+        expected = (
+            "the model runs on them as they are, its ops are for 2, 5 tokens"
+            if options
+            else "its ops are for theirs, 3; --tokens asks for others"
+        )
+        assert f"the inputs of with_keywords are the same for any number of tokens: {expected}" in output
+    assert calls == [tokens, tokens]
 
 
 @pytest.mark.slow  # compiles several kernels in a store of its own
