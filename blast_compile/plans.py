@@ -96,7 +96,7 @@ def plan(op: Op, call: Call) -> Plan:
     layers = _checked(op, call)
     epilogues, pinned = specs.epilogues_of(op, call), config_of(call.abi)
     kernel = _choose(op, call.x, layers, call.block, epilogues, pinned)
-    constants = tuple(_constants(layer, op == "input_grad") for layer in layers)
+    constants = constants_of(op, layers)
     if kernel.run is None or pinned is not None or call.x.device.type != "cpu":
         return Plan(kernel, constants)
     spec = specs.make_spec(op, call.x, layers, call.block, epilogues, kernels.cpu_target())
@@ -112,7 +112,7 @@ def plan_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, blo
     checks.check_gradient(grad, x)
     if grad.dtype != x.dtype:
         return Plan(Kernel("reference", reason="gradient and input differ in dtype"))
-    return Plan(_choose("weight_grad", x, [layer], block, ()), (_constants(layer, False),))
+    return Plan(_choose("weight_grad", x, [layer], block, ()), constants_of("weight_grad", [layer]))
 
 
 def spec_of(op: Op, call: Call, target: str) -> Spec | str:
@@ -152,6 +152,11 @@ def _choose(
     if gpu:
         return gpu_kernels.find(spec)
     return kernels.kernel_for(spec, None if pinned is None else pinned.at(spec))
+
+
+def constants_of(op: Op, layers: Sequence[Layer]) -> tuple[tuple[int, ...], ...]:
+    """What a kernel is told of each layer beside addresses, as `Plan.constants`."""
+    return tuple(_constants(layer, op == "input_grad") for layer in layers)
 
 
 def _constants(layer: Layer, transposed: bool) -> tuple[int, ...]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from blast_compile import checks, compat, pages, plans, reference
-from blast_compile.calls import Call, write_call
+from blast_compile.calls import Call, Tensors, write_call
 from blast_compile.checks import check_residual
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import LayerError, ScratchError
@@ -53,16 +53,8 @@ def product(op: Op, call: Call) -> Tensor:
     rows = x if x.is_contiguous() else _rows(x)
     if residual is not None:
         residual = residual.contiguous()
-    numbers = [
-        _num_threads(),
-        tokens,
-        _address(rows),
-        x.shape[-1] if rows is x else rows.stride(0),
-        y.data_ptr(),
-        _address(residual),
-    ]
-    for (weight, index, bias), constants in zip(layers, plan.constants, strict=True):
-        numbers += (_address(weight), _address(index), _address(bias), *constants)
+    x_stride = x.shape[-1] if rows is x else rows.stride(0)
+    numbers = kernel_numbers(_num_threads(), tokens, rows, x_stride, y, residual, layers, plan.constants)
     if not _succeeds(op, run, numbers):
         raise checks.damage(op, call)
     return y
@@ -92,6 +84,20 @@ def block_norms(grad: Tensor, x: Tensor, probe: Tensor, block: Any, _abi: int = 
     checks.check_probe(grad, x, probe, block)
     with torch.no_grad(), compat.without_autocast(grad.device.type):
         return reference.block_norms(grad, x, probe, block)
+
+
+def kernel_numbers(
+    threads: int, tokens: int, x: Tensor, x_stride: int, y: Tensor, residual: Tensor | None,
+    layers: tuple[Tensors, ...], constants: tuple[tuple[int, ...], ...],
+) -> list[int]:  # fmt: skip
+    """The arguments of a kernel, as in `forward.cpp.jinja`; the tensors must outlive the call.
+
+    x: rows `[..., K]`, `x_stride` elements apart. y, residual: `[..., N]`, contiguous. constants: as in `plans.Plan`.
+    """
+    numbers = [threads, tokens, _address(x), x_stride, y.data_ptr(), _address(residual)]
+    for (weight, index, bias), of_layer in zip(layers, constants, strict=True):
+        numbers += (_address(weight), _address(index), _address(bias), *of_layer)
+    return numbers
 
 
 def _reference(op: Op, call: Call) -> Tensor:

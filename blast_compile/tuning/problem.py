@@ -84,6 +84,11 @@ class Problem:
         return self.shapes[0][1] if self.op == "input_grad" else self.shapes[-1][0]
 
     @property
+    def sizes(self) -> tuple[int, ...]:
+        """Features of the result, behind those of the hidden layer if there is one, as the ops take them."""
+        return (self.shapes[0][0], self.outputs)[-2 if self.op in ("mlp", "gated_mlp") else -1 :]
+
+    @property
     def bucket(self) -> Problem:
         """The problem that stands for this one and those near it."""
         return replace(self, tokens=token_bucket(self.tokens), density=density_bucket(self.density))

@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from blast_compile import layout, reference
+from blast_compile.calls import Call, Tensors, layers_of, write_call
 from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.errors import TuningError
 from blast_compile.kernels import Kernel
-from blast_compile.tuning.called import dense_op, sizes, sparse_op
+from blast_compile.plans import constants_of
+from blast_compile.running import kernel_numbers
+from blast_compile.tuning.called import dense_op, sparse_op
 from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.processor import l3_bytes
 
@@ -26,20 +29,10 @@ _ROUNDING_FACTOR = 1.5  # of a 16-bit reference's own error: sums in another ord
 
 
 @dataclass(frozen=True)
-class _Layer:
-    weight: Tensor
-    index: Tensor
-    bias: Tensor | None
-    num_blocks: int
-
-
-@dataclass(frozen=True)
 class _Copy:
-    """One set of operands and its result; `residual` None without one."""
+    """One set of operands and its result, `[M, N]`."""
 
-    x: Tensor
-    layers: tuple[_Layer, ...]
-    residual: Tensor | None
+    call: Call
     y: Tensor
 
 
@@ -74,18 +67,7 @@ class Workload:
 
     def op(self, config: CpuConfig) -> Callable[[], None]:
         """One pass of the op as a model calls it, with the kernel of a config: what `dense` may be compared with."""
-        each: list[Callable[[], Tensor]] = [
-            partial(
-                sparse_op,
-                self.problem,
-                copy.x,
-                [(layer.weight, layer.index, layer.bias) for layer in copy.layers],
-                copy.residual,
-                config,
-            )
-            for copy in self._copies
-        ]
-        return partial(_run_all, each)
+        return partial(_run_all, [sparse_op(self.problem.op, copy.call, config) for copy in self._copies])
 
     def verify(self, kernel: Kernel) -> float:
         """The relative error of a kernel against the reference in float64; a `TuningError` where it is no rounding."""
@@ -104,7 +86,7 @@ class Workload:
     @cached_property
     def dense(self) -> Callable[[], None]:
         """One pass of the dense op in plain torch, on weights that no cache holds either, over `num_dense_calls`."""
-        problem, first = self.problem, self._copies[0]
+        problem = self.problem
         count = max(1, math.ceil(2 * l3_bytes() / (problem.num_weights * problem.x_bytes)))
         self.num_dense_calls = min(count, self.num_calls, _MOST_COPIES)
         dtype, scale = _TORCH[problem.dtype], problem.inputs**-0.5
@@ -112,12 +94,9 @@ class Workload:
             [torch.randn(N, K, generator=self._generator).mul_(scale).to(dtype) for N, K in problem.shapes]
             for _ in range(self.num_dense_calls)
         ]
-        biases = [None if layer.bias is None else layer.bias.to(dtype) for layer in first.layers]
-        each: list[Callable[[], Tensor]] = [
-            partial(dense_op, problem, copy.x, of_copy, biases, copy.residual)
-            for copy, of_copy in zip(self._copies, weights, strict=False)
-        ]
-        return partial(_run_all, each)
+        biases = [_to(dtype, bias) for _, _, bias in self._copies[0].call.layers]
+        pairs = zip(self._copies, weights, strict=False)
+        return partial(_run_all, [dense_op(problem.op, copy.call, of_copy, biases) for copy, of_copy in pairs])
 
     def _copy(self) -> _Copy:
         problem, dtype = self.problem, _TORCH[self.problem.dtype]
@@ -129,9 +108,11 @@ class Workload:
         )
         x = torch.randn(problem.tokens, problem.inputs, generator=self._generator).to(dtype)
         y = torch.zeros(problem.tokens, problem.outputs, dtype=dtype)
-        return _Copy(x, layers, torch.zeros_like(y) if epilogues and epilogues[-1].residual else None, y)
+        residual = torch.zeros_like(y) if epilogues and epilogues[-1].residual else None
+        activation = epilogues[0].activation if epilogues else "identity"
+        return _Copy(Call(x, layers, residual, problem.sizes, problem.block, activation), y)
 
-    def _layer(self, shape: tuple[int, int], num_blocks: int, has_bias: bool) -> _Layer:
+    def _layer(self, shape: tuple[int, int], num_blocks: int, has_bias: bool) -> Tensors:
         (N, K), (bn, bk), dtype = shape, self.problem.block, _TORCH[self.problem.spec.weight_dtype]
         R, C = layout.grid(shape, (bn, bk))
         kept = torch.zeros(R * C, dtype=torch.bool)
@@ -141,19 +122,13 @@ class Workload:
         size = (num_blocks, bk, bn) if is_packed else (N, K)
         weight = torch.randn(size, generator=self._generator).mul_(K**-0.5).to(dtype)
         bias = torch.randn(N, generator=self._generator).to(dtype) if has_bias else None
-        return _Layer(weight, layout.packed_index(kept) if is_packed else layout.masked_index(kept), bias, num_blocks)
+        return weight, layout.packed_index(kept) if is_packed else layout.masked_index(kept), bias
 
     def _numbers(self, copy: _Copy) -> list[int]:
-        """The arguments of a kernel, as in `forward.cpp.jinja`."""
-        x, y, residual = copy.x, copy.y, copy.residual
-        numbers = [self.problem.threads, x.shape[0], x.data_ptr(), x.stride(0), y.data_ptr()]
-        numbers.append(0 if residual is None else residual.data_ptr())
-        for layer, (N, K) in zip(copy.layers, self.problem.shapes, strict=True):
-            weight, bias = layer.weight, layer.bias
-            numbers += [weight.data_ptr(), layer.index.data_ptr(), 0 if bias is None else bias.data_ptr()]
-            numbers += [*weight.stride()[:2], *((K, N) if self.problem.op == "input_grad" else (N, K))]
-            numbers.append(weight.shape[0] if weight.dim() == 3 else layer.index.numel() - layer.index.shape[0])
-        return numbers
+        call, op = copy.call, self.problem.op
+        constants = constants_of(op, layers_of(op, call))
+        x, threads = call.x, self.problem.threads
+        return kernel_numbers(threads, len(x), x, x.stride(0), copy.y, call.residual, call.layers, constants)
 
     @property
     def _rows(self) -> list[int]:
@@ -169,19 +144,16 @@ class Workload:
         return truth, _ROUNDING_FACTOR * _relative_error(self._by_reference(_TORCH[self.problem.dtype]), truth)
 
     def _by_reference(self, dtype: torch.dtype) -> Tensor:
-        problem, copy = self.problem, self._copies[0]
-        x = copy.x[self._rows].to(dtype)
-        layers = [(layer.weight.to(dtype), layer.index, layer.bias) for layer in copy.layers]
-        if problem.op == "input_grad":
-            return reference.input_grad(x, *layers[0][:2], problem.outputs, problem.block)
-        operands = [part if part is None else part.to(dtype) if part.is_floating_point() else part
-                    for layer in layers for part in layer]  # fmt: skip
-        if problem.op != "gated_linear":
-            operands.append(None if copy.residual is None else copy.residual[self._rows].to(dtype))
-        y: Tensor = getattr(reference, problem.op)(
-            x, *operands, *sizes(problem), problem.block, problem.spec.epilogues[0].activation
-        )
+        op, call = self.problem.op, self._copies[0].call
+        layers = tuple((weight.to(dtype), index, _to(dtype, bias)) for weight, index, bias in call.layers)
+        residual = None if call.residual is None else call.residual[self._rows].to(dtype)
+        call = call._replace(x=call.x[self._rows].to(dtype), layers=layers, residual=residual)
+        y: Tensor = getattr(reference, op)(*write_call(op, call))
         return y
+
+
+def _to(dtype: torch.dtype, tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.to(dtype)
 
 
 def _run_all(calls: list[Callable[[], Tensor]]) -> None:

@@ -59,7 +59,10 @@ def test_the_op_runs_with_the_config_that_is_asked_for(monkeypatch: pytest.Monke
         return kernel
 
     monkeypatch.setattr(kernels, "kernel_for", kernel_for)
-    Workload(found).op(other)()
+    run = Workload(found).op(other)
+    monkeypatch.setattr(called, "pin", None)  # nothing is put together in a call
+    monkeypatch.setattr(called, "write_call", None)
+    run()
     assert asked == [other]
 
 
@@ -89,9 +92,9 @@ def test_dense_means_the_same_op() -> None:
     work = Workload(replace(found, density=1.0))
     copy = work._copies[0]
     dense = [
-        reference.dense_weight(layer.weight, layer.index, N, K, found.block)
-        for layer, (N, K) in zip(copy.layers, found.shapes, strict=True)
+        reference.dense_weight(weight, index, N, K, found.block)
+        for (weight, index, _), (N, K) in zip(copy.call.layers, found.shapes, strict=True)
     ]
-    y = called.dense_op(found, copy.x, dense, [None] * 3, None)
+    y = called.dense_op(found.op, copy.call, dense, [None] * 3)()
     work.verify(kernels.kernel_for(found.spec))
     torch.testing.assert_close(y, copy.y, rtol=1e-4, atol=1e-5)
