@@ -10,6 +10,7 @@ import functools
 import importlib
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +19,12 @@ from torch import Tensor
 
 from benchmarks.on_gpu.cases import Case
 from benchmarks.on_gpu.tensors import SparseLayer
+from benchmarks.on_gpu.verify import relative_error
 from blast_compile import ops
 
 Call = Callable[[], object]
 OURS, DENSE = "blast", "dense"
+_MOST_ERROR = 2.0**-5  # of a rival's product in 16 bits
 # What the set-up of somebody else's kernel may raise where it does not take a case.
 _REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError, NameError)
 
@@ -50,49 +53,71 @@ def dense(case: Case, x: Tensor, weights: Sequence[Tensor]) -> Call:
     return lambda: F.linear(_silu_product(F.linear(x, both)), down)
 
 
-def torch_bsr(case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Call:
-    """The Triton product of `torch.sparse`, tuned for the shape by its own tuner."""
+@dataclass(frozen=True)
+class Rival:
+    """A prepared call, and how its result becomes `[tokens, outputs]`: what a model would pay for that is not timed."""
+
+    call: Call
+    read: Callable[[Any], Tensor]
+
+
+def torch_bsr(case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Rival:
+    """The Triton product of `torch.sparse`, tuned for the shape by its own tuner (checked on torch 2.13)."""
     kernels = _import("torch.sparse._triton_ops")
     meta = _import("torch.sparse._triton_ops_meta")
     weight = layers[0].dense(x.dtype).to_sparse_bsr((case.block, case.block))
-    columns = F.pad(x, (0, 0, 0, -case.tokens % 16)).t().contiguous()
+    columns = _columns(x)
     zeros = torch.zeros(case.outputs, columns.shape[1], dtype=x.dtype, device=x.device)
     meta.tune_bsr_dense_addmm(zeros, weight, columns, beta=0, store=True)
-    return lambda: kernels.bsr_dense_addmm(zeros, weight, columns, beta=0)
+    return Rival(lambda: kernels.bsr_dense_addmm(zeros, weight, columns, beta=0), lambda y: y.t()[: case.tokens])
 
 
-def torchao(_case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Call:
-    """The block-sparse tensor of torchao 0.18 and before; later ones have none."""
+def torchao(case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Rival:
+    """The block-sparse tensor of torchao (checked on 0.18.0; later ones have none).
+
+    Its linear takes a bias, be it None, and hands tokens to the kernel as they are, which needs 16 or more; it looks up
+    what the tuner of torch found for the shape, so it is tuned where `torch_bsr` ran before.
+    """
     sparse = _import("torchao.sparsity.blocksparse").BlockSparseTensor
-    weight = sparse.from_dense(layers[0].dense(x.dtype), _case.block)
-    return lambda: F.linear(x, weight)
+    weight, rows = sparse.from_dense(layers[0].dense(x.dtype), case.block), _columns(x).t()
+    return Rival(lambda: F.linear(rows, weight, None), lambda y: y[: case.tokens])
 
 
-def stk(case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Call:
-    """The dense-dense-sparse product of stanford-stk, whose blocks are 128 wide."""
+def stk(case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Rival:
+    """The dense-dense-sparse product of stanford-stk (checked on 0.7.1), whose blocks are 128 wide."""
     if case.block != 128 or case.tokens % 128:
         raise UnavailableError("stk takes blocks of 128 and whole blocks of tokens alone")
     package = _import("stk")
     weight = package.ops.to_sparse(layers[0].dense(x.dtype).t().contiguous(), 128)
-    return lambda: package.ops.dds(x, weight)
+    return Rival(lambda: package.ops.dds(x, weight), lambda y: y)
 
 
-def blksprs(case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Call:
-    """The sparse-sparse product of blksprs, with every block of the tokens kept."""
+def blksprs(case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Rival:
+    """The sparse-sparse product of blksprs (checked on 2.5), with every block of the tokens kept.
+
+    What it derives from layouts is kept between calls, and its checks, which read values, are off once it has run.
+    """
     if case.tokens % case.block:
         raise UnavailableError("blksprs takes whole blocks of tokens alone")
     package = _import("blksprs")
     dense_weight = layers[0].dense(x.dtype).t().contiguous()[None]
     kept = package.layouting.build_sparsity_layout(dense_weight, case.block)
     weight = package.ops.to_sparse(dense_weight, kept, case.block)
-    full = [
-        torch.ones(1, case.tokens // case.block, n // case.block, device=x.device) for n in (x.shape[1], case.outputs)
-    ]
-    tokens = package.ops.to_sparse(x[None], full[0], case.block)
-    return lambda: package.ops.matmul(tokens, full[0], weight, kept, full[1], case.block)
+    of_x, of_y = (
+        torch.ones(1, case.tokens // case.block, n // case.block, dtype=torch.bool, device=x.device)
+        for n in (x.shape[1], case.outputs)
+    )
+    tokens, cache = package.ops.to_sparse(x[None], of_x, case.block), {}  # type: ignore[var-annotated]
+
+    def call() -> Any:
+        return package.ops.matmul(tokens, of_x, weight, kept, of_y, case.block, layout_cache=cache)
+
+    call()
+    package.utils.disable_validation()
+    return Rival(call, lambda y: package.ops.to_dense(y, of_y, case.block)[0])
 
 
-RIVALS: dict[str, Callable[[Case, Tensor, Sequence[SparseLayer]], Call]] = {
+RIVALS: dict[str, Callable[[Case, Tensor, Sequence[SparseLayer]], Rival]] = {
     "torch BSR": torch_bsr,
     "torchao": torchao,
     "stk": stk,
@@ -101,18 +126,26 @@ RIVALS: dict[str, Callable[[Case, Tensor, Sequence[SparseLayer]], Call]] = {
 
 
 def prepare(name: str, case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Call:
-    """A rival's call, run once; raises `UnavailableError` where it takes no such case."""
+    """A rival's call, run once; raises `UnavailableError` where it takes no such case, or gives another product."""
     if case.op != "linear":
         raise UnavailableError(f"{name} has no {case.op}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # some call themselves beta, or tell of configs they skip
-            call = RIVALS[name](case, x, layers)
-            call()
-    except _REFUSALS as error:
-        reason = str(error).splitlines() or [""]
-        raise UnavailableError(f"{name} does not run {case}: {type(error).__name__}: {reason[0][:160]}") from error
-    return call
+            rival = RIVALS[name](case, x, layers)
+            got = rival.read(rival.call())
+    except _REFUSALS as refusal:
+        reason = str(refusal).splitlines() or [""]
+        raise UnavailableError(f"{name} does not run {case}: {type(refusal).__name__}: {reason[0][:160]}") from refusal
+    error = relative_error(got, F.linear(x, layers[0].dense(x.dtype)))
+    if not error <= _MOST_ERROR:
+        raise UnavailableError(f"{name} is not timed on {case}: expected the product of dense, got an error of {error}")
+    return rival.call
+
+
+def _columns(x: Tensor) -> Tensor:
+    """Tokens as adjacent columns, `[K, tokens]`, so many more that a tensor core takes them."""
+    return F.pad(x, (0, 0, 0, -x.shape[0] % 16)).t().contiguous()
 
 
 @functools.cache

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from benchmarks.on_gpu import cases, events, rows, tables, verify
 from benchmarks.on_gpu.kernels import Deadline
-from benchmarks.on_gpu.rivals import RIVALS, UnavailableError, prepare
+from benchmarks.on_gpu.rivals import RIVALS, Rival, UnavailableError, prepare
 from benchmarks.on_gpu.rows import GpuDevice, GpuRow
 from benchmarks.on_gpu.tensors import sparse_layers
 from benchmarks.on_gpu.verify import Check, Verdict
@@ -174,6 +174,22 @@ def test_rivals_that_cannot_run_say_why(name: str) -> None:
     layers = sparse_layers(case, "cpu", torch.Generator().manual_seed(0))
     with pytest.raises(UnavailableError, match=r"is not installed|alone|does not run"):
         prepare(name, case, torch.randn(5, 64), layers)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.1])
+def test_rivals_that_give_another_product_are_not_timed(factor: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = cases.Case(cases.Shape("tiny", 96, 64), "linear", 5, 0.5, 32, "fp32")
+    layers, x = sparse_layers(case, "cpu", torch.Generator().manual_seed(0)), torch.randn(5, 64)
+
+    def transposed(*_: object) -> Rival:
+        return Rival(lambda: factor * (layers[0].dense(x.dtype) @ x.t()), torch.t)
+
+    monkeypatch.setitem(RIVALS, "stk", transposed)
+    if factor == 1.0:
+        assert isinstance(prepare("stk", case, x, layers)(), torch.Tensor)
+        return
+    with pytest.raises(UnavailableError, match="expected the product of dense, got an error of 0.1"):
+        prepare("stk", case, x, layers)
 
 
 def test_a_deadline_passes() -> None:

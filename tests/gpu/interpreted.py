@@ -138,7 +138,7 @@ def check_whole_mlp(case: Case, config: TritonConfig) -> list[int]:
     assert isinstance(plan.kernel, kernels.GpuKernel)
     assert plan.kernel.mlp is not None
     found = []
-    with patch.object(products, "launch_mlp", wraps=products.launch_mlp) as launched:
+    with patch.object(products, "whole_mlp", wraps=products.whole_mlp) as launched:
         check_call(case, (8,))
         kernels.choose(plan.kernel.mlp, 8, config)
         for tokens in (5, 8, 9):
