@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -60,6 +61,14 @@ def _fresh_warnings() -> Iterator[None]:
 
 
 @pytest.fixture
+def fresh_dynamo() -> Iterator[None]:
+    """Lets `torch.compile` capture anew in a test, and leaves nothing that it captured."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """Makes `torch.empty` and its kin give NaN, so that an unwritten output is seen."""
     assert torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
@@ -86,6 +95,16 @@ def use_isa(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Isa], None]]:
         launch.forget()
 
     yield choose
+    launch.forget()
+
+
+@pytest.fixture
+def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty store, the portable kernels, and nothing remembered before or after."""
+    monkeypatch.setenv("BLAST_CACHE_DIR", str(tmp_path / "store"))
+    monkeypatch.setenv("BLAST_ISA", "portable")
+    launch.forget()
+    yield tmp_path / "store"
     launch.forget()
 
 

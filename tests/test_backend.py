@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import cast
 
 import pytest
@@ -19,12 +19,7 @@ from blast_compile.mask import BlockMask
 from tests.families import FAMILIES, output, sparse
 from tests.nets import BLOCK, Counted, Net, compiled, sparse_net, x_of
 
-
-@pytest.fixture(autouse=True)
-def _fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 @pytest.mark.parametrize("form", ["masked", "packed"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,7 @@ from blast_compile.errors import OptionsError, RewriteError
 from blast_compile.passes.survey import survey
 from tests.nets import Net, compiled, sparse_net, x_of
 
-
-@pytest.fixture(autouse=True)
-def _fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 @pytest.mark.parametrize("options", [{"delegat": "eager"}, {"delegate": "tvm"}, {"fallback": "eager"}])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,15 +16,10 @@ from blast_compile.layers import SparseLayer
 from blast_compile.report.recorder import listening, record
 from tests.families import FAMILIES, MORE_FAMILIES, NUM_LAYERS, OTHER_FAMILIES, Family, dense_twin, output, sparse
 
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
 FORMS = ("masked", "packed")
 EVERYTHING = FAMILIES | MORE_FAMILIES
-
-
-@pytest.fixture(autouse=True)
-def _fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def assert_close(actual: Tensor | None, expected: Tensor | None, name: str = "output") -> None:

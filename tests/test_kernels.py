@@ -4,13 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-import subprocess
-import sys
-import textwrap
-import threading
-import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +17,7 @@ import blast_compile as blast
 from blast_compile import compat, env, kernels, launch
 from blast_compile.backend import blast as backend
 from blast_compile.codegen.spec import Epilogue, Spec
+from blast_compile.compat import machine
 from blast_compile.env import Isa
 from blast_compile.errors import OptionsError, TargetError
 from blast_compile.kernels import Kernel
@@ -33,16 +28,6 @@ pytestmark = pytest.mark.usefixtures("two_threads")
 # The plainest instruction set compiles fastest.
 SPEC = Spec("linear", "float32", "float32", (32, 32), (Epilogue(bias=True),), "packed", "cpu:portable")
 CASE = Case("linear", form="packed")
-
-
-@pytest.fixture
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty store, the portable kernels, and nothing remembered before or after."""
-    monkeypatch.setenv("BLAST_CACHE_DIR", str(tmp_path / "store"))
-    monkeypatch.setenv("BLAST_ISA", "portable")
-    launch.forget()
-    yield tmp_path / "store"
-    launch.forget()
 
 
 def kernel_of(call: Call) -> Kernel:
@@ -88,7 +73,7 @@ def test_unknown_isa_is_refused_with_the_known_ones(run: Callable[[Call], object
 
 
 def test_isa_of_another_machine_is_refused(use_isa: Callable[[Isa], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat, "cpu_isa", lambda: "avx2")
+    monkeypatch.setattr(machine, "cpu_isa", lambda: "avx2")
     use_isa("avx512")
     with pytest.raises(TargetError, match="one that runs here, portable, avx2, got avx512"):
         make_call(CASE).run()
@@ -109,15 +94,15 @@ def test_reasons_for_the_reference(spec: Spec, reason: str, caplog: pytest.LogCa
 
 
 @pytest.mark.usefixtures("needs_kernels")
-def test_kernels_are_remembered_until_forgotten(fresh: Path) -> None:
+def test_kernels_are_remembered_until_forgotten(empty_store: Path) -> None:
     first = kernels.kernel_for(SPEC)
     assert kernels.kernel_for(replace(SPEC)) is first
     kernels.forget()
     assert kernels.kernel_for(SPEC) is not first
-    assert len([path for path in fresh.iterdir() if not path.name.startswith(".")]) == 1
+    assert len([path for path in empty_store.iterdir() if not path.name.startswith(".")]) == 1
 
 
-@pytest.mark.usefixtures("needs_kernels", "fresh")
+@pytest.mark.usefixtures("needs_kernels", "empty_store")
 @pytest.mark.parametrize("where", ["read-only", "open to all"])
 def test_without_a_store_kernels_live_for_the_process(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -154,7 +139,7 @@ def _no_room(_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "No such file or directory"
 
 
-@pytest.mark.usefixtures("fresh")
+@pytest.mark.usefixtures("empty_store")
 @pytest.mark.parametrize("failure", [_no_compiler, _failing_compiler, _no_room])
 @pytest.mark.parametrize("delegate", [None, "eager", "aot_eager"])
 def test_what_cannot_be_built_is_said_once_and_computed_by_the_reference(
@@ -197,75 +182,3 @@ def dense(model: nn.Sequential) -> nn.Sequential:
         else:
             layers.append(layer)
     return nn.Sequential(*layers)
-
-
-@pytest.mark.usefixtures("needs_kernels")
-def test_many_python_threads_build_once_and_compute_right(fresh: Path) -> None:
-    calls = [make_call(CASE, (tokens,), seed=tokens) for tokens in range(1, 9)]
-    start = threading.Barrier(len(calls))
-
-    def repeat(call: Call) -> None:
-        start.wait()
-        for _ in range(10):
-            check(call.run(), call)
-
-    with ThreadPoolExecutor(len(calls)) as pool:
-        list(pool.map(repeat, calls))
-    assert len([path for path in fresh.iterdir() if not path.name.startswith(".")]) == 1
-
-
-@pytest.mark.usefixtures("fresh")
-def test_different_kernels_are_built_at_once_and_equal_ones_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    specs = [SPEC, replace(SPEC, layout="masked")]
-    meeting = threading.Barrier(len(specs), timeout=10)
-    built = []
-
-    def find(spec: Spec, _config: object) -> Kernel:
-        meeting.wait()
-        built.append(spec)
-        return Kernel(spec.layout)
-
-    monkeypatch.setattr(kernels, "_find", find)
-    with ThreadPoolExecutor(6) as pool:
-        found = list(pool.map(kernels.kernel_for, specs * 3))
-    assert [kernel.name for kernel in found] == ["packed", "masked"] * 3
-    assert len(built) == 2
-
-
-@pytest.mark.usefixtures("needs_kernels")
-def test_kernels_run_without_the_gil() -> None:
-    call = make_call(CASE, (20_000,), (1024, 0, 1024), density=1.0)
-    call.run()
-    times: dict[str, float] = {}
-
-    def once() -> None:
-        times["start"] = time.perf_counter()
-        call.run()
-        times["end"] = time.perf_counter()
-
-    thread = threading.Thread(target=once)
-    thread.start()
-    ticks = []
-    while thread.is_alive():
-        time.sleep(0.001)
-        ticks.append(time.perf_counter())
-    length = times["end"] - times["start"]
-    middle = [tick for tick in ticks if times["start"] + length / 4 < tick < times["end"] - length / 4]
-    assert len(middle) > 3, f"{len(middle)} ticks of another thread in the middle of {length:.3f} s"
-
-
-@pytest.mark.usefixtures("needs_kernels")
-def test_process_holds_one_openmp_runtime() -> None:
-    """In a process of its own: other packages (scikit-learn) bring a runtime along."""
-    code = """
-        import torch
-        from pathlib import Path
-        from blast_compile import BlockSparse, sparsify_
-        model = sparsify_(torch.nn.Sequential(torch.nn.Linear(256, 256)), BlockSparse(block=32, targets="all"))
-        model(torch.randn(200, 256))
-        print(Path("/proc/self/maps").read_text())
-    """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
-    files = {line.split()[-1] for line in done.stdout.splitlines() if "/" in line}
-    assert any(file.endswith("/kernel.so") for file in files)
-    assert len([file for file in files if re.search(r"lib(gomp|omp|iomp)", Path(file).name)]) == 1

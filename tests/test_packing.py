@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,15 +20,10 @@ from blast_compile.layers import PackedLayer, SparseLayer
 from tests.families import FAMILIES, output
 from tests.models import classes, snapshot, sparse_layer
 
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
 BLOCK = (4, 4)  # blocks under 8 run on the reference: these tests need no compiled kernel
 THIRD = blast.BlockSparse(block=4, sparsity=1 / 3, targets="all")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def mostly_empty(model: nn.Module) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -17,15 +16,10 @@ from blast_compile.layers import MaskedLayer
 from tests.models import sparse_layer
 from tests.nets import Counted, x_of
 
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
 BLOCK = 4  # blocks under 8 run on the reference: these tests need no compiled kernel
 NUM_LAYERS = 12
-
-
-@pytest.fixture(autouse=True)
-def _fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def model_of_slightly_different_layers(*, packed: bool) -> nn.Sequential:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,10 @@ from blast_compile.passes.vocabulary import sparse_kind
 from tests.nets import Counted, Net, sparse_net, x_of
 
 # torch's own, as it copies a specification of its arguments
-pytestmark = pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")
-
-
-@pytest.fixture(autouse=True)
-def _fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
+    pytest.mark.usefixtures("fresh_dynamo"),
+]
 
 
 def exported(model: Net, *, strict: bool = False) -> torch.export.ExportedProgram:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,15 +16,10 @@ from blast_compile.errors import GradientError
 from tests.nets import Net, sparse_net, x_of
 from tests.op_cases import FORMS, OPS, Case, Form, OpName, make_call
 
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
+
 Parameters = dict[str, Tensor]
 OPTIONS: dict[str, Any] = {"delegate": "aot_eager", "fallback": "error"}
-
-
-@pytest.fixture(autouse=True)
-def _fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
 
 
 def halved(model: Net) -> Parameters:

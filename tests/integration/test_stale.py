@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,12 +13,7 @@ from blast_compile.backend import blast as backend
 from blast_compile.layers import SparseLayer
 from tests.nets import Counted, compiled, sparse_net, x_of
 
-
-@pytest.fixture(autouse=True)
-def _fresh_dynamo() -> Iterator[None]:
-    torch._dynamo.reset()
-    yield
-    torch._dynamo.reset()
+pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 def reversed_columns(layer: SparseLayer) -> torch.Tensor:
