@@ -1,6 +1,6 @@
 """Gradients of the activations in `reference.py`, by the formulas that autograd has for them.
 
-`gradients.py` builds the backward passes of the operators from these: whoever changes one raises `ABI` there.
+`gradients.py` builds the backward passes of the operators from these: whoever changes one raises `ABI`.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ kept blocks. The two products have gradients themselves, so a gradient may be di
 of a probe, `block_norms`, is a number without a past. On a GPU the input gradient of an MLP's last layer goes on
 through the activation in one kernel (`hidden_grads.py`), unless its own gradient may be asked for.
 
-Whoever changes a formula here or in `activation_grads.py` raises `ABI`: torch's compile caches keep the old formula
-otherwise.
+Whoever changes a formula here, in `layer_grads.py` or in `activation_grads.py` raises `ABI`: torch's compile caches
+keep the old formula otherwise.
 """
 
 from __future__ import annotations
@@ -15,15 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from blast_compile import compat, reference
+from blast_compile import reference
 from blast_compile.activation_grads import ACTIVATION_GRADS, gated_grads
-from blast_compile.gpu import hidden_grads
-from blast_compile.layout import Block
-
-ABI = 3
+from blast_compile.layer_grads import Layer
 
 
 @dataclass(frozen=True)
@@ -32,74 +28,6 @@ class Formula:
 
     setup: Callable[..., None]
     backward: Callable[..., Any]
-
-
-_ParameterGrads = tuple[Tensor | None, None, Tensor | None]
-
-
-@dataclass(frozen=True)
-class _Layer:
-    """One sparse linear inside an op: its tensors and which of their gradients are wanted.
-
-    probe: None where its gradient is not wanted.
-    """
-
-    weight: Tensor
-    index: Tensor
-    bias: Tensor | None
-    block: Block
-    needs_weight: bool
-    needs_bias: bool
-    probe: Tensor | None = None
-
-    def forward(self, x: Tensor, out_features: int) -> Tensor:
-        op = _overload(torch.ops.blast.linear)
-        return op(x, self.weight, self.index, self.bias, None, out_features, self.block, "identity", ABI)
-
-    def input_grad(self, grad: Tensor, in_features: int) -> Tensor:
-        op = _overload(torch.ops.blast.input_grad)
-        return op(grad, self.weight, self.index, in_features, self.block, ABI)
-
-    def hidden_grad(self, grad: Tensor, z: Tensor, activation: str) -> Tensor:
-        """The gradient of `z`, of which this layer took `activation(z)`, from that of its result."""
-        if activation != "identity" and self._fuses(grad):
-            op = torch.ops.blast.hidden_grad
-            dz: Tensor = op(grad, self.weight, self.index, z, z.shape[-1], self.block, activation, ABI)
-            return dz
-        return ACTIVATION_GRADS[activation](self.input_grad(grad, z.shape[-1]), z)
-
-    def gated_hidden_grad(self, grad: Tensor, up: Tensor, gate: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-        """The gradients of `up` and `gate`, of which this layer took `activation(gate) * up`."""
-        if self._fuses(grad):
-            op = torch.ops.blast.gated_hidden_grad
-            grads: tuple[Tensor, Tensor] = op(
-                grad, self.weight, self.index, up, gate, up.shape[-1], self.block, activation, ABI
-            )
-            return grads
-        return gated_grads(self.input_grad(grad, up.shape[-1]), up, gate, activation)
-
-    def _fuses(self, grad: Tensor) -> bool:
-        if torch.is_grad_enabled():
-            return False
-        return compat.outside_dynamo(hidden_grads.fuses)(grad, self.weight, self.block)
-
-    def own_grads(self, grad: Tensor, x: Tensor) -> tuple[_ParameterGrads, Tensor | None]:
-        """Gradients of weight, index and bias, in the order in which an op takes them, and that of the probe."""
-        weight = bias = probe = None
-        if self.needs_weight:
-            op = _overload(torch.ops.blast.weight_grad)
-            weight = op(grad, x, self.weight, self.index, self.block, ABI)
-        if self.needs_bias and self.bias is not None:
-            bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=self.bias.dtype)
-        if self.probe is not None:
-            probe = torch.ops.blast.block_norms(grad, x, self.probe, self.block, ABI)
-        return (weight, None, bias), probe
-
-
-def _overload(op: Any) -> Callable[..., Tensor]:
-    """Inside a backward pass autograd is wanted only for gradients of gradients (`create_graph=True`)."""
-    overload: Callable[..., Tensor] = op.default if torch.is_grad_enabled() else op.nograd
-    return overload
 
 
 def _save(num_saved: int, first_constant: int, first_probe: int | None = None) -> Callable[..., None]:
@@ -117,14 +45,14 @@ def _save(num_saved: int, first_constant: int, first_probe: int | None = None) -
     return setup
 
 
-def _layers(ctx: Any, saved: Sequence[Any]) -> Iterator[_Layer]:
+def _layers(ctx: Any, saved: Sequence[Any]) -> Iterator[Layer]:
     """The layers of a forward op, whose arguments are x, then weight, index and bias of each."""
     num_layers, wanted = (len(saved) - 1) // 4, ctx.needs_input_grad
     for number in range(num_layers):
         first = 1 + 3 * number
         weight, index, bias = saved[first : first + 3]
         probe = saved[1 + 3 * num_layers + number] if wanted[ctx.first_probe + number] else None
-        yield _Layer(weight, index, bias, tuple(ctx.constants[-3]), wanted[first], wanted[first + 2], probe)
+        yield Layer(weight, index, bias, tuple(ctx.constants[-3]), wanted[first], wanted[first + 2], probe)
 
 
 def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -141,7 +69,7 @@ def _linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _pair_backward(
-    x: Tensor, gate: _Layer, up: _Layer, d_gate: Tensor, d_up: Tensor, needs_x: bool
+    x: Tensor, gate: Layer, up: Layer, d_gate: Tensor, d_up: Tensor, needs_x: bool
 ) -> tuple[tuple[Tensor | None, ...], tuple[Tensor | None, ...]]:
     """Gradients of `x`, gate and up, and those of the probes, from those of what the two layers gave."""
     dx = gate.input_grad(d_gate, x.shape[-1]) + up.input_grad(d_up, x.shape[-1]) if needs_x else None
@@ -186,7 +114,7 @@ def _gated_mlp_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _input_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     output_grad, weight, index = ctx.saved_tensors
-    layer = _Layer(weight, index, None, tuple(ctx.constants[-2]), ctx.needs_input_grad[1], False)
+    layer = Layer(weight, index, None, tuple(ctx.constants[-2]), ctx.needs_input_grad[1], False)
     d_output_grad = layer.forward(grad, output_grad.shape[-1]) if ctx.needs_input_grad[0] else None
     (d_weight, *_), _ = layer.own_grads(output_grad, grad)
     return d_output_grad, d_weight, None, None, None, None
@@ -194,7 +122,7 @@ def _input_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _weight_grad_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     output_grad, x, _, index = ctx.saved_tensors
-    layer = _Layer(grad, index, None, tuple(ctx.constants[-2]), False, False)  # its weight is the incoming gradient
+    layer = Layer(grad, index, None, tuple(ctx.constants[-2]), False, False)  # its weight is the incoming gradient
     d_output_grad = layer.forward(x, output_grad.shape[-1]) if ctx.needs_input_grad[0] else None
     dx = layer.input_grad(output_grad, x.shape[-1]) if ctx.needs_input_grad[1] else None
     return d_output_grad, dx, None, None, None, None

@@ -25,13 +25,13 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.library import Library
 
-from blast_compile import compat, gradients, hidden_grads, launch, transforms
+from blast_compile import compat, gradients, hidden_grads, launch, layer_grads, transforms
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import LayerError
 from blast_compile.gpu import hidden_grads as gpu_hidden_grads
 from blast_compile.gpu import launch as gpu_launch
 
-ABI = gradients.ABI
+ABI = layer_grads.ABI
 
 _LINEAR = "Tensor x, Tensor weight, Tensor index, Tensor? bias, Tensor? residual"
 _UP = "Tensor up_weight, Tensor up_index, Tensor? up_bias"

@@ -17,9 +17,9 @@ import json, sys
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
-from blast_compile import gradients
+from blast_compile import gradients, layer_grads
 
-factor, gradients.ABI = float(sys.argv[1]), int(sys.argv[2])
+factor, layer_grads.ABI = float(sys.argv[1]), int(sys.argv[2])
 def scaled(backward):
     return lambda ctx, grad: tuple(None if g is None else g * factor for g in backward(ctx, grad))
 for name, formula in gradients.FORMULAS.items():

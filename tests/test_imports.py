@@ -21,7 +21,7 @@ ORDER = (
     ("store", "shelf", "manifest", "folders", "inventory", "state_file"),
     ("bundles",),
     ("kernels", "native", "calls", "specs", "checks", "plans", "running", "launch", "hidden_grads", "gpu", "tuning"),
-    ("ops", "gradients", "transforms"),
+    ("ops", "gradients", "layer_grads", "transforms"),
     ("layers", "probe", "twins", "forms", "integrations"),
     ("surgery", "select", "adopt", "dead_blocks"),
     ("passes",),
