@@ -8,9 +8,11 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel
 
 import blast_compile as blast
+from blast_compile.demo.model import Size
+from blast_compile.demo.model import llama as llama_of
 from blast_compile.errors import OptionsError
 from blast_compile.forecast import claims
 from blast_compile.forecast.estimate import Setting, forecast
@@ -53,19 +55,8 @@ def test_fewer_gpus_hold_the_largest_one_than_the_paper_claims(llamas: dict[str,
 
 
 def tiny_llama(*, tied: bool) -> nn.Module:
-    config = LlamaConfig(
-        vocab_size=100,
-        hidden_size=64,
-        intermediate_size=160,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        tie_word_embeddings=tied,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    model: Any = LlamaForCausalLM(config)
-    return cast(nn.Module, model.to(torch.bfloat16))
+    size = Size(hidden=64, intermediate=160, layers=2, heads=4, kv_heads=2, prompt=16, vocabulary=100, tied=tied)
+    return llama_of(size)
 
 
 def tiny_gpt2() -> nn.Module:
