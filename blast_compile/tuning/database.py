@@ -45,10 +45,10 @@ class Database:
                 folders.open_trusted(folder)
 
     @classmethod
-    def default(cls) -> Database:
-        """That of the user, beside the kernels, for the machine that runs."""
+    def default(cls, device: str | None = None) -> Database:
+        """That of the user, beside the kernels, for the machine that runs, or for a GPU by its name."""
         root = env.cache_dir() or platformdirs.user_cache_path("blast_compile", appauthor=False)
-        return cls(root / "plans", device_name())
+        return cls(root / "plans", device or device_name())
 
     def records(self) -> Iterator[Record]:
         """All that can be read, of every machine, each configuration of a bucket once."""

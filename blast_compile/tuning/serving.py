@@ -12,13 +12,15 @@ from blast_compile import bundles, compat, kernels
 from blast_compile.codegen import cpp
 from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Spec
-from blast_compile.errors import RecordError, StoreError
+from blast_compile.codegen.triton_config import TritonConfig, check
+from blast_compile.codegen.triton_space import MLPS
+from blast_compile.errors import RecordError, StoreError, TargetError
 from blast_compile.kernels import Kernel
 from blast_compile.log import warn_once
 from blast_compile.tuning.configs import parse
 from blast_compile.tuning.database import Database, nearest
 from blast_compile.tuning.machine import device_name
-from blast_compile.tuning.problem import Problem
+from blast_compile.tuning.problem import Problem, token_bucket
 from blast_compile.tuning.records import Record
 from blast_compile.tuning.space import is_runnable
 
@@ -37,7 +39,7 @@ def ranges(
     """
     problem = Problem(spec, shapes, max(tokens, 1), 1.0, torch.get_num_threads())
     try:
-        chosen = _chosen(problem)
+        chosen = _chosen(problem, device_name())
     except StoreError as error:
         warn_once("store refused", f"{error}; every kernel runs at its default")  # as kernels.py says it, once
         return ()
@@ -49,9 +51,34 @@ def ranges(
     return tuple(_merged(_of_buckets(chosen, problem, kept is not None)))
 
 
-def _chosen(problem: Problem) -> tuple[Record, ...]:
-    """What was measured here or, where nothing was, what came with a bundle for such a machine."""
-    databases = [Database.default(), *(Database(folder, device_name()) for folder in bundles.plan_folders())]
+def gpu_config(problem: Problem, device: str, *, counts_density: bool) -> TritonConfig | None:
+    """The config that was chosen for a problem's bucket of tokens on the GPU called `device`; None where none was.
+
+    A record of another GPU never counts, nor one of another bucket of tokens, whose tiles do not fit. That of a whole
+    MLP counts where it beat the products.
+    """
+    try:
+        chosen = [r for r in _chosen(problem, device) if token_bucket(r.problem.tokens) == token_bucket(problem.tokens)]
+    except StoreError as error:
+        warn_once("store refused", f"{error}; every kernel runs at its default")
+        return None
+    record = nearest(chosen, problem, counts_density=counts_density, warns=False)
+    if record is None or (problem.op in MLPS and record.relative >= 1):
+        return None
+    try:
+        config = parse(record.config)
+        if not isinstance(config, TritonConfig):
+            raise RecordError(f"expected a config of a GPU kernel, got {record.config}")
+        check(problem.spec, config)
+    except (RecordError, TargetError) as error:
+        warn_once(("config", record.config), f"a plan that cannot be used counts as missing: {error}")
+        return None
+    return config
+
+
+def _chosen(problem: Problem, device: str) -> tuple[Record, ...]:
+    """What was measured on a device or, where nothing was, what came with a bundle for such a one."""
+    databases = [Database.default(device), *(Database(folder, device) for folder in bundles.plan_folders())]
     return next((chosen for database in databases if (chosen := database.chosen(problem))), ())
 
 
