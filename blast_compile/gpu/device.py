@@ -20,10 +20,22 @@ def target_of(device: torch.device) -> str | None:
     return _target_of_gpu(device.index)
 
 
+def name_of(device: torch.device) -> str:
+    """What tuned configs of a GPU are kept under; raises where torch sees no such GPU."""
+    if device.type == "cpu":
+        return f"interpreter, {_interpreted}"
+    return _name_of_gpu(device.index)
+
+
 def interpret_as(target: str | None) -> None:
     """Has CPU tensors count as those of a GPU of `target`; None ends it. Only `interpreter.py` calls this."""
     global _interpreted
     _interpreted = target
+
+
+@functools.cache
+def _name_of_gpu(number: int) -> str:
+    return f"{torch.cuda.get_device_name(number)}, {_target_of_gpu(number)}"
 
 
 @functools.cache

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from blast_compile import checks, compat, layout, plans
+from blast_compile import checks, compat, plans
 from blast_compile.codegen import triton_launch_gradients
 from blast_compile.codegen.spec import Spec
 from blast_compile.gpu import dense, kernels, products
@@ -20,8 +20,8 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: A
     planned = compat.outside_dynamo(plans.plan_weight_grad)(grad, x, weight, index, block).kernel
     if not isinstance(planned, GpuKernel) or not x.numel() or not grad.numel():
         return dense.weight_grad(grad, x, weight, index, block)
-    blocks = layout.grid((grad.shape[-1], x.shape[-1]), planned.steps[0].block)
-    kernel = products.kernel_for(planned.steps[0], blocks, x, grad, weight, index)
+    shape = (grad.shape[-1], x.shape[-1])
+    kernel = products.kernel_for(planned.steps[0], (shape,), x, [(weight, index, None)], grad)
     return triton_launch_gradients.launch_weight_grad(kernel, grad, x, weight=weight, index=index)[0]
 
 
@@ -32,7 +32,7 @@ def block_norms(grad: Tensor, x: Tensor, probe: Tensor, block: Any, _abi: int = 
     planned = None if spec is None else kernels.find(spec)
     if not isinstance(planned, GpuKernel) or not x.numel() or not grad.numel():
         return dense.block_norms(grad, x, probe, block)
-    kernel = products.kernel_for(planned.steps[0], (probe.shape[0], probe.shape[1]), x, grad, probe)
+    kernel = products.kernel_for(planned.steps[0], ((grad.shape[-1], x.shape[-1]),), x, [], grad, probe)
     return triton_launch_gradients.launch_block_norms(kernel, grad, x, probe=probe)
 
 

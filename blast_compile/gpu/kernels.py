@@ -12,9 +12,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from blast_compile import compat, kernels
+import torch
+from torch import Tensor
+
+from blast_compile import compat, kernels, layout
 from blast_compile.codegen import triton, triton_build
 from blast_compile.codegen.spec import Op, Spec
 from blast_compile.codegen.triton import TritonConfig
@@ -22,8 +27,12 @@ from blast_compile.codegen.triton_build import TritonKernel
 from blast_compile.codegen.triton_config import FEW_TOKENS
 from blast_compile.codegen.triton_fit import fit
 from blast_compile.errors import TargetError
+from blast_compile.gpu.device import name_of
 from blast_compile.kernels import Kernel
+from blast_compile.layout import Block
 from blast_compile.log import debug
+from blast_compile.tuning import serving
+from blast_compile.tuning.problem import Problem, density_bucket
 
 MAX_BUCKET = 8192
 _PRODUCTS: dict[Op, tuple[Op, ...]] = {"mlp": ("linear", "linear"), "gated_mlp": ("gated_linear", "linear")}
@@ -36,6 +45,30 @@ class GpuKernel(Kernel):
 
     mlp: Spec | None = None
     steps: tuple[Spec, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What a config is chosen by beside a spec and tokens.
+
+    shapes: `(N, K)` of each layer. density: in buckets, of packed layers, whose shapes tell it; None of masked ones: to
+    read a mask is to wait for the GPU. device: the GPU's name.
+    """
+
+    shapes: tuple[tuple[int, int], ...]
+    density: float | None
+    device: str
+
+    @classmethod
+    def of(
+        cls, shapes: tuple[tuple[int, int], ...], weights: Sequence[Tensor], block: Block, device: torch.device
+    ) -> Sizes:
+        """Those of layers."""
+        density = None
+        if weights and all(weight.dim() == 3 for weight in weights):
+            num_blocks = sum(math.prod(layout.grid(shape, block)) for shape in shapes)
+            density = density_bucket(min(sum(weight.shape[0] for weight in weights) / num_blocks, 1.0))
+        return cls(shapes, density, name_of(device))
 
 
 @dataclass(frozen=True)
@@ -81,24 +114,41 @@ def choose(step: Spec, num_tokens: int, config: TritonConfig) -> None:
 
 
 @functools.cache
-def whole(spec: Spec, num_tokens: int) -> TritonKernel | None:
+def whole(spec: Spec, num_tokens: int, sizes: Sizes) -> TritonKernel | None:
     """The kernel of a whole MLP for a bucket of tokens, None where its products run.
 
     Its programs wait for each other, which is safe only where all of them run at once. A cooperative launch sees to
     that: the driver runs all programs of the grid at once or none. The grid is no larger than what surely fits
     (`triton_space.resident`), and a config of which machine code says otherwise is no candidate (`space.py`).
     """
-    config = _chosen.get((spec, num_tokens))
+    config = _config(spec, num_tokens, sizes) if num_tokens <= FEW_TOKENS else None
     return None if config is None else load(spec, config)
 
 
 @functools.cache
-def loaded(step: Spec, num_tokens: int, blocks: tuple[int, int]) -> TritonKernel:
-    """The kernel of one step for a bucket of tokens and `(R, C)` blocks; compiled when it is first launched."""
-    config = _chosen.get((step, num_tokens))
+def loaded(step: Spec, num_tokens: int, sizes: Sizes) -> TritonKernel:
+    """The kernel of one step for a bucket of tokens; compiled when it is first launched."""
+    config = _config(step, num_tokens, sizes)
     if config is None:
+        R, C = layout.grid(sizes.shapes[0], step.block)
+        blocks = (C, R) if step.op == "input_grad" else (R, C)
         config = fit(step, triton.default_config(step, num_tokens), num_tokens, blocks)
     return load(step, config)
+
+
+def problem_of(step: Spec, num_tokens: int, sizes: Sizes) -> Problem:
+    """Under which a config of a step is kept among the plans."""
+    density = 1.0 if sizes.density is None else sizes.density
+    return Problem(step, sizes.shapes, max(num_tokens, 1), density, threads=1)
+
+
+def _config(step: Spec, num_tokens: int, sizes: Sizes) -> TritonConfig | None:
+    """What this process chose or, where it chose nothing, what was tuned on such a GPU."""
+    config = _chosen.get((step, num_tokens))
+    if config is not None:
+        return config
+    problem = problem_of(step, num_tokens, sizes)
+    return serving.gpu_config(problem, sizes.device, counts_density=sizes.density is not None)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ from torch import Tensor
 from blast_compile import checks, plans, reference
 from blast_compile.calls import read_call
 from blast_compile.codegen.spec import Op
-from blast_compile.gpu import dense, kernels, products
+from blast_compile.gpu import dense, products
 from blast_compile.gpu.gradients import block_norms, weight_grad
 from blast_compile.gpu.kernels import GpuKernel
 
@@ -33,10 +33,8 @@ def product(op: Op, num_planned: int, *arguments: Any) -> Tensor:
         return dense.product(op, call)
     if op == "input_grad":
         return products.input_grad(kernel.steps[0], call.x, call.layers[0], call.sizes[0])[0]
-    if kernel.mlp is not None:
-        whole = kernels.whole(kernel.mlp, kernels.bucket(call.x.numel() // call.x.shape[-1]))
-        if whole is not None:
-            return products.whole_mlp(whole, call.x, call.layers, call.residual, call.sizes)
+    if kernel.mlp is not None and (whole := products.whole_mlp(kernel.mlp, call)) is not None:
+        return whole
     y, layers = call.x, iter(call.layers)
     for step, size in zip(kernel.steps, call.sizes, strict=True):
         own = tuple(next(layers) for _ in range(products.NUM_LAYERS[step.op]))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from blast_compile import layout
-from blast_compile.calls import Tensors
+from blast_compile.calls import Call, Tensors
 from blast_compile.codegen import triton_launch
 from blast_compile.codegen.spec import Op, Spec
 from blast_compile.codegen.triton_build import TritonKernel
@@ -20,28 +22,32 @@ NUM_LAYERS: dict[Op, int] = {"linear": 1, "gated_linear": 2}
 
 def forward(step: Spec, x: Tensor, layers: tuple[Tensors, ...], residual: Tensor | None, out_features: int) -> Tensor:
     """A forward product of `x` `[..., K]` with so many layers as `NUM_LAYERS` says; `[..., out_features]`."""
-    blocks = layout.grid((out_features, x.shape[-1]), step.block)
-    kernel = kernel_for(step, blocks, x, residual, *(tensor for layer in layers for tensor in layer))
-    order = _order(kernel, layers[0][1], blocks[0])
+    shape = (out_features, x.shape[-1])
+    kernel = kernel_for(step, (shape,) * len(layers), x, layers, residual)
+    order = _order(kernel, layers[0][1], layout.grid(shape, step.block)[0])
     return triton_launch.launch_forward(kernel, x, layers, residual=residual, out_features=out_features, order=order)
 
 
-def whole_mlp(
-    kernel: TritonKernel, x: Tensor, layers: tuple[Tensors, ...], residual: Tensor | None, sizes: tuple[int, ...]
-) -> Tensor:
-    """A whole MLP of `x` `[..., K]` in one launch; sizes: features of the hidden layer and of the result."""
-    check_memory(x, residual, *(tensor for layer in layers for tensor in layer))
-    gate, up, down = (None, *layers)[-3:]
+def whole_mlp(spec: Spec, call: Call) -> Tensor | None:
+    """An MLP in one launch, None where its products are to run."""
+    hidden_features, out_features = call.sizes
+    up_shape, down_shape = (hidden_features, call.x.shape[-1]), (out_features, hidden_features)
+    shapes = (up_shape,) * (len(call.layers) - 1) + (down_shape,)
+    sizes = kernels.Sizes.of(shapes, [weight for weight, *_ in call.layers], spec.block, call.x.device)
+    kernel = kernels.whole(spec, num_tokens(call.x), sizes)
+    if kernel is None:
+        return None
+    check_memory(call.x, call.residual, *(tensor for layer in call.layers for tensor in layer))
+    gate, up, down = (None, *call.layers)[-3:]
     assert up is not None
     assert down is not None
-    hidden_features, out_features = sizes
     return launch_mlp(
         kernel,
-        x,
+        call.x,
         gate=gate,
         up=up,
         down=down,
-        residual=residual,
+        residual=call.residual,
         hidden_features=hidden_features,
         out_features=out_features,
     )
@@ -57,8 +63,9 @@ def input_grad(
 ) -> tuple[Tensor, Tensor | None]:
     """The input gradient of `grad` `[..., N]`, and what else `triton_launch.launch_input_grad` gives."""
     weight, index, _ = layer
-    blocks = layout.grid((grad.shape[-1], in_features), step.block)
-    kernel = kernel_for(step, (blocks[1], blocks[0]), grad, weight, index, up, gate)
+    shape = (grad.shape[-1], in_features)
+    blocks = layout.grid(shape, step.block)
+    kernel = kernel_for(step, (shape,), grad, (layer,), up, gate)
     transposed = transposed_index(index, blocks)
     return triton_launch.launch_input_grad(
         kernel,
@@ -72,13 +79,25 @@ def input_grad(
     )
 
 
-def kernel_for(step: Spec, blocks: tuple[int, int], x: Tensor, *others: Tensor | None) -> TritonKernel:
-    """The kernel of a step for the tokens of `x` `[..., K]` and `(R, C)` blocks, as the product sees them.
+def kernel_for(
+    step: Spec,
+    shapes: tuple[tuple[int, int], ...],
+    x: Tensor,
+    layers: Sequence[Tensors],
+    *others: Tensor | None,
+) -> TritonKernel:
+    """The kernel of a step for the tokens of `x` `[..., K]` and layers of `(N, K)`.
 
     Raises `LayerError` where a tensor has lost its memory.
     """
-    check_memory(x, *others)
-    return kernels.loaded(step, kernels.bucket(x.numel() // x.shape[-1]), blocks)
+    check_memory(x, *others, *(tensor for layer in layers for tensor in layer))
+    sizes = kernels.Sizes.of(shapes, [weight for weight, *_ in layers], step.block, x.device)
+    return kernels.loaded(step, num_tokens(x), sizes)
+
+
+def num_tokens(x: Tensor) -> int:
+    """The bucket of the tokens of `x` `[..., K]`."""
+    return kernels.bucket(x.numel() // x.shape[-1])
 
 
 def _order(kernel: TritonKernel, index: Tensor, num_rows: int) -> Tensor | None:

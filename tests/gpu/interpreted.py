@@ -113,17 +113,17 @@ def chosen_config_errors(config: TritonConfig) -> list[float]:
     from blast_compile.calls import read_call
     from blast_compile.gpu import kernels
 
-    errors = []
+    sizes, errors = kernels.Sizes(((128, 128),), None, "a GPU"), []
     for op in ("linear", "gated_mlp"):
         call = make_call(Case(op, torch.float32, (32, 32), "packed", "silu"))
         plan = plans.plan_of(op, read_call(op, call.args[:-1]))
         assert isinstance(plan.kernel, kernels.GpuKernel)
         for step in plan.kernel.steps:
             kernels.choose(step, 7, config)
-            assert kernels.loaded(step, kernels.bucket(7), (4, 4)).config == config
+            assert kernels.loaded(step, kernels.bucket(7), sizes).config == config
         errors.append(relative_error(call.run("nograd"), call.dense()))
         kernels.forget()
-        assert kernels.loaded(plan.kernel.steps[0], 8, (4, 4)).config != config
+        assert kernels.loaded(plan.kernel.steps[0], 8, sizes).config != config
     return [*errors, *gradient_errors(Case("linear", torch.float32, (16, 16), "packed", "silu"))[:1]]
 
 
@@ -131,14 +131,15 @@ def check_whole_mlp(case: Case, config: TritonConfig) -> list[int]:
     """Asserts what an MLP gives whose whole kernel was chosen for 8 tokens; of each call, the tokens if that ran."""
     from blast_compile import plans
     from blast_compile.calls import read_call
-    from blast_compile.gpu import kernels, products
+    from blast_compile.codegen.triton_launch_mlp import launch_mlp
+    from blast_compile.gpu import kernels
 
     kernels.forget()
     plan = plans.plan_of(case.op, read_call(case.op, make_call(case).args[:-1]))
     assert isinstance(plan.kernel, kernels.GpuKernel)
     assert plan.kernel.mlp is not None
     found = []
-    with patch.object(products, "whole_mlp", wraps=products.whole_mlp) as launched:
+    with patch("blast_compile.gpu.products.launch_mlp", wraps=launch_mlp) as launched:
         check_call(case, (8,))
         kernels.choose(plan.kernel.mlp, 8, config)
         for tokens in (5, 8, 9):
@@ -147,6 +148,31 @@ def check_whole_mlp(case: Case, config: TritonConfig) -> list[int]:
     with pytest.raises(TargetError, match="expected up to 16 tokens"):
         kernels.choose(plan.kernel.mlp, 17, config)
     kernels.forget()
+    return found
+
+
+def check_tuned(case: Case, config: TritonConfig) -> list[bool]:
+    """Asserts what an op gives before and after `config` was tuned for it here; for each call, whether that ran."""
+    from blast_compile import plans
+    from blast_compile.calls import read_call
+    from blast_compile.gpu import device, kernels
+    from blast_compile.tuning.database import Database
+    from blast_compile.tuning.records import Record
+
+    call, found = make_call(case), []
+    plan = plans.plan_of(case.op, read_call(case.op, call.args[:-1]))
+    assert isinstance(plan.kernel, kernels.GpuKernel)
+    name, (layer,) = device.name_of(call.x.device), call.layers
+    shape = (layer.clean.shape[0], layer.clean.shape[1])
+    sizes = kernels.Sizes.of((shape,), [layer.operand], case.block, call.x.device)
+    problem = kernels.problem_of(plan.kernel.steps[0], 8, sizes)
+    for tuned_on in ("another GPU", name):
+        record = Record(problem, repr(config), "chosen", tuned_on, median_us=1.0, default_us=2.0)
+        Database.default(tuned_on).add(record)
+        kernels.forget()
+        with patch.object(kernels, "load", wraps=kernels.load) as loaded:
+            check_call(case)
+        found.append(any(arguments.args[1] == config for arguments in loaded.call_args_list))
     return found
 
 

@@ -16,6 +16,7 @@ from tests.gpu.interpreted import (
     check_call,
     check_edits,
     check_gradients,
+    check_tuned,
     check_whole_mlp,
     chosen_config_errors,
     model_error,
@@ -102,6 +103,13 @@ def test_what_has_no_kernel_runs_dense(case: Case, interpreter: ProcessPoolExecu
 def test_chosen_configs_run(interpreter: ProcessPoolExecutor) -> None:
     ordered = TritonConfig(16, 16, 16, num_warps=4, num_stages=2, is_ordered=True)
     assert interpreter.submit(chosen_config_errors, ordered).result() == pytest.approx([0.0] * 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("form", ["masked", "packed"])
+def test_tuned_configs_run_on_the_gpu_that_they_were_tuned_on(form: str, interpreter: ProcessPoolExecutor) -> None:
+    case = Case("linear", torch.float32, (32, 16), form, "relu_squared")  # type: ignore[arg-type]
+    config = TritonConfig(16, 16, 16, num_warps=2, num_stages=2)
+    assert interpreter.submit(check_tuned, case, config).result() == [False, True]
 
 
 @pytest.mark.parametrize("case", CASES[2:4], ids=str)

@@ -70,6 +70,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Note]]:
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "H100")
     monkeypatch.setattr(torch.cuda, "device", lambda *_: contextlib.nullcontext())
     monkeypatch.setattr(triton_build, "load_kernel", load)
     _forget()
@@ -81,6 +82,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Note]]:
 def _forget() -> None:
     cpu_launch.forget()
     device._target_of_gpu.cache_clear()
+    device._name_of_gpu.cache_clear()
 
 
 def fake(mode: FakeTensorMode, value: object, device: str) -> object:
