@@ -42,6 +42,6 @@ ACTIVATION_GRADS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def gated_grads(grad: Tensor, up: Tensor, gate: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-    """The gradients of `up` and `gate` from that of `activation(gate) * up`."""
-    return grad * reference.ACTIVATIONS[activation](gate), ACTIVATION_GRADS[activation](grad * up, gate)
+def gated_grads(grad: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+    """The gradients of `gate` and `up` from that of `activation(gate) * up`."""
+    return ACTIVATION_GRADS[activation](grad * up, gate), grad * reference.ACTIVATIONS[activation](gate)

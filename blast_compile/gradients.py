@@ -82,7 +82,7 @@ def _gated_linear_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, (gate, up) = saved[0], _layers(ctx, saved)
     out_features, _block, activation, _abi = ctx.constants
     gate_z, up_z = gate.forward(x, out_features), up.forward(x, out_features)
-    d_up, d_gate = gated_grads(grad, up_z, gate_z, activation)
+    d_gate, d_up = gated_grads(grad, gate_z, up_z, activation)
     grads, probes = _pair_backward(x, gate, up, d_gate, d_up, ctx.needs_input_grad[0])
     return *grads, None, None, None, None, *probes
 
@@ -106,7 +106,7 @@ def _gated_mlp_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     hidden_features, _out_features, _block, activation, _abi = ctx.constants
     gate_z, up_z = gate.forward(x, hidden_features), up.forward(x, hidden_features)
     of_down, down_probe = down.own_grads(grad, reference.ACTIVATIONS[activation](gate_z) * up_z)
-    d_up, d_gate = down.gated_hidden_grad(grad, up_z, gate_z, activation)
+    d_gate, d_up = down.gated_hidden_grad(grad, gate_z, up_z, activation)
     grads, probes = _pair_backward(x, gate, up, d_gate, d_up, ctx.needs_input_grad[0])
     residual = grad if ctx.needs_input_grad[10] else None
     return *grads, *of_down, residual, None, None, None, None, None, *probes, down_probe

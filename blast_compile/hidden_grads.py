@@ -24,8 +24,8 @@ def hidden_grad(
 
 
 def gated_hidden_grad(
-    grad: Tensor, weight: Tensor, index: Tensor, up: Tensor, gate: Tensor,
+    grad: Tensor, weight: Tensor, index: Tensor, gate: Tensor, up: Tensor,
     hidden_features: int, block: Any, activation: str, _abi: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """`input_grad` as the gradient of `activation(gate) * up`: those of `up` and of `gate`."""
-    return gated_grads(launch.input_grad(grad, weight, index, hidden_features, block), up, gate, activation)
+    """`input_grad` as the gradient of `activation(gate) * up`: those of `gate` and of `up`."""
+    return gated_grads(launch.input_grad(grad, weight, index, hidden_features, block), gate, up, activation)

@@ -14,7 +14,7 @@ from blast_compile.activation_grads import ACTIVATION_GRADS, gated_grads
 from blast_compile.gpu import hidden_grads
 from blast_compile.layout import Block
 
-ABI = 3
+ABI = 4
 """Of the formulas of all gradients; part of every call, see `gradients.py`."""
 
 ParameterGrads = tuple[Tensor | None, None, Tensor | None]
@@ -54,15 +54,15 @@ class Layer:
             return dz
         return ACTIVATION_GRADS[activation](self.input_grad(grad, z.shape[-1]), z)
 
-    def gated_hidden_grad(self, grad: Tensor, up: Tensor, gate: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-        """The gradients of `up` and `gate`, of which this layer took `activation(gate) * up`."""
+    def gated_hidden_grad(self, grad: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
+        """The gradients of `gate` and `up`, of which this layer took `activation(gate) * up`."""
         if self._fuses(grad):
             op = torch.ops.blast.gated_hidden_grad
             grads: tuple[Tensor, Tensor] = op(
-                grad, self.weight, self.index, up, gate, up.shape[-1], self.block, activation, ABI
+                grad, self.weight, self.index, gate, up, up.shape[-1], self.block, activation, ABI
             )
             return grads
-        return gated_grads(self.input_grad(grad, up.shape[-1]), up, gate, activation)
+        return gated_grads(self.input_grad(grad, up.shape[-1]), gate, up, activation)
 
     def _fuses(self, grad: Tensor) -> bool:
         if torch.is_grad_enabled():

@@ -48,7 +48,7 @@ _ARGUMENTS: dict[Op, str] = {
 }
 _HIDDEN_GRADS = {
     "hidden_grad": ("Tensor z", "Tensor"),
-    "gated_hidden_grad": ("Tensor up, Tensor gate", "(Tensor, Tensor)"),
+    "gated_hidden_grad": ("Tensor gate, Tensor up", "(Tensor, Tensor)"),
 }
 _PROBES: dict[Op, tuple[str, ...]] = {
     "linear": ("probe",),

@@ -21,18 +21,18 @@ def arguments_of(form: Form, leading: tuple[int, ...]) -> tuple[list[Any], Tenso
     call = make_call(Case("linear", torch.float64, (4, 4), form))
     layer, generator = call.layers[0], torch.Generator().manual_seed(1)
     N, K = layer.clean.shape
-    grad, up, gate = (torch.randn(*leading, size, generator=generator, dtype=torch.float64) for size in (N, K, K))
-    return [grad, layer.operand, layer.index, up, gate, K, [4, 4], "silu", ops.ABI], grad @ layer.clean
+    grad, gate, up = (torch.randn(*leading, size, generator=generator, dtype=torch.float64) for size in (N, K, K))
+    return [grad, layer.operand, layer.index, gate, up, K, [4, 4], "silu", ops.ABI], grad @ layer.clean
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_both_ops(form: Form) -> None:
-    (grad, weight, index, up, gate, *tail), d_hidden = arguments_of(form, (2, 3))
+    (grad, weight, index, gate, up, *tail), d_hidden = arguments_of(form, (2, 3))
     up.requires_grad_()
     gate.requires_grad_()
     for hidden, taken, op in (
         (torch.nn.functional.silu(gate), [gate], torch.ops.blast.hidden_grad),
-        (torch.nn.functional.silu(gate) * up, [up, gate], torch.ops.blast.gated_hidden_grad),
+        (torch.nn.functional.silu(gate) * up, [gate, up], torch.ops.blast.gated_hidden_grad),
     ):
         expected = torch.autograd.grad(hidden, taken, d_hidden)
         leaves = [z.detach() for z in taken]
@@ -45,11 +45,11 @@ def test_both_ops(form: Form) -> None:
 
 @pytest.mark.parametrize("in_dims", [(0, 0, 0), (0, None, None), (1, 1, None)], ids=str)
 def test_batched(in_dims: tuple[int | None, ...]) -> None:
-    (grad, weight, index, up, gate, *tail), _ = arguments_of("packed", (3, 3))
-    given = [rows if dim is not None else rows[0] for rows, dim in zip((grad, up, gate), in_dims, strict=True)]
+    (grad, weight, index, gate, up, *tail), _ = arguments_of("packed", (3, 3))
+    given = [rows if dim is not None else rows[0] for rows, dim in zip((grad, gate, up), in_dims, strict=True)]
 
-    def run(grad: Tensor, up: Tensor, gate: Tensor) -> Any:
-        return torch.ops.blast.gated_hidden_grad(grad, weight, index, up, gate, *tail)
+    def run(grad: Tensor, gate: Tensor, up: Tensor) -> Any:
+        return torch.ops.blast.gated_hidden_grad(grad, weight, index, gate, up, *tail)
 
     found = torch.func.vmap(run, in_dims)(*given)
     for sample in range(3):
@@ -59,6 +59,6 @@ def test_batched(in_dims: tuple[int | None, ...]) -> None:
 
 
 def test_the_hidden_layer_of_another_call_is_refused() -> None:
-    (grad, weight, index, up, gate, *tail), _ = arguments_of("packed", (3,))
+    (grad, weight, index, gate, up, *tail), _ = arguments_of("packed", (3,))
     with pytest.raises(LayerError, match="pass the hidden layer of the same call"):
-        hidden_grads.gated_hidden_grad(grad, weight, index, up, gate[:2], *tail)
+        hidden_grads.gated_hidden_grad(grad, weight, index, gate[:2], up, *tail)

@@ -40,19 +40,19 @@ def hidden_grad(
 
 
 def gated_hidden_grad(
-    grad: Tensor, weight: Tensor, index: Tensor, up: Tensor, gate: Tensor,
+    grad: Tensor, weight: Tensor, index: Tensor, gate: Tensor, up: Tensor,
     hidden_features: int, block: Any, activation: Activation, _abi: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As in `blast_compile/hidden_grads.py`; a `LayerError` where `up` or `gate` is unlike a result."""
+    """As in `blast_compile/hidden_grads.py`; a `LayerError` where `gate` or `up` is unlike a result."""
     call = Call(grad, ((weight, index, None),), None, (hidden_features,), block)
-    _check_like_result(call, up)
     _check_like_result(call, gate)
+    _check_like_result(call, up)
     found = _through(call, Epilogue(activation, gate=True), up, gate)
     if found is None:
-        return gated_grads(dense.product("input_grad", call), up, gate, activation)
+        return gated_grads(dense.product("input_grad", call), gate, up, activation)
     d_up, d_gate = found
     assert d_gate is not None
-    return d_up, d_gate
+    return d_gate, d_up
 
 
 def _through(
