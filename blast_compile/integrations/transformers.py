@@ -7,22 +7,19 @@ weights of packed layers never exist. It must know of this module: import it (or
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from blast_compile import forms, layout
-from blast_compile.errors import CheckpointError, MaskError, OptionsError
-from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight
-from blast_compile.mask import BlockMask
-from blast_compile.twins import masked_twin, packed_twin
+from blast_compile import layout
+from blast_compile.errors import CheckpointError, OptionsError
+from blast_compile.integrations.described import check_loaded, describe, layers_to_make, make_skeleton_
+from blast_compile.layers import PackedLayer, SparseLayer
 
 METHOD = "blast"
 VERSION = 1
@@ -32,8 +29,7 @@ VERSION = 1
 class BlastConfig(QuantizationConfigMixin):  # type: ignore[misc, unused-ignore]
     """Which layers of a saved model are sparse.
 
-    layers: by name, `form` ("masked" or "packed"), `block` `[bn, bk]`, and for packed layers `num_blocks`, the kept
-    ones, and `num_dead_blocks`. Their tensors are those of the state dict, without spare blocks.
+    layers: by name, as in `described.py`. Their tensors are those of the state dict, without spare blocks.
     """
 
     def __init__(self, layers: Mapping[str, Mapping[str, Any]] | None = None, version: int = VERSION, **_: Any) -> None:
@@ -67,7 +63,7 @@ class BlastQuantizer(HfQuantizer):  # type: ignore[misc, unused-ignore]
                 num_rows = layout.grid(layer.shape, layer.block)[0]
                 stripped = layout.strip(state_dict[weight], state_dict[index], num_rows)
                 state_dict[weight], state_dict[index] = stripped
-            described[name] = _describe(layer) | {"index_crc32": _crc32(state_dict[f"{name}.block_index"])}
+            described[name] = describe(layer, state_dict[f"{name}.block_index"])
         self.quantization_config = model.config.quantization_config = BlastConfig(described)
         return state_dict, {}
 
@@ -80,15 +76,15 @@ class BlastQuantizer(HfQuantizer):  # type: ignore[misc, unused-ignore]
             )
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
-        for name, layer, entry in _layers_to_make(model, self.quantization_config.layers):
-            _make_skeleton_(name, layer, entry)
+        for name, layer, entry in layers_to_make(model, self.quantization_config.layers):
+            make_skeleton_(name, layer, entry)
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
         vars(model)["is_quantized"] = False  # values are what they were: casts and training are allowed
-        for name, made, entry in _layers_to_make(model, self.quantization_config.layers):
+        for name, made, entry in layers_to_make(model, self.quantization_config.layers):
             layer = cast(SparseLayer, made)
-            _check_loaded(name, layer, entry)
+            check_loaded(name, layer, entry)
             if isinstance(layer, PackedLayer):
                 most = layer.mask.kept.numel()
                 values, layer.block_index = layout.refill(layer.weight.detach(), layer.block_index, most)
@@ -128,75 +124,3 @@ def announce_(model: nn.Module) -> None:
 
 def _sparse_layers(model: nn.Module) -> Iterator[tuple[str, SparseLayer]]:
     return ((name, module) for name, module in model.named_modules() if isinstance(module, SparseLayer))
-
-
-def _describe(layer: SparseLayer) -> dict[str, object]:
-    described: dict[str, object] = {"form": layer.form, "block": list(layer.block)}
-    if isinstance(layer, PackedLayer):
-        described |= {"num_blocks": layer.mask.nnz, "num_dead_blocks": layer.num_dead_blocks}
-    return described
-
-
-def _layers_to_make(
-    model: PreTrainedModel, entries: Mapping[str, Mapping[str, Any]]
-) -> Iterator[tuple[str, nn.Module, Mapping[str, Any]]]:
-    """Layers by their names here: a base model and one with a head differ in a prefix.
-
-    Those of a part that is not built, such as a head, are left out.
-    """
-    modules, prefix = dict(model.named_modules()), model.base_model_prefix + "."
-    found = 0
-    for name, entry in entries.items():
-        for candidate in (name, name.removeprefix(prefix), prefix + name):
-            if candidate in modules:
-                found += 1
-                yield candidate, modules[candidate], entry
-                break
-    if entries and not found:
-        raise CheckpointError(
-            f"expected a model with layers such as {next(iter(entries))!r}, as in its quantization_config, got a "
-            f"{type(model).__name__} that has none of them; load it as the class that it was saved from"
-        )
-
-
-def _make_skeleton_(name: str, layer: nn.Module, entry: Mapping[str, Any]) -> None:
-    """Makes a dense layer on the meta device sparse, with the shapes of the tensors that will be read."""
-    twin: type[SparseLayer] | None = masked_twin(type(layer))
-    if twin is None:
-        raise CheckpointError(f"expected a linear layer called {name!r}, got {layer}; its class has changed")
-    try:
-        block = cast(tuple[int, int], tuple(entry["block"]))
-        weight = dense_weight(layer)
-        (R, C), (bn, bk) = layout.grid((weight.shape[0], weight.shape[1]), block), block
-        shape: tuple[int, ...] = (R, 1 + C)
-        if entry["form"] == "packed":
-            twin = packed_twin(cast(type[MaskedLayer], twin))
-            values = weight.new_empty((entry["num_blocks"], bk, bn))
-            layer.weight = nn.Parameter(values, requires_grad=cast(Tensor, layer.weight).requires_grad)
-            shape = (R + 1 + entry["num_blocks"],)
-        index = torch.empty(shape, dtype=torch.int32, device=weight.device)
-        forms.take_form_(layer, twin, index, block, entry.get("num_dead_blocks", 0))
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"expected a description of the sparse layer {name!r}, got {entry}: {error}") from error
-
-
-def _crc32(index: Tensor) -> int:
-    return zlib.crc32(index.cpu().numpy().tobytes())
-
-
-def _check_loaded(name: str, layer: SparseLayer, entry: Mapping[str, Any]) -> None:
-    """Raises `CheckpointError` unless the index is the one that was saved, and goes with the weight.
-
-    Where a tensor is missing, transformers goes on with whatever its memory holds, which may even be a sound index.
-    """
-    try:
-        mask: BlockMask = layer.mask
-    except MaskError as error:
-        raise CheckpointError(f"expected the mask index of {name!r}, got one that cannot be used: {error}") from error
-    if isinstance(layer, PackedLayer) and mask.nnz != layer.weight.shape[0]:
-        raise CheckpointError(f"expected {layer.weight.shape[0]} blocks in the index of {name!r}, got {mask.nnz}")
-    if _crc32(layer.block_index) != entry.get("index_crc32"):
-        raise CheckpointError(
-            f"expected the mask index of {name!r} with the CRC-32 in quantization_config, got another; its tensor is "
-            "missing from the checkpoint, or was edited: save the model again"
-        )
