@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from blast_compile import bundles, compat, env, folders
 from blast_compile.codegen import build, cpp
@@ -16,6 +17,9 @@ from blast_compile.codegen.spec import Spec
 from blast_compile.errors import BuildError, StoreError, TargetError
 from blast_compile.log import debug, logger, warn_once
 from blast_compile.store import Store
+
+T = TypeVar("T")
+_TRIES = 5
 
 
 @dataclass(frozen=True)
@@ -98,7 +102,7 @@ def _find(spec: Spec, config: CpuConfig | None) -> Kernel:
         return bundled
     isa = spec.target.removeprefix("cpu:")
     try:
-        run = build.load(shared_object(spec, config))
+        run = using(lambda: shared_object(spec, config), build.load)
     except (BuildError, OSError) as error:  # no compiler, or no folder that can be written or trusted
         reason = str(error).splitlines()[0]
         key = "no C++ compiler" if env.cxx() is None else reason
@@ -142,6 +146,18 @@ def compiled(source: str, flags: tuple[str, ...], what: str) -> Path:
         return {"kernel.cpp": source.encode(), "kernel.so": build.compile_with(flags, source)}
 
     return open_store().get_or_make(key, make) / "kernel.so"
+
+
+def using(find: Callable[[], Path], use: Callable[[Path], T]) -> T:
+    """What `use` makes of something in the store; found again where another process removed it before it was used."""
+    for _ in range(_TRIES - 1):
+        path = find()
+        try:
+            return use(path)
+        except (BuildError, OSError):
+            if path.exists():
+                raise
+    return use(find())
 
 
 def open_store() -> Store:

@@ -68,7 +68,7 @@ def loading() -> Iterator[None]:
     with ThreadPoolExecutor(1) as pool:
         built = pool.submit(shared_object)
         yield
-    _load(built.result)
+    _load(lambda: file if (file := built.result()).exists() else shared_object())
 
 
 def is_bundled() -> bool:
@@ -95,7 +95,7 @@ def _is_wanted() -> bool:
 
 
 def _load(path: Callable[[], Path]) -> bool:
-    """As `load`, from the file that `path` gives or fails to give."""
+    """As `load`, from the file that `path` gives or fails to give; again where that was removed meanwhile."""
     if _is_wanted():
         with _lock:
             _load_once(path)
@@ -107,7 +107,7 @@ def _load_once(path: Callable[[], Path]) -> None:
     if _library is not None or _has_failed:
         return
     try:
-        _library = _attached(path())
+        _library = kernels.using(path, _attached)
     except (BuildError, OSError) as error:
         _has_failed = True
         logger.info("calls go through Python, some microseconds slower: %s", str(error).splitlines()[0])

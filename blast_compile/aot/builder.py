@@ -161,11 +161,11 @@ def _name(target: str, config: Any) -> str:
     return f"{'c++' if device == 'cpu' else 'triton'} {kind} {'x'.join(map(str, astuple(config)[:2]))}"
 
 
-def _launchers(path: Path | None, files: dict[str, bytes | Path]) -> tuple[LauncherFile, ...]:
+def _launchers(launcher: bytes | None, files: dict[str, bytes | Path]) -> tuple[LauncherFile, ...]:
     """Adds the launcher of the torch that runs here."""
-    if path is None:
+    if launcher is None:
         return ()
-    files["launcher.so"] = path.read_bytes()
+    files["launcher.so"] = launcher
     return (LauncherFile(torch.__version__, native.source_sha256(), "launcher.so"),)
 
 

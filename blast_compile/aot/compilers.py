@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,8 @@ class Built:
     problem: str = ""
 
 
-def compile_all(jobs: Sequence[Job], workers: int, done: Callable[[Built], None]) -> tuple[list[Built], Path | None]:
-    """The results in the order of `jobs`, each also given to `done` as it comes, by any thread; the launcher's file.
+def compile_all(jobs: Sequence[Job], workers: int, done: Callable[[Built], None]) -> tuple[list[Built], bytes | None]:
+    """The results in the order of `jobs`, each also given to `done` as it comes, by any thread; the launcher.
 
     The launcher is for CPUs, and None without jobs for them. Where this is cut short, processes are ended, and what was
     compiled is in the store. Raises `BuildError` where the launcher does not compile.
@@ -66,7 +67,7 @@ def compile_all(jobs: Sequence[Job], workers: int, done: Callable[[Built], None]
     try:
         # What takes longest goes first: the launcher includes torch's headers.
         has_cpu = any(job.is_cpu for job in jobs)
-        launcher = executor.submit(native.shared_object) if has_cpu else None
+        launcher = executor.submit(kernels.using, native.shared_object, Path.read_bytes) if has_cpu else None
         order = sorted(range(len(jobs)), key=lambda number: jobs[number].is_cpu)
         futures = {number: executor.submit(make, jobs[number]) for number in order}
         built = [futures[number].result() for number in range(len(jobs))]
@@ -86,8 +87,12 @@ def _compiled(job: Job, pool: GpuPool) -> Built:
 
 def _cpu(job: Job) -> Built:
     flags = build.flags(job.spec.target.removeprefix("cpu:"))
-    path = kernels.compiled(job.source, flags, f"a kernel for {job.spec}")
-    return Built(job, path.read_bytes(), facts=dict(cpu_facts(path)))
+
+    def read(path: Path) -> Built:
+        facts: dict[str, Fact] = dict(cpu_facts(path))
+        return Built(job, path.read_bytes(), facts=facts)  # fails where the facts are of a file that is gone
+
+    return kernels.using(lambda: kernels.compiled(job.source, flags, f"a kernel for {job.spec}"), read)
 
 
 def _gpu(job: Job, pool: GpuPool) -> Built:
@@ -107,13 +112,12 @@ def _gpu(job: Job, pool: GpuPool) -> Built:
         facts = json.dumps(_numbers(compiled)).encode()
         return {"kernel.py": job.source.encode(), "binary": binary, "facts.json": facts, **texts}
 
-    entry = kernels.open_store().get_or_make(key, make)
-    facts = json.loads((entry / "facts.json").read_text())
-    return _judged(job, facts, entry)
+    return kernels.using(lambda: kernels.open_store().get_or_make(key, make), partial(_judged, job))
 
 
-def _judged(job: Job, facts: dict[str, Fact], entry: Path) -> Built:
+def _judged(job: Job, entry: Path) -> Built:
     """Without a binary, and with the reason, where its target cannot run it."""
+    facts: dict[str, Fact] = json.loads((entry / "facts.json").read_text())
     if facts["programs"] == 0:
         problem = f"not one program fits on a multiprocessor, for {facts['limited_by']}: {facts}"
         return Built(job, facts=facts, problem=problem)

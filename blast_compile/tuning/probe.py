@@ -67,7 +67,7 @@ def probe() -> Callable[[int], int]:
     """The compiled `probe.cpp`."""
     isa = kernels.cpu_target().removeprefix("cpu:")
     source = Path(__file__).with_name("probe.cpp").read_text()
-    return build.load(kernels.compiled(source, build.flags(isa), "the probe of this machine"))
+    return kernels.using(lambda: kernels.compiled(source, build.flags(isa), "the probe of this machine"), build.load)
 
 
 def _best(call: Callable[[], object]) -> float:

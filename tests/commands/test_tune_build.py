@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
+from blast_compile import kernels
 from blast_compile.bundles import Bundle
 from blast_compile.errors import BuildError
 from blast_compile.tuner import TuneReport
@@ -92,6 +93,28 @@ def test_build_writes_a_bundle(tmp_path: Path) -> None:
     assert plain["folder"] == str(tmp_path / "bundle")
     assert {kernel["spec"]["op"] for kernel in plain["kernels"]} == {"linear"}
     assert len(Bundle.open(tmp_path / "bundle").contents.kernels) == len(plain["kernels"])
+
+
+@pytest.mark.usefixtures("needs_kernels")
+def test_kernels_that_are_pruned_before_they_are_used_are_found_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled, handed_out = kernels.compiled, set[str]()
+
+    def with_prune(source: str, flags: tuple[str, ...], what: str) -> Path:
+        path = compiled(source, flags, what)
+        is_there = source in handed_out
+        handed_out.add(source)
+        return path if is_there else tmp_path / "pruned" / "kernel.so"
+
+    monkeypatch.setattr(kernels, "compiled", with_prune)
+    (built,) = call_json("build", LINEAR, "--out", str(tmp_path / "bundle"), "--tokens", "16")["kernels"]
+    assert built["facts"]["size_bytes"] > 0
+    contents = Bundle.open(tmp_path / "bundle").contents
+    assert contents.launchers
+    handed_out.clear()
+    kernels.forget()
+    assert kernels.kernel_for(contents.kernels[0].spec).run is not None
 
 
 def test_build_names_the_targets_it_knows(tmp_path: Path) -> None:
