@@ -47,7 +47,7 @@ class Plan:
         return self.kernel.run
 
 
-MOST_PLANS = 4096
+MOST_PLANS = 4096  # more kinds of calls than a model has, in a few MB
 _plans: dict[tuple[Any, ...], Plan] = {}
 _older: dict[tuple[Any, ...], Plan] = {}
 
@@ -65,7 +65,7 @@ def plan_of(op: Op, call: Call) -> Plan:
 
 
 def num_remembered() -> int:
-    """How many plans are remembered, less than twice `MOST_PLANS`."""
+    """How many plans are remembered, at most twice `MOST_PLANS`."""
     return len(_plans) + len(_older)
 
 
