@@ -27,6 +27,11 @@ class Measured:
     timing: Timing
     is_graph: bool
 
+    @property
+    def note(self) -> str:
+        """What a reader of its row should know."""
+        return "" if self.is_graph else "not as a graph"
+
 
 def num_copies(weight_bytes: int, l2_bytes: int) -> int:
     """Calls with weights of their own that one pass needs for no cache to hold them."""

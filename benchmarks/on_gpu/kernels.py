@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.on_gpu import events, rivals
 from benchmarks.on_gpu.cases import Case
 from benchmarks.on_gpu.rivals import DENSE, OURS, UnavailableError
-from benchmarks.on_gpu.rows import GpuDevice, GpuRow
+from benchmarks.on_gpu.rows import GpuDevice, GpuRow, row_of
 from benchmarks.on_gpu.tensors import DTYPES, SparseLayer, dense_weights, sparse_layers
 from benchmarks.on_gpu.verify import relative_error
 
@@ -128,23 +128,14 @@ def _row(
     sparsity = 0.0 if name == DENSE else case.sparsity
     num_bytes = weight_bytes + case.num_activations * DTYPES[case.dtype].itemsize
     num_flops = 2.0 * case.tokens * case.num_weights * (1 - sparsity)
-    return GpuRow(
-        part="kernels",
-        model=case.shape.model,
-        op=case.op,
-        tokens=case.tokens,
-        dtype=case.dtype,
-        block=case.block,
-        sparsity=case.sparsity,  # of the problem, so that dense stands beside ours
-        candidate=name,
-        device=device,
-        median_us=measured.timing.median_us,
-        p10_us=measured.timing.p10_us,
-        p90_us=measured.timing.p90_us,
-        rounds=measured.timing.num_rounds,
+    return row_of(
+        "kernels",
+        case,  # of the problem, also for dense, so that it stands beside ours
+        name,
+        device,
+        measured,
         dense_us=dense.timing.median_us,
         limit_us=device.limit_us(num_bytes, num_flops, case.dtype),
         weight_bytes=weight_bytes,
         error=error,
-        note="" if measured.is_graph else "not as a graph",
     )

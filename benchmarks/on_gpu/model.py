@@ -17,7 +17,7 @@ from benchmarks.on_gpu import events
 from benchmarks.on_gpu.cases import SHAPES, Case
 from benchmarks.on_gpu.kernels import Deadline, Report
 from benchmarks.on_gpu.rivals import DENSE, OURS
-from benchmarks.on_gpu.rows import GpuDevice, GpuRow
+from benchmarks.on_gpu.rows import GpuDevice, GpuRow, row_of
 from benchmarks.on_gpu.tensors import sparse_layers
 from blast_compile import ops
 
@@ -163,28 +163,11 @@ def _rows(llama: Llama, case: Case, device: GpuDevice) -> list[GpuRow]:
     for phase, count in (("decode", 1), ("prefill", llama.context)):
         with torch.no_grad():
             measured = events.measure(calls[phase], rounds=7, seconds=2.0)
-        for name, outcome in measured.items():
-            timing = outcome.timing
-            found.append(
-                GpuRow(
-                    part="model",
-                    model=llama.model,
-                    op=phase,
-                    tokens=count,
-                    dtype="bf16",
-                    block=case.block,
-                    sparsity=case.sparsity,
-                    candidate=name,
-                    device=device,
-                    median_us=timing.median_us,
-                    p10_us=timing.p10_us,
-                    p90_us=timing.p90_us,
-                    rounds=timing.num_rounds,
-                    dense_us=measured[DENSE].timing.median_us,
-                    peak_bytes=peaks[name],
-                    note="" if outcome.is_graph else "not as a graph",
-                )
-            )
+        dense_us = measured[DENSE].timing.median_us
+        found += [
+            row_of("model", case, name, device, one, op=phase, tokens=count, dense_us=dense_us, peak_bytes=peaks[name])
+            for name, one in measured.items()
+        ]
     return found
 
 

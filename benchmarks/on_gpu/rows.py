@@ -6,7 +6,10 @@ import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
+from benchmarks.on_gpu.cases import Case
+from benchmarks.on_gpu.events import Measured
 from benchmarks.rows import RESULTS, now
 
 PATH = RESULTS / "gpu.jsonl"
@@ -81,6 +84,26 @@ class GpuRow:
         """What a newer row replaces."""
         problem = (self.part, self.model, self.op, self.tokens, self.dtype, self.block, self.sparsity)
         return (*problem, self.candidate, self.device.name)
+
+
+def row_of(part: str, case: Case, candidate: str, device: GpuDevice, measured: Measured, **others: Any) -> GpuRow:
+    """The row of what was measured on a case; others: further fields, and those that differ from the case's."""
+    timing = measured.timing
+    of_case = {"op": case.op, "tokens": case.tokens, "note": measured.note}
+    return GpuRow(
+        part=part,
+        model=case.shape.model,
+        dtype=case.dtype,
+        block=case.block,
+        sparsity=case.sparsity,
+        candidate=candidate,
+        device=device,
+        median_us=timing.median_us,
+        p10_us=timing.p10_us,
+        p90_us=timing.p90_us,
+        rounds=timing.num_rounds,
+        **{**of_case, **others},
+    )
 
 
 def append(rows: Iterable[GpuRow], path: Path) -> None:

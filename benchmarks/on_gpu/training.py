@@ -12,7 +12,7 @@ from benchmarks.on_gpu import events
 from benchmarks.on_gpu.cases import Case
 from benchmarks.on_gpu.kernels import Deadline, Report
 from benchmarks.on_gpu.rivals import DENSE, OURS
-from benchmarks.on_gpu.rows import GpuDevice, GpuRow
+from benchmarks.on_gpu.rows import GpuDevice, GpuRow, row_of
 from benchmarks.on_gpu.tensors import DTYPES, dense_weights, random_mask
 from blast_compile import layout, ops
 
@@ -81,23 +81,6 @@ def _rows(case: Case, op: str, calls: dict[str, Callable[[], object]], device: G
         call()
         peaks[name] = torch.cuda.max_memory_allocated() - before
     measured = events.measure({name: [call] for name, call in calls.items()}, rounds=5, seconds=0.3)
-    for name, outcome in measured.items():
-        timing = outcome.timing
-        yield GpuRow(
-            part="train",
-            model=case.shape.model,
-            op=f"{case.op} {op}",
-            tokens=case.tokens,
-            dtype=case.dtype,
-            block=case.block,
-            sparsity=case.sparsity,
-            candidate=name,
-            device=device,
-            median_us=timing.median_us,
-            p10_us=timing.p10_us,
-            p90_us=timing.p90_us,
-            rounds=timing.num_rounds,
-            dense_us=measured[DENSE].timing.median_us,
-            peak_bytes=peaks[name],
-            note="" if outcome.is_graph else "not as a graph",
-        )
+    dense_us = measured[DENSE].timing.median_us
+    for name, one in measured.items():
+        yield row_of("train", case, name, device, one, op=f"{case.op} {op}", dense_us=dense_us, peak_bytes=peaks[name])

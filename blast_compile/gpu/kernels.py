@@ -36,7 +36,7 @@ from blast_compile.tuning.problem import Problem, density_bucket
 
 MAX_BUCKET = 8192
 _PRODUCTS: dict[Op, tuple[Op, ...]] = {"mlp": ("linear", "linear"), "gated_mlp": ("gated_linear", "linear")}
-_chosen: dict[tuple[Spec, int], TritonConfig] = {}
+_chosen: dict[tuple[Spec, int], TritonConfig | None] = {}
 
 
 @dataclass(frozen=True)
@@ -100,14 +100,16 @@ def bucket(num_tokens: int) -> int:
     return min(1 << max(num_tokens - 1, 0).bit_length(), MAX_BUCKET)
 
 
-def choose(step: Spec, num_tokens: int, config: TritonConfig) -> None:
-    """Has this process use `config` for one step, or a whole MLP, and one bucket of tokens.
+def choose(step: Spec, num_tokens: int, config: TritonConfig | None) -> None:
+    """Has this process use `config` for one step, or a whole MLP, and one bucket of tokens, whatever the plans say.
 
-    Raises `TargetError` where there is no such kernel, and for a whole MLP of many tokens.
+    None: a step runs untuned, an MLP as its products. Raises `TargetError` where there is no such kernel, and for a
+    whole MLP of many tokens.
     """
     if step.op in _PRODUCTS and num_tokens > FEW_TOKENS:
         raise TargetError(f"expected up to {FEW_TOKENS} tokens for a whole {step.op}, got {num_tokens}; tune its steps")
-    triton.triton_source(step, config)
+    if config is not None:
+        triton.triton_source(step, config)
     _chosen[step, bucket(num_tokens)] = config
     for memo in (loaded, whole):
         memo.cache_clear()
@@ -144,9 +146,8 @@ def problem_of(step: Spec, num_tokens: int, sizes: Sizes) -> Problem:
 
 def _config(step: Spec, num_tokens: int, sizes: Sizes) -> TritonConfig | None:
     """What this process chose or, where it chose nothing, what was tuned on such a GPU."""
-    config = _chosen.get((step, num_tokens))
-    if config is not None:
-        return config
+    if (step, num_tokens) in _chosen:
+        return _chosen[step, num_tokens]
     problem = problem_of(step, num_tokens, sizes)
     return serving.gpu_config(problem, sizes.device, counts_density=sizes.density is not None)
 

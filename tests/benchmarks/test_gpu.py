@@ -7,18 +7,23 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
-from benchmarks.on_gpu import cases, events, rows, tables, verify
+from benchmarks.on_gpu import cases, events, rows, tables, tuning, verify
 from benchmarks.on_gpu.kernels import Deadline
 from benchmarks.on_gpu.rivals import RIVALS, Rival, UnavailableError, prepare
 from benchmarks.on_gpu.rows import GpuDevice, GpuRow
 from benchmarks.on_gpu.tensors import sparse_layers
 from benchmarks.on_gpu.verify import Check, Verdict
+from blast_compile.codegen.triton import TritonConfig
+from blast_compile.tuning.database import Database
+from blast_compile.tuning.records import Record
+from blast_compile.tuning.timing import Timing
 from tests.gpu import interpreted
 
 H100 = GpuDevice("H100", "cuda:sm_90", 50 * 2**20, 132, "2.11", "3.6", "abc", 3000.0, {"bf16": 800.0, "fp32": 50.0})
@@ -166,6 +171,46 @@ def test_command_merges_and_refuses(tmp_path: Path) -> None:
         refused = CliRunner().invoke(app, arguments)
         assert refused.exit_code == 2
         assert message in refused.output
+
+
+def tuned(tokens: int) -> tuple[list[GpuRow], list[Record], str]:
+    """Rows and plans of a tuning whose clock favors two stages, and what the first product then runs with."""
+    from blast_compile.gpu import kernels, space
+
+    case = cases.Case(cases.Shape("tiny", 96, 64), "gated_mlp", tokens, 0.5, 32, "fp32")
+    configs = [TritonConfig(16, 16, 16, num_warps=4, num_stages=stages) for stages in (3, 2)]
+
+    def measure(candidates: dict[str, events.Calls], **_: float) -> dict[str, events.Measured]:
+        found = {}
+        for name, calls in candidates.items():
+            calls[0]()
+            us = 1.0 if "num_stages=2" in name or name in ("best", tuning.TUNED) else 2.0
+            found[name] = events.Measured(Timing.of([us, us, us]), True)
+        return found
+
+    kernels.forget()
+    with (
+        patch.object(events, "measure", measure),
+        patch.object(space, "candidates", lambda *_: [space.Candidate(config, "") for config in configs]),
+    ):
+        found = list(tuning.run([case], H100, Deadline.after(100), lambda _: None, "cpu"))
+    kernels.forget()
+    records = [record for record in Database.default().records() if record.outcome == "chosen"]
+    step = next(record for record in records if record.problem.op == "gated_linear" and record.problem.tokens == tokens)
+    sizes = kernels.Sizes(step.problem.shapes, step.problem.density, step.device)
+    return found, records, repr(kernels.loaded(step.problem.spec, kernels.bucket(tokens), sizes).config)
+
+
+def test_tuning_writes_plans_that_serve(interpreter: ProcessPoolExecutor) -> None:
+    for tokens, ops in ((5, {"gated_linear", "linear", "gated_mlp"}), (40, {"gated_linear", "linear"})):
+        found, records, config = interpreter.submit(tuned, tokens).result()
+        assert [row.candidate for row in found] == ["blast", "blast tuned"]
+        assert [row.median_us for row in found] == [2.0, 1.0]
+        mine = [record for record in records if record.problem.tokens == tokens]
+        assert {record.problem.op for record in mine} == ops
+        assert {record.device for record in mine} == {"interpreter, cuda:sm_90"}
+        assert all("num_stages=2" in record.config and record.relative == 0.5 for record in mine)
+        assert config == mine[0].config
 
 
 @pytest.mark.parametrize("name", RIVALS)
