@@ -33,7 +33,7 @@ class CpuConfig:
     row_group: int = 4
     span: int = 512
     stream_bytes: int = 1024 * 1024
-    prefetch_bytes: int = 4096
+    prefetch_bytes: int = 8192
     gather_bytes: int = 64 * 1024 * 1024
     fetch_ahead: int = 3
     task_bytes: int = 256 * 1024

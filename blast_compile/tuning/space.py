@@ -70,7 +70,7 @@ def space_of(problem: Problem) -> Space:
         "task_bytes": PowerOfTwo(256 * _KIB, 32 * _KIB, 1024 * _KIB),
         "span": PowerOfTwo(512, 128, 2048),
         "stream_bytes": Choice((1024 * _KIB, 64 * _KIB, 2**40)),
-        "prefetch_bytes": PowerOfTwo(4096, 1024, 16384),
+        "prefetch_bytes": PowerOfTwo(default.prefetch_bytes, 1024, 32768),
         "fetch_ahead": Integer(3, 1, 6),
         "chains": PowerOfTwo(4, 1, 8),
         "unroll": PowerOfTwo(1, 1, 4),

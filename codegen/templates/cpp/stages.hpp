@@ -1,3 +1,4 @@
+constexpr int LINE_VECTORS = LINE / (VL * sizeof(X));
 // Where a product's results go: rows of y, or the panel of the product that follows.
 struct Result {
   X* y;
@@ -9,17 +10,12 @@ struct Result {
 };
 
 // W outputs of a block row from `offset` on, for the MT tokens of a tile.
-template <int MT, int W>
+template <int MT, int W, int64_t FETCHED>
 inline void product(const Row& row, const Word* tile, int64_t offset, Sums<MT, W>& total) {
   Vec sums[chains<MT>()][MT][vectors<W>()] = {};
   for (int64_t i = 0; i < row.count; ++i) {
     const Stored* block = row.blocks + i * STORED_BLOCK;
-{%- if direct %}
-    if (offset == 0)  // blocks lie one after another; the first strip fetches for all strips of a row
-      for (int64_t byte = 0; byte < STORED_BLOCK * int64_t(sizeof(Stored)); byte += LINE)
-        __builtin_prefetch(reinterpret_cast<const char*>(block) + PREFETCH_BYTES + byte);
-{%- endif %}
-    accumulate<MT, W>(sums, tile + row.columns[i] * STEPS * MT, MT, block + offset, STORED_STRIDE, STEPS);
+    accumulate<MT, W, FETCHED>(sums, tile + row.columns[i] * STEPS * MT, MT, block + offset, STORED_STRIDE, STEPS);
   }
   add_chains<MT, W>(sums, total);
 }
@@ -27,7 +23,7 @@ inline void product(const Row& row, const Word* tile, int64_t offset, Sums<MT, W
 inline Vec load_up_to(const auto* p, int n) { return n >= VL ? load(p) : load_part(p, std::max(n, 0)); }
 
 // One strip of W outputs for the MT tokens of a tile.
-template <class Stage, int MT, int W>
+template <class Stage, int MT, int W, int64_t FETCHED = 0>
 inline void strip(const Layer& gate, const Layer& up, const Row& gate_row, const Row& up_row, const Word* tile,
                   int64_t first_token, int64_t row_start, int64_t offset, const Result& result) {
   const int64_t first_output = row_start + offset;
@@ -37,8 +33,8 @@ inline void strip(const Layer& gate, const Layer& up, const Row& gate_row, const
       for (int o = 0; o < W; o += int(LINE / sizeof(X)))
         __builtin_prefetch(result.y + (first_token + m) * up.outputs + first_output + o, 1);
   Sums<MT, W> acc, gates;
-  if constexpr (Stage::GATED) product<MT, W>(gate_row, tile, offset, gates);
-  product<MT, W>(up_row, tile, offset, acc);
+  if constexpr (Stage::GATED) product<MT, W, FETCHED>(gate_row, tile, offset, gates);
+  product<MT, W, FETCHED>(up_row, tile, offset, acc);
 #pragma GCC unroll 8
   for (int v = 0; v < vectors<W>(); ++v) {
     const int n = outputs - v * VL;
@@ -71,11 +67,14 @@ inline void strip(const Layer& gate, const Layer& up, const Row& gate_row, const
 template <class Stage, int MT>
 inline void row_of_tile(const Layer& gate, const Layer& up, const Row& gate_row, const Row& up_row, const Word* tile,
                         int64_t first_token, int64_t row_start, const Result& result) {
-  constexpr int WHOLE = OUTPUT_EDGE / STRIP * STRIP, REST = OUTPUT_EDGE - WHOLE;
+  constexpr int FIRST = std::min(STRIP, OUTPUT_EDGE), WHOLE = OUTPUT_EDGE / STRIP * STRIP, REST = OUTPUT_EDGE % STRIP;
+  constexpr int64_t FETCHED = {{ "OUTPUT_EDGE * sizeof(Stored)" if direct else "0" }};  // by the first strip, for all of a row
   const int64_t outputs = up.outputs - row_start;
-  for (int64_t offset = 0; offset < std::min<int64_t>(WHOLE, outputs); offset += STRIP)
-    strip<Stage, MT, STRIP>(gate, up, gate_row, up_row, tile, first_token, row_start, offset, result);
-  if constexpr (REST > 0)
+  strip<Stage, MT, FIRST, FETCHED>(gate, up, gate_row, up_row, tile, first_token, row_start, 0, result);
+  if constexpr (WHOLE > STRIP)
+    for (int64_t offset = STRIP; offset < std::min<int64_t>(WHOLE, outputs); offset += STRIP)
+      strip<Stage, MT, STRIP>(gate, up, gate_row, up_row, tile, first_token, row_start, offset, result);
+  if constexpr (WHOLE > 0 && REST > 0)
     if (WHOLE < outputs) strip<Stage, MT, REST>(gate, up, gate_row, up_row, tile, first_token, row_start, WHOLE, result);
 }
 
