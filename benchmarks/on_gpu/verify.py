@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +17,24 @@ from torch import Tensor
 
 from blast_compile import launch, layout, ops, reference
 from blast_compile.codegen.spec import Op
+from blast_compile.kernels import Kernel
 from blast_compile.layout import Block
 
 _LIMITS = {torch.float32: 1e-5, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
 """Of the root mean square error: sums in another order for float32; for 16 bits some places, hidden layers rounded."""
 _MLPS = ("mlp", "gated_mlp")
+_HIDDEN_GRADS = ("hidden_grad", "gated_hidden_grad")
+_GRADS = ("input_grad", "weight_grad", *_HIDDEN_GRADS)
+_SPLIT_TOKENS = 1100  # of which a weight gradient of few blocks is split
+
+CheckedOp = Op | Literal["hidden_grad", "gated_hidden_grad"]
 
 
 @dataclass(frozen=True)
 class Check:
     """One call to verify. sizes: `(K, hidden, N)`. is_full, is_empty masks besides random ones come by `density`."""
 
-    op: Op
+    op: CheckedOp
     layout: str
     dtype: torch.dtype
     block: Block
@@ -55,7 +61,7 @@ class Verdict:
 
 def checks(dtypes: tuple[torch.dtype, ...], blocks: tuple[int, ...], tokens: tuple[int, ...]) -> Iterator[Check]:
     """Every op in every layout, at odd numbers of tokens, and full and empty masks."""
-    everything: tuple[Op, ...] = ("linear", "gated_linear", "mlp", "gated_mlp", "input_grad", "weight_grad")
+    everything = (*get_args(Op), *_HIDDEN_GRADS)
     for op in everything:
         for form in ("packed", "masked", "transposed"):
             for block in blocks:
@@ -65,24 +71,38 @@ def checks(dtypes: tuple[torch.dtype, ...], blocks: tuple[int, ...], tokens: tup
                         yield Check(op, form, dtype, (block, block), count, sizes)
             for density in (0.0, 1.0):
                 yield Check(op, form, dtypes[0], (blocks[0], blocks[0]), tokens[-1], density=density)
+            if op == "weight_grad":
+                yield Check(op, form, dtypes[0], (blocks[0], blocks[0]), _SPLIT_TOKENS)
 
 
 def verify(check: Check, device: str, *, runs: int = 3) -> Verdict:
     """Runs a check several times; all results must be right, and equal to the last bit."""
     arguments, truth = _call(check, device)
-    kernel = "" if check.op == "weight_grad" else launch.describe(check.op, *arguments).name
     with _poisoned_memory():
-        run: Callable[..., Tensor] = getattr(torch.ops.blast, check.op).nograd
-        results = [run(*arguments, ops.ABI) for _ in range(runs)]
+        results = [_run(check, arguments) for _ in range(runs)]
+    kernel = _kernel(check, arguments)
     error, limit = relative_error(results[0], truth), _LIMITS[check.dtype]
     problem = ""
     if not error <= limit:  # NaN is not
         problem = f"expected a relative error of at most {limit:.1e}, got {error:.1e}"
     elif not all(torch.equal(results[0], other) for other in results[1:]):
         problem = "expected the same bits from the same call, got others"
-    elif kernel == "reference":
-        problem = f"expected a kernel, got none: {launch.describe(check.op, *arguments).reason}"
-    return Verdict(check, kernel, error, problem)
+    elif kernel is not None and kernel.name == "reference":
+        problem = f"expected a kernel, got none: {kernel.reason}"
+    return Verdict(check, kernel.name if kernel else "", error, problem)
+
+
+def _run(check: Check, arguments: list[Any]) -> Tensor:
+    """The result of an op; of two, both, one behind the other."""
+    op = getattr(torch.ops.blast, check.op)
+    run: Callable[..., Tensor | tuple[Tensor, ...]] = op if check.op in _HIDDEN_GRADS else op.nograd
+    result = run(*arguments, ops.ABI)
+    return result if isinstance(result, Tensor) else torch.stack(result)
+
+
+def _kernel(check: Check, arguments: list[Any]) -> Kernel | None:
+    """The kernel of an op; None of gradients that nothing describes."""
+    return None if check.op in _GRADS[1:] else launch.describe(cast(Op, check.op), *arguments)
 
 
 def relative_error(got: Tensor, truth: Tensor) -> float:
@@ -113,11 +133,16 @@ def _call(check: Check, device: str) -> tuple[list[Any], Tensor]:
         hidden = N
     x = torch.randn(check.tokens, K, generator=generator).to(check.dtype)
     block = list(check.block)
-    if check.op in ("input_grad", "weight_grad"):
+    if check.op in _GRADS:
         weight, index, clean = _layer(check, (N, K), generator)
         grad = torch.randn(check.tokens, N, generator=generator).to(check.dtype)
+        d_hidden = grad.double() @ clean
         if check.op == "input_grad":
-            return _moved([grad, weight, index, K, block], device), (grad.double() @ clean).to(device)
+            return _moved([grad, weight, index, K, block], device), d_hidden.to(device)
+        if check.op != "weight_grad":
+            taken = [x] if check.op == "hidden_grad" else [x, torch.randn(x.shape, generator=generator).to(check.dtype)]
+            truth = _through_silu(d_hidden, [z.double() for z in taken])
+            return _moved([grad, weight, index, *taken, K, block, "silu"], device), truth.to(device)
         truth = reference.weight_grad(grad.double(), x.double(), _zeros_like(weight), index, check.block)
         return _moved([grad, x, weight, index, block], device), truth.to(device)
     is_gated, is_mlp = check.op.startswith("gated"), check.op in _MLPS
@@ -144,6 +169,14 @@ def _call(check: Check, device: str) -> tuple[list[Any], Tensor]:
         truth = truth + residual.double()
     sizes = [hidden, N] if is_mlp else [N]
     return _moved([*arguments, *sizes, block, "silu"], device), truth.to(device)
+
+
+def _through_silu(d_hidden: Tensor, taken: list[Tensor]) -> Tensor:
+    """The gradient of `z` from that of `silu(z)`; from that of `silu(gate) * up` those of `gate` and `up`, stacked."""
+    leaves = [z.requires_grad_() for z in taken]
+    hidden = F.silu(leaves[0]) if len(leaves) == 1 else F.silu(leaves[0]) * leaves[1]
+    found = torch.autograd.grad(hidden, leaves, d_hidden)
+    return found[0] if len(found) == 1 else torch.stack(found)
 
 
 def _layer(check: Check, shape: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:

@@ -64,14 +64,17 @@ def spoiled(check: Check, how: str) -> Verdict:
         products.forward = forward
 
 
-@pytest.mark.parametrize("op", ["linear", "gated_linear", "mlp", "gated_mlp", "input_grad", "weight_grad"])
+GRADS = ["input_grad", "weight_grad", "hidden_grad", "gated_hidden_grad"]
+
+
+@pytest.mark.parametrize("op", ["linear", "gated_linear", "mlp", "gated_mlp", *GRADS])
 @pytest.mark.parametrize("form", ["packed", "masked", "transposed"])
 def test_kernels_are_verified(op: str, form: str, interpreter: ProcessPoolExecutor) -> None:
     check = Check(op, form, torch.float32, (16, 16), 5, (40, 35, 33))  # type: ignore[arg-type]
     verdict = interpreter.submit(verify.verify, check, "cpu").result()
     assert verdict.problem == ""
     assert verdict.error < 1e-6
-    assert verdict.kernel.startswith("triton ") or op == "weight_grad"
+    assert verdict.kernel.startswith("triton ") or op in GRADS[1:]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +94,7 @@ def test_what_no_kernel_serves_is_no_success(interpreter: ProcessPoolExecutor) -
 def test_checks_name_every_op_and_are_all_different() -> None:
     found = list(verify.checks((torch.bfloat16,), (32,), (1, 17)))
     assert len({str(check) for check in found}) == len(found)
-    assert {check.op for check in found} >= {"linear", "gated_mlp", "input_grad", "weight_grad"}
+    assert {check.op for check in found} >= {"linear", "gated_mlp", *GRADS}
     assert {check.density for check in found} == {0.0, 0.4, 1.0}
 
 
