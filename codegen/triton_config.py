@@ -62,7 +62,9 @@ def default_config(spec: Spec, num_tokens: int) -> TritonConfig:
     is_hip = spec.target.startswith("hip")
     num_bytes = 4 if spec.weight_dtype == "float32" else 2
     warp_size = 64 if is_hip else 32
-    num_products = 2 if spec.op in ("gated_linear", "gated_mlp") else 1
+    # A gradient that goes on through an activation holds what that took beside its accumulators.
+    is_through = spec.op == "input_grad" and bool(spec.epilogues)
+    num_products = 2 if is_through or spec.op in ("gated_linear", "gated_mlp") else 1
     most = 64 if spec.dtype == "float32" else 128
     if spec.op == "weight_grad":
         return _weight_grad_config(spec, most, warp_size)
