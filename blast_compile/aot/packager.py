@@ -23,7 +23,7 @@ from blast_compile.aot.needs import needs_of_graph
 from blast_compile.aot.targets import names_of
 from blast_compile.bundles import Bundle
 from blast_compile.errors import BuildError, BundleError, TargetError
-from blast_compile.exported import fuse_
+from blast_compile.exported import export, fuse_
 from blast_compile.serve import use_bundle
 
 MODEL, LIBRARY = "model.pt2", "libblast_ops.so"
@@ -43,6 +43,7 @@ def package(
     """Exports a model, fuses and compiles it, and writes the folder `out` for its deployment; the model stays as it is.
 
     example_inputs, dynamic_shapes: as `torch.export.export` takes them, an only argument and keyword arguments too.
+    Results in a class of another library, such as those of transformers, become a tuple of tensors.
     targets: CPUs alone; what is not sparse is compiled by Inductor for this machine, whatever they are.
     inductor_configs: as of `aoti_compile_and_package`.
 
@@ -56,7 +57,7 @@ def package(
             f"expected CPUs as targets of a package, got {', '.join(others)}; use build for other devices"
         )
     with torch.no_grad(), tempfile.TemporaryDirectory(prefix="blast-") as folder:
-        program = fuse_(torch.export.export(model, args, dict(kwargs), dynamic_shapes=dynamic_shapes))
+        program = fuse_(export(model, args, kwargs, dynamic_shapes))
         found = list(needs_of_graph(program.graph_module))
 
         def more(made: Sequence[Job]) -> Mapping[str, bytes | Path]:
