@@ -16,10 +16,11 @@ import blast_compile as blast
 from blast_compile import kernels, launch, prepare
 from blast_compile.codegen import cpp
 from blast_compile.errors import LayerError, OptionsError, TuningError
-from blast_compile.tuning import machine, session, timing, tune, workload
+from blast_compile.tuning import session, timing, tune, workload
 from blast_compile.tuning.database import Database
 from blast_compile.tuning.devices import Device
 from blast_compile.tuning.session import Session
+from tests.plan_folders import keep_plans_in
 
 pytestmark = pytest.mark.usefixtures("two_threads", "needs_kernels", "quick")
 RATES = {"float32": 1e11, "bfloat16": 2e11, "float16": 1e11}
@@ -28,9 +29,8 @@ RATES = {"float32": 1e11, "bfloat16": 2e11, "float16": 1e11}
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A plan database of the test's own, a machine that needs no measurement, and short rounds."""
-    plans = tmp_path / "blast_compile" / "plans"
     device = Device("here", "cpu", 1e10, RATES, (2**20, 2**22), 2, 0, "made up")
-    monkeypatch.setattr(Database, "default", classmethod(lambda cls: cls(plans, machine.device_name())))
+    keep_plans_in(tmp_path / "blast_compile" / "plans", monkeypatch)
     monkeypatch.setattr(session, "this_cpu", lambda _threads: device)
     monkeypatch.setattr(session, "_SECONDS", 0.0)
     monkeypatch.setattr(session, "_FINAL_SECONDS", 0.0)

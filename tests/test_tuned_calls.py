@@ -26,6 +26,7 @@ from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.problems import problem_of
 from blast_compile.tuning.records import Record, now
 from tests.op_cases import Call, Case, check, make_call
+from tests.plan_folders import keep_plans_in
 
 pytestmark = pytest.mark.usefixtures("two_threads", "needs_kernels", "fresh_plans")
 CASE = Case("linear", form="packed", bias=False)
@@ -34,8 +35,7 @@ CASE = Case("linear", form="packed", bias=False)
 @pytest.fixture
 def fresh_plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A plan database of the test's own, beside the kernels of the session."""
-    database = tmp_path / "blast_compile" / "plans"
-    monkeypatch.setattr(Database, "default", classmethod(lambda cls: cls(database, device_name())))
+    keep_plans_in(tmp_path / "blast_compile" / "plans", monkeypatch)
     launch.forget()
     yield
     launch.forget()

@@ -21,6 +21,7 @@ from blast_compile.tuning.database import Database
 from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.records import Record
 from tests.aot.models import packed_net
+from tests.plan_folders import keep_plans_in
 
 TOKENS = 2
 
@@ -52,7 +53,7 @@ def use_plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None
     """Lets a test choose the folder of this machine's plans."""
 
     def choose(folder: Path) -> None:
-        monkeypatch.setattr(Database, "default", lambda: Database(folder / "plans", machine.device_name()))
+        keep_plans_in(folder / "plans", monkeypatch)
         launch.forget()
 
     yield choose
@@ -75,4 +76,4 @@ def test_plans_go_along(tmp_path: Path, use_plans: Callable[[Path], None], monke
     assert served_by(TOKENS) == f"c++ {isa} 4x1 (bundle)"
     monkeypatch.setattr("blast_compile.tuning.serving.device_name", lambda: "another machine")
     launch.forget()
-    assert served_by(TOKENS) == f"c++ {isa} {default.token_tile}x2 (bundle)"
+    assert served_by(TOKENS) == f"c++ {isa} {default.token_tile}x{default.vectors} (bundle)"

@@ -1,0 +1,19 @@
+"""Plans of the test's own, beside the kernels of the session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from blast_compile.tuning import machine
+from blast_compile.tuning.database import Database
+
+
+def keep_plans_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Puts the database of the user into a folder; kernels stay where they are."""
+
+    def default(device: str | None = None) -> Database:
+        return Database(folder, device or machine.device_name())
+
+    monkeypatch.setattr(Database, "default", default)
