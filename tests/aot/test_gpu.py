@@ -115,7 +115,7 @@ prebuilt.install()
 prebuilt.install()
 epilogue = Epilogue("silu", gate=True)
 spec = Spec("gated_linear", "bfloat16", "bfloat16", (32, 32), (epilogue,), "packed", "cuda:sm_90")
-kernel = kernels.loaded(spec, 512, (3, 2))
+kernel = kernels.loaded(spec, 512, kernels.Sizes(((96, 64),) * 2, None, "a GPU"))
 sizes = {"M": 300, "N": 96, "K": 64, "x_row_stride": 64}
 arguments = {}
 for name in kernel.function.arg_names:
