@@ -12,10 +12,16 @@ struct Result {
 // W outputs of a block row from `offset` on, for the MT tokens of a tile.
 template <int MT, int W, int64_t FETCHED>
 inline void product(const Row& row, const Word* tile, int64_t offset, Sums<MT, W>& total) {
+  // Few tokens wait for memory, and ask for a small block at once; else weights are fetched along with the arithmetic.
+  constexpr int64_t BLOCK_BYTES = CONTRACTION_EDGE * FETCHED;
+  constexpr bool AT_ONCE = MT < 12 && BLOCK_BYTES <= 2048;
   Vec sums[chains<MT>()][MT][vectors<W>()] = {};
   for (int64_t i = 0; i < row.count; ++i) {
     const Stored* block = row.blocks + i * STORED_BLOCK;
-    accumulate<MT, W, FETCHED>(sums, tile + row.columns[i] * STEPS * MT, MT, block + offset, STORED_STRIDE, STEPS);
+    if constexpr (AT_ONCE)
+      for (int64_t byte = 0; byte < BLOCK_BYTES; byte += LINE)
+        __builtin_prefetch(reinterpret_cast<const char*>(block) + PREFETCH_BYTES / 2 + byte);
+    accumulate<MT, W, AT_ONCE ? 0 : FETCHED>(sums, tile + row.columns[i] * STEPS * MT, MT, block + offset, STORED_STRIDE, STEPS);
   }
   add_chains<MT, W>(sums, total);
 }

@@ -243,23 +243,19 @@ inline void load_weights(const T* p, int64_t, Operand (&w)[vectors<W>()]) {
 }
 
 // sums[.][m] += x[step * x_stride + m] * the step's weights, over all steps; steps alternate between chains. For each row of
-// weights, FETCHED bytes ahead are fetched: along with the arithmetic, or by one or two tokens, which wait for memory, at once.
+// weights, FETCHED bytes ahead are fetched.
 template <int MT, int W, int64_t FETCHED = 0, class Stored>
 inline void accumulate(Vec (&sums)[chains<MT>()][MT][vectors<W>()], const Word* x, int64_t x_stride, const Stored* weights,
                        int64_t weight_stride, int64_t steps) {
   constexpr int CHAINS = chains<MT>();
   constexpr int ROWS = std::is_same_v<Stored, Word> ? 1 : PER_WORD;
-  auto fetch = [](const Stored* from, int64_t bytes) __attribute__((always_inline)) {
-#pragma GCC unroll 16
-    for (int64_t byte = 0; byte < bytes; byte += LINE)
-      __builtin_prefetch(reinterpret_cast<const char*>(from) + PREFETCH_BYTES + byte);
-  };
-  if constexpr (MT <= 2) fetch(weights, steps * ROWS * FETCHED);
   auto step = [&](int64_t s, int chain) __attribute__((always_inline)) {
     Operand w[vectors<W>()];
     const Stored* from = weights + s * ROWS * weight_stride;
     load_weights<W>(from, weight_stride, w);
-    if constexpr (MT > 2) fetch(from, ROWS * FETCHED);
+#pragma GCC unroll 16
+    for (int64_t byte = 0; byte < ROWS * FETCHED; byte += LINE)
+      __builtin_prefetch(reinterpret_cast<const char*>(from) + PREFETCH_BYTES + byte);
 #pragma GCC unroll 32
     for (int m = 0; m < MT; ++m) {
       Operand b = broadcast(x[s * x_stride + m]);
@@ -403,10 +399,16 @@ struct Result {
 // W outputs of a block row from `offset` on, for the MT tokens of a tile.
 template <int MT, int W, int64_t FETCHED>
 inline void product(const Row& row, const Word* tile, int64_t offset, Sums<MT, W>& total) {
+  // Few tokens wait for memory, and ask for a small block at once; else weights are fetched along with the arithmetic.
+  constexpr int64_t BLOCK_BYTES = CONTRACTION_EDGE * FETCHED;
+  constexpr bool AT_ONCE = MT < 12 && BLOCK_BYTES <= 2048;
   Vec sums[chains<MT>()][MT][vectors<W>()] = {};
   for (int64_t i = 0; i < row.count; ++i) {
     const Stored* block = row.blocks + i * STORED_BLOCK;
-    accumulate<MT, W, FETCHED>(sums, tile + row.columns[i] * STEPS * MT, MT, block + offset, STORED_STRIDE, STEPS);
+    if constexpr (AT_ONCE)
+      for (int64_t byte = 0; byte < BLOCK_BYTES; byte += LINE)
+        __builtin_prefetch(reinterpret_cast<const char*>(block) + PREFETCH_BYTES / 2 + byte);
+    accumulate<MT, W, AT_ONCE ? 0 : FETCHED>(sums, tile + row.columns[i] * STEPS * MT, MT, block + offset, STORED_STRIDE, STEPS);
   }
   add_chains<MT, W>(sums, total);
 }
