@@ -85,6 +85,14 @@ def check_probe(grad: Tensor, x: Tensor, probe: Tensor, block: Block) -> None:
         )
 
 
+def freed(tensor: Tensor) -> LayerError:
+    """What is wrong with a tensor that has lost its memory."""
+    return LayerError(
+        f"expected tensors with memory, got one of shape {tuple(tensor.shape)} whose storage has been freed; give "
+        "it memory first, as FSDP does by unshard()"
+    )
+
+
 def damage(op: Op, call: Call) -> MaskError:
     """What is wrong with the values of an index that a kernel refused."""
     return _damage(op, layers_of(op, call), call.block)

@@ -18,7 +18,7 @@ from blast_compile import checks, compat, pages, plans, reference
 from blast_compile.calls import Call, Tensors, write_call
 from blast_compile.checks import check_residual
 from blast_compile.codegen.spec import Op
-from blast_compile.errors import LayerError, ScratchError
+from blast_compile.errors import ScratchError
 from blast_compile.plans import plan_of
 
 _num_threads = torch.get_num_threads
@@ -111,10 +111,7 @@ def _address(tensor: Tensor | None) -> int:
         return 0
     address = tensor.data_ptr()
     if address == tensor.storage_offset() * tensor.itemsize and tensor.numel():
-        raise LayerError(
-            f"expected tensors with memory, got one of shape {tuple(tensor.shape)} whose storage has been freed; give "
-            "it memory first, as FSDP does by unshard()"
-        )
+        raise checks.freed(tensor)
     return address
 
 

@@ -55,15 +55,18 @@ def default_config(spec: Spec) -> CpuConfig:
     Blocks with outputs for one AVX-512 vector take 28 x 1. All by `benchmarks/run.py cpu-linear`.
     """
     isa = isa_of(spec)
-    is_narrow = spec.op != "weight_grad" and _output_edge(spec) <= VECTOR_LENGTHS[isa]
-    vectors, token_tile = (1, 28) if is_narrow else (2, 12)
     if not isa.startswith("avx512"):
-        vectors, token_tile = 2, 6
+        token_tile, vectors = 6, 2
+    elif spec.op != "weight_grad" and output_edge(spec) <= VECTOR_LENGTHS[isa]:
+        token_tile, vectors = 28, 1
+    else:
+        token_tile, vectors = 12, 2
     row_group = 4 if is_direct(spec) else 2  # gathered rows fill the L2 cache sooner
     return CpuConfig(token_tile, vectors, panel_bytes=5 * 256 * 1024, row_group=row_group)
 
 
-def _output_edge(spec: Spec) -> int:
+def output_edge(spec: Spec) -> int:
+    """Outputs that a block has for the product of a spec."""
     return spec.block[1] if spec.op == "input_grad" else spec.block[0]
 
 

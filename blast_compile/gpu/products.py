@@ -6,14 +6,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from blast_compile import layout
+from blast_compile import checks, layout
 from blast_compile.calls import Call, Tensors
 from blast_compile.codegen import triton_launch
 from blast_compile.codegen.spec import Op, Spec
 from blast_compile.codegen.triton_build import TritonKernel
 from blast_compile.codegen.triton_index import row_order, transposed_index
 from blast_compile.codegen.triton_launch_mlp import launch_mlp
-from blast_compile.errors import LayerError
 from blast_compile.gpu import kernels
 
 NUM_LAYERS: dict[Op, int] = {"linear": 1, "gated_linear": 2}
@@ -109,7 +108,4 @@ def check_memory(*tensors: Tensor | None) -> None:
     """Raises `LayerError` where a tensor has lost its memory."""
     for tensor in tensors:
         if tensor is not None and tensor.numel() and not tensor.untyped_storage().size():
-            raise LayerError(
-                f"expected tensors with memory, got one of shape {tuple(tensor.shape)} whose storage has been freed; "
-                "give it memory first, as FSDP does by unshard()"
-            )
+            raise checks.freed(tensor)

@@ -14,7 +14,7 @@ from functools import cache
 import sympy
 from sympy import Max
 
-from blast_compile.codegen.cpp import CpuConfig, is_direct
+from blast_compile.codegen.cpp_config import VECTOR_LENGTHS, CpuConfig, is_direct, isa_of, output_edge
 from blast_compile.tuning.devices import Device
 from blast_compile.tuning.problem import Problem
 
@@ -95,9 +95,8 @@ def _passes(problem: Problem, config: CpuConfig, threads: int, shared: bool) -> 
 
 def _tiles(problem: Problem, config: CpuConfig) -> Iterator[tuple[int, int, int, int]]:
     """Tokens in tiles of one size, that size, its vectors and its chains of sums."""
-    lanes = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "portable": 4}[problem.target.partition(":")[2]]
-    edge = problem.block[1 if problem.op == "input_grad" else 0]
-    vectors = max(1, min(config.vectors, -(-edge // lanes)))
+    lanes = VECTOR_LENGTHS[isa_of(problem.spec)]
+    vectors = max(1, min(config.vectors, -(-output_edge(problem.spec) // lanes)))
     left = problem.tokens
     for size in config.tiles:
         tokens = left // size * size

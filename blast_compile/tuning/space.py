@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from blast_compile.codegen import cpp
-from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.codegen.cpp_config import CpuConfig, output_edge
 from blast_compile.codegen.spec import Spec
 from blast_compile.tuning.cost_cpu import shares_tokens
 from blast_compile.tuning.fragments import Choice, Fragment, Integer, PowerOfTwo
@@ -125,12 +125,11 @@ def _with(config: CpuConfig, values: Mapping[str, Any]) -> CpuConfig:
 def _impossible(spec: Spec, config: CpuConfig) -> Iterator[tuple[str, bool]]:
     registers = _REGISTERS[spec.target.partition(":")[2]]
     used = config.token_tile * config.vectors + config.vectors + 1
-    edge = spec.block[1 if spec.op == "input_grad" else 0]
     lanes = {32: 16}.get(registers, 8)
     yield "numbers must be positive", min(config.token_tile, config.vectors, config.row_group, config.span) < 1
     yield "a tile has an even number of tokens", config.token_tile % 2 == 1 and config.token_tile > 1
     yield f"a tile of {used} registers does not fit {registers}", used > registers
-    yield "a tile is wider than a block", config.vectors > 1 and (config.vectors // 2) * lanes >= edge
+    yield "a tile is wider than a block", config.vectors > 1 and (config.vectors // 2) * lanes >= output_edge(spec)
     yield "more rows than make sense at once", config.row_group > 64
     yield "unrolled too far", config.unroll not in (1, 2, 4, 8) or config.chains not in (1, 2, 4, 8)
     yield "no such way of sharing", config.share not in ("auto", "tokens", "rows")
