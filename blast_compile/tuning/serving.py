@@ -38,11 +38,7 @@ def ranges(
     reads the values of masks.
     """
     problem = Problem(spec, shapes, max(tokens, 1), 1.0, torch.get_num_threads())
-    try:
-        chosen = _chosen(problem, device_name())
-    except StoreError as error:
-        warn_once("store refused", f"{error}; every kernel runs at its default")  # as kernels.py says it, once
-        return ()
+    chosen = _chosen(problem, device_name())
     if not chosen:
         return ()
     kept = density()
@@ -57,11 +53,7 @@ def gpu_config(problem: Problem, device: str, *, counts_density: bool) -> Triton
     A record of another GPU never counts, nor one of another bucket of tokens, whose tiles do not fit. That of a whole
     MLP counts where it beat the products.
     """
-    try:
-        chosen = [r for r in _chosen(problem, device) if token_bucket(r.problem.tokens) == token_bucket(problem.tokens)]
-    except StoreError as error:
-        warn_once("store refused", f"{error}; every kernel runs at its default")
-        return None
+    chosen = [r for r in _chosen(problem, device) if token_bucket(r.problem.tokens) == token_bucket(problem.tokens)]
     record = nearest(chosen, problem, counts_density=counts_density, warns=False)
     if record is None or (problem.op in MLPS and record.relative >= 1):
         return None
@@ -77,9 +69,16 @@ def gpu_config(problem: Problem, device: str, *, counts_density: bool) -> Triton
 
 
 def _chosen(problem: Problem, device: str) -> tuple[Record, ...]:
-    """What was measured on a device or, where nothing was, what came with a bundle for such a one."""
-    databases = [Database.default(device), *(Database(folder, device) for folder in bundles.plan_folders())]
-    return next((chosen for database in databases if (chosen := database.chosen(problem))), ())
+    """What was measured on a device or, where nothing was, what came with a bundle for such a one.
+
+    Nothing, and one warning, where a folder cannot be trusted.
+    """
+    try:
+        databases = [Database.default(device), *(Database(folder, device) for folder in bundles.plan_folders())]
+        return next((chosen for database in databases if (chosen := database.chosen(problem))), ())
+    except StoreError as error:
+        warn_once("store refused", f"{error}; every kernel runs at its default")  # as kernels.py says it, once
+        return ()
 
 
 def tuned_kernels(
