@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from blast_compile import __version__, compat, env, inventory
+from blast_compile import __version__, compat, env, folders, inventory
 from blast_compile.errors import BlastError
-from blast_compile.store import Store, default_root
+from blast_compile.store import Store
 from blast_compile.tuning.processor import cpu_model, l2_bytes, l3_bytes
 
 _PACKAGES = ("torch", "triton", "transformers", "matplotlib")
@@ -118,7 +118,7 @@ def _store(name: str) -> Finding:
 
 
 def _plans(name: str) -> Finding:
-    folder = default_root() / "plans"
+    folder = folders.cache_root() / "plans"
     num_chosen = sum(1 for _ in folder.glob("*/chosen-*.json"))
     num_tried = sum(1 for _ in folder.glob("*/trial-*.json"))
     return Finding(name, f"{num_chosen} tuned, {num_tried} configurations tried" if num_tried else "none tuned yet")

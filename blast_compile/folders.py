@@ -17,7 +17,19 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from blast_compile import env
 from blast_compile.errors import BundleError, StoreError
+
+
+def cache_root() -> Path:
+    """`BLAST_CACHE_DIR`, else the user's cache folder; in a checkout without platformdirs, `~/.cache/blast_compile`."""
+    if chosen := env.cache_dir():
+        return chosen
+    try:
+        import platformdirs
+    except ModuleNotFoundError:  # an install brings it; the benchmark of GPUs runs without one
+        return Path.home() / ".cache" / "blast_compile"
+    return platformdirs.user_cache_path("blast_compile", appauthor=False)
 
 
 def open_trusted(folder: Path) -> None:

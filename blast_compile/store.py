@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-import platformdirs
-
-from blast_compile import env, folders, log, manifest, shelf
+from blast_compile import folders, log, manifest, shelf
 from blast_compile.errors import StoreError
 from blast_compile.manifest import StoreKey
 
@@ -55,8 +53,8 @@ class Store:
 
     @classmethod
     def default(cls) -> Store:
-        """The store of `default_root`."""
-        return cls(default_root())
+        """The store of `folders.cache_root`."""
+        return cls(folders.cache_root())
 
     def get(self, key: StoreKey) -> Path | None:
         """The folder of an undamaged entry, or None. A damaged one is moved aside, logged once, and None."""
@@ -159,8 +157,3 @@ class Store:
         )
         if private not in self._roots:
             self._roots.append(private)
-
-
-def default_root() -> Path:
-    """`BLAST_CACHE_DIR`, else the user's cache folder."""
-    return env.cache_dir() or platformdirs.user_cache_path("blast_compile", appauthor=False)

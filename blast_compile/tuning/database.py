@@ -16,9 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import platformdirs
-
-from blast_compile import env, folders
+from blast_compile import folders
 from blast_compile.errors import RecordError
 from blast_compile.log import warn_once
 from blast_compile.tuning.machine import device_name
@@ -47,8 +45,7 @@ class Database:
     @classmethod
     def default(cls, device: str | None = None) -> Database:
         """That of the user, beside the kernels, for the machine that runs, or for a GPU by its name."""
-        root = env.cache_dir() or platformdirs.user_cache_path("blast_compile", appauthor=False)
-        return cls(root / "plans", device or device_name())
+        return cls(folders.cache_root() / "plans", device or device_name())
 
     def records(self) -> Iterator[Record]:
         """All that can be read, of every machine, each configuration of a bucket once."""

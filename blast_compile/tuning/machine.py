@@ -10,9 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
-import platformdirs
-
-from blast_compile import env, folders, kernels
+from blast_compile import folders, kernels
 from blast_compile.codegen.spec import Dtype
 from blast_compile.errors import BuildError, StoreError
 from blast_compile.log import logger
@@ -85,4 +83,4 @@ def _device(value: dict[str, object], name: str) -> Device:
 
 
 def _folder() -> Path:
-    return (env.cache_dir() or platformdirs.user_cache_path("blast_compile", appauthor=False)) / "plans"
+    return folders.cache_root() / "plans"
