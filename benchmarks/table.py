@@ -9,6 +9,7 @@ from rich.table import Table
 
 from benchmarks.candidates import OURS
 from benchmarks.rows import Row
+from benchmarks.text import ratio, time_text
 
 _BEGIN, _END = "<!-- python benchmarks/run.py table --write -->", "<!-- end of table -->"
 _NAMES = {"linear": "linear", "gated_mlp": "gated MLP", "prefill": "model, prefill", "decode": "model, decode"}
@@ -104,21 +105,3 @@ def _sources(rows: Sequence[Row]) -> Iterator[str]:
         dtypes = ",".join(dict.fromkeys(row.dtype for row in of_run))
         dense = ", ".join(dict.fromkeys(row.candidate for row in of_run if row.is_dense)) or "none"
         yield f"- `python benchmarks/run.py {benchmark} --dtype {dtypes}`: {where}; dense: {dense}"
-
-
-def time_text(us: float) -> str:
-    """A time in the unit that reads best."""
-    return (
-        f"{us:.1f} us"
-        if us < 100
-        else f"{us:.0f} us"
-        if us < 1000
-        else f"{us / 1000:.2f} ms"
-        if us < 1e6
-        else f"{us / 1e6:.2f} s"
-    )
-
-
-def ratio(value: float | None) -> str:
-    """`3.42x`, or nothing."""
-    return "" if value is None else f"{value:.1f}x" if value >= 10 else f"{value:.2f}x"

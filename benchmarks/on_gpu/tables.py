@@ -10,7 +10,7 @@ from rich.table import Table
 
 from benchmarks.on_gpu.rivals import DENSE, OURS
 from benchmarks.on_gpu.rows import GpuRow
-from benchmarks.table import ratio, time_text
+from benchmarks.text import ratio, time_text
 
 _PART_TITLES = {
     "kernels": "Kernels",
