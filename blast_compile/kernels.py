@@ -7,12 +7,15 @@ import os
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
 from blast_compile import bundles, compat, env, folders
 from blast_compile.codegen import build, cpp
 from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.codegen.fingerprint import fingerprint
 from blast_compile.codegen.spec import Spec
 from blast_compile.errors import BuildError, StoreError, TargetError
 from blast_compile.log import debug, logger, warn_once
@@ -41,6 +44,21 @@ class CppKey:
     """All that a compiled C++ text depends on."""
 
     source_sha256: str
+    compiler: str
+    flags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class KernelKey:
+    """All that a compiled kernel depends on, known without its text, which takes far longer to generate than to find.
+
+    spec, config: as their `repr`. generator: sha256 of the generators. libraries: with versions, that they generate by.
+    """
+
+    spec: str
+    config: str
+    generator: str
+    libraries: tuple[tuple[str, str], ...]
     compiler: str
     flags: tuple[str, ...]
 
@@ -128,22 +146,24 @@ def _from_bundle(spec: Spec, config: CpuConfig | None) -> Kernel | None:
 
 def shared_object(spec: Spec, config: CpuConfig | None = None) -> Path:
     """The file of a CPU kernel, from the store or compiled now; raises `BuildError` or `OSError`."""
-    return compiled(cpp.generate(spec, config), build.flags(spec.target.removeprefix("cpu:")), f"a kernel for {spec}")
+    chosen, flags = config or cpp.default_config(spec), build.flags(spec.target.removeprefix("cpu:"))
+    key = KernelKey(repr(spec), repr(chosen), fingerprint(), _libraries(), _compiler(), flags)
+    return made(key, lambda: cpp.generate(spec, chosen), f"a kernel for {spec}")
 
 
 def compiled(source: str, flags: tuple[str, ...], what: str) -> Path:
     """The shared object of a C++ text, from the store or compiled now; raises as `shared_object` does."""
-    compiler = env.cxx()
-    key = CppKey(
-        source_sha256=hashlib.sha256(source.encode()).hexdigest(),
-        compiler=build.compiler_version(compiler) if compiler else "none",
-        flags=flags,
-    )
+    return made(CppKey(hashlib.sha256(source.encode()).hexdigest(), _compiler(), flags), lambda: source, what)
+
+
+def made(key: CppKey | KernelKey, source: Callable[[], str], what: str) -> Path:
+    """The shared object of a key, from the store or compiled now from its text; raises as `shared_object` does."""
 
     def make() -> dict[str, bytes]:
         logger.info("compiling %s", what)
-        debug(3, "%s", source)
-        return {"kernel.cpp": source.encode(), "kernel.so": build.compile_with(flags, source)}
+        text = source()
+        debug(3, "%s", text)
+        return {"kernel.cpp": text.encode(), "kernel.so": build.compile_with(key.flags, text)}
 
     return open_store().get_or_make(key, make) / "kernel.so"
 
@@ -167,3 +187,13 @@ def open_store() -> Store:
     except StoreError as error:
         warn_once("store refused", f"{error}; kernels are kept for this process alone")
         return Store(folders.private_folder())
+
+
+def _compiler() -> str:
+    compiler = env.cxx()
+    return build.compiler_version(compiler) if compiler else "none"
+
+
+@cache
+def _libraries() -> tuple[tuple[str, str], ...]:
+    return tuple((name, version(name)) for name in ("jinja2", "sympy"))

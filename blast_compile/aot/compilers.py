@@ -17,7 +17,7 @@ from blast_compile.aot.cpu_code import cpu_facts
 from blast_compile.aot.gpu_pool import GpuPool
 from blast_compile.aot.jobs import Job
 from blast_compile.bundles.format import Fact
-from blast_compile.codegen import build
+from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.errors import BuildError, StoreError, TargetError
 from blast_compile.log import logger
 
@@ -86,13 +86,13 @@ def _compiled(job: Job, pool: GpuPool) -> Built:
 
 
 def _cpu(job: Job) -> Built:
-    flags = build.flags(job.spec.target.removeprefix("cpu:"))
+    assert isinstance(job.config, CpuConfig), job
 
     def read(path: Path) -> Built:
         facts: dict[str, Fact] = dict(cpu_facts(path))
         return Built(job, path.read_bytes(), facts=facts)  # fails where the facts are of a file that is gone
 
-    return kernels.using(lambda: kernels.compiled(job.source, flags, f"a kernel for {job.spec}"), read)
+    return kernels.using(partial(kernels.shared_object, job.spec, job.config), read)
 
 
 def _gpu(job: Job, pool: GpuPool) -> Built:

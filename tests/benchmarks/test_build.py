@@ -50,7 +50,7 @@ def test_wrong_results_are_refused(call: Call, answers: dict[str, Any]) -> None:
 
 
 def test_a_first_call_that_compiles_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(kernels, "compiled", kernels.compiled)  # put back behind the test
+    monkeypatch.setattr(kernels, "made", kernels.made)  # put back behind the test
     monkeypatch.setattr(bundle_run, "use_bundle", lambda _: kernels.compiled("source", (), "a kernel"))
     size = {"hidden": 64, "intermediate": 128, "layers": 1, "heads": 2, "kv_heads": 1, "prompt": 4, "decoded": 0}
     with pytest.raises(RuntimeError, match="expected nothing to be compiled, got a kernel"):

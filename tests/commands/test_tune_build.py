@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -99,15 +100,15 @@ def test_build_writes_a_bundle(tmp_path: Path) -> None:
 def test_kernels_that_are_pruned_before_they_are_used_are_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    compiled, handed_out = kernels.compiled, set[str]()
+    made, handed_out = kernels.made, set[object]()
 
-    def with_prune(source: str, flags: tuple[str, ...], what: str) -> Path:
-        path = compiled(source, flags, what)
-        is_there = source in handed_out
-        handed_out.add(source)
+    def with_prune(key: kernels.CppKey | kernels.KernelKey, source: Callable[[], str], what: str) -> Path:
+        path = made(key, source, what)
+        is_there = key in handed_out
+        handed_out.add(key)
         return path if is_there else tmp_path / "pruned" / "kernel.so"
 
-    monkeypatch.setattr(kernels, "compiled", with_prune)
+    monkeypatch.setattr(kernels, "made", with_prune)
     (built,) = call_json("build", LINEAR, "--out", str(tmp_path / "bundle"), "--tokens", "16")["kernels"]
     assert built["facts"]["size_bytes"] > 0
     contents = Bundle.open(tmp_path / "bundle").contents

@@ -1,0 +1,69 @@
+"""What stands for the text of a kernel in the store: all that the text is made from, and nothing is generated."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+from blast_compile import kernels
+from blast_compile.codegen import cpp, fingerprint
+from blast_compile.codegen.spec import Epilogue, Spec
+
+FOLDER = Path(fingerprint.__file__).resolve().parent
+SPEC = Spec("linear", "float32", "float32", (16, 16), (Epilogue(),), "packed", "cpu:portable")
+
+
+def imported(path: Path) -> set[str]:
+    """Modules that a file of the generators imports, those for type checkers alone too."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_a_kernel_of_the_cpu_is_made_from_what_its_key_says() -> None:
+    """From files of `codegen/`, whose contents count, and libraries, whose versions do."""
+    waiting, seen, others = [FOLDER / "cpp.py"], set[Path](), set[str]()
+    while waiting:
+        path = waiting.pop()
+        seen.add(path)
+        for name in imported(path):
+            inside = name.removeprefix("blast_compile.codegen.").split(".")[0]
+            if name.startswith("blast_compile.codegen"):
+                waiting += [file for file in (FOLDER / f"{inside}.py",) if file.exists() and file not in seen]
+            else:
+                others.add(".".join(name.split(".")[: 2 if name.startswith("blast_compile") else 1]))
+    assert {path.name for path in seen} >= {"cpp.py", "cpp_config.py", "epilogue.py", "activations.py", "spec.py"}
+    layout_for_types_alone, errors = "blast_compile.layout", "blast_compile.errors"
+    assert others - set(sys.stdlib_module_names) <= {"jinja2", "sympy", layout_for_types_alone, errors}
+    assert {name for name, _ in kernels._libraries()} == {"jinja2", "sympy"}
+
+
+def test_templates_count_too() -> None:
+    suffixes = {path.suffix for path in (FOLDER / "templates" / "cpp").iterdir()}
+    assert suffixes <= fingerprint._SUFFIXES
+
+
+@pytest.mark.usefixtures("empty_store", "needs_kernels")
+def test_a_kernel_in_the_store_is_found_without_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = kernels.shared_object(SPEC)
+    assert path.with_name("kernel.cpp").read_text() == cpp.generate(SPEC)
+    monkeypatch.setattr(cpp, "generate", lambda *_: pytest.fail("the text was generated"))
+    assert kernels.shared_object(SPEC) == kernels.shared_object(SPEC, cpp.default_config(SPEC)) == path
+
+
+@pytest.mark.usefixtures("empty_store", "needs_kernels")
+def test_other_generators_make_other_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[kernels.KernelKey] = []
+    monkeypatch.setattr(kernels, "made", lambda key, *_: keys.append(key))
+    kernels.shared_object(SPEC)
+    monkeypatch.setattr(kernels, "fingerprint", lambda: "another")
+    kernels.shared_object(SPEC)
+    monkeypatch.setattr(kernels, "_libraries", lambda: (("jinja2", "99"),))
+    kernels.shared_object(SPEC)
+    assert len(set(keys)) == 3
