@@ -22,6 +22,7 @@ from blast_compile.log import debug, logger, warn_once
 from blast_compile.store import Store
 
 T = TypeVar("T")
+Found = TypeVar("Found", Path, list[Path])
 _TRIES = 5
 
 
@@ -168,14 +169,17 @@ def made(key: CppKey | KernelKey, source: Callable[[], str], what: str) -> Path:
     return open_store().get_or_make(key, make) / "kernel.so"
 
 
-def using(find: Callable[[], Path], use: Callable[[Path], T]) -> T:
-    """What `use` makes of something in the store; found again where another process removed it before it was used."""
+def using(find: Callable[[], Found], use: Callable[[Found], T]) -> T:
+    """What `use` makes of a file in the store, or of several.
+
+    They are found again where another process removed one before it was used.
+    """
     for _ in range(_TRIES - 1):
-        path = find()
+        found = find()
         try:
-            return use(path)
+            return use(found)
         except (BuildError, OSError):
-            if path.exists():
+            if all(path.exists() for path in ([found] if isinstance(found, Path) else found)):
                 raise
     return use(find())
 

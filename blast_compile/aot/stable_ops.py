@@ -53,11 +53,17 @@ def link(jobs: Sequence[Job], workers: int) -> bytes:
     chosen = [job for job in _best_first(jobs) if job.spec.op in _OPS]
     if not chosen:
         raise BuildError("expected CPU kernels of forward products, got none; build for a CPU")
-    with ThreadPoolExecutor(workers) as pool:
-        objects = list(pool.map(_object, range(len(chosen)), chosen))
     source = _SOURCE.read_text().replace('#include "kernel_table.hpp"', _table(chosen))
-    path = kernels.compiled(source, _flags(objects), "the operators on torch's stable ABI")
-    return path.read_bytes()
+
+    def objects() -> list[Path]:
+        with ThreadPoolExecutor(workers) as pool:
+            return list(pool.map(_object, range(len(chosen)), chosen))
+
+    def linked(objects: list[Path]) -> bytes:
+        what = "the operators on torch's stable ABI"
+        return kernels.using(lambda: kernels.compiled(source, _flags(objects), what), Path.read_bytes)
+
+    return kernels.using(objects, linked)
 
 
 def key_of(spec: Spec) -> str:

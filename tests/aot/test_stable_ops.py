@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -90,6 +91,22 @@ def test_a_process_without_this_package(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_what_another_process_prunes_before_it_is_linked_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, removed = kernels.made, list[Path]()
+
+    def with_prune(key: Any, source: Any, what: str) -> Path:
+        if what.startswith("the operators") and not removed:
+            removed.extend(Path(flag).parent for flag in key.flags if flag.endswith("kernel.so"))
+            for entry in removed:
+                shutil.rmtree(entry)
+        return made(key, source, what)
+
+    monkeypatch.setattr(kernels, "made", with_prune)
+    assert link([job(make_call(CASES[1], (2, 3)))], workers=1).startswith(b"\x7fELF")
+    assert len(removed) == 1
+    assert removed[0].exists()
 
 
 def test_keys_tell_calls_apart() -> None:
