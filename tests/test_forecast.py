@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
 from torch import nn
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
 import blast_compile as blast
 from blast_compile.demo.model import Size
@@ -109,6 +110,27 @@ def test_devices_share_the_time(llamas: dict[str, ModelShape]) -> None:
     one, four = (forecast(llamas["llama-8b"], Setting(H100, devices=devices)) for devices in (1, 4))
     assert one.sparse.decode_s == pytest.approx(4 * four.sparse.decode_s)
     assert one.sparse.weight_bytes == four.sparse.weight_bytes
+
+
+def test_an_encoder_neither_decodes_nor_keeps_a_cache() -> None:
+    config = BertConfig(vocab_size=100, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96)
+    shape = shape_of("bert", BertForMaskedLM(config), blast.BlockSparse(block=16))
+    found = forecast(shape, Setting(device(1e30, 1e9), sparsity=0.0, block=16, prompt=10))
+    assert (found.dense.decode_s, found.decode_gain, found.dense.cache_bytes) == (None, None, 0.0)
+    weights = sum(linear.count * linear.shape[0] * linear.shape[1] for linear in shape.linears)  # all for every token
+    attention = 4 * 10 * 10 * 2 * 4 * 16  # each token sees all others
+    assert found.dense.prefill_s == pytest.approx((2 * 10 * weights + attention) / 1e9, rel=1e-6)
+
+
+def test_plan_of_an_encoder_says_that_it_makes_no_tokens(tmp_path: Path) -> None:
+    config = BertConfig(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96)
+    config.architectures = ["BertForMaskedLM"]
+    config.save_pretrained(tmp_path / "bert")
+    text = " ".join(call("plan", str(tmp_path / "bert"), "--block", "16").split())
+    assert "bert makes no tokens: there is no decode and no cache, and faster means its prefill." in text
+    (model,) = call_json("plan", str(tmp_path / "bert"), "--block", "16")["models"]
+    assert model["decode_gain"] is model["dense"]["decode_s"] is None
+    assert model["prefill_gain"] > 1
 
 
 def test_targets_that_mean_nothing_are_an_error() -> None:

@@ -40,14 +40,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes of all devices together, and seconds. decode_s: of a step, a token for each stream. prefill_s: of prompts.
+    """Bytes of all devices together, and seconds.
 
-    devices_needed: the fewest that hold the weights and the cache; 0 where a device's memory is not known.
+    decode_s: of a step, a token for each stream; None for models that do not decode, which keep no cache either.
+    prefill_s: of prompts, which is all that such a model does. devices_needed: the fewest that hold the weights and the
+    cache; 0 where a device's memory is not known.
     """
 
     weight_bytes: float
     cache_bytes: float
-    decode_s: float
+    decode_s: float | None
     prefill_s: float
     devices_needed: int
 
@@ -67,8 +69,10 @@ class Forecast:
         return self.dense.weight_bytes / self.sparse.weight_bytes
 
     @property
-    def decode_gain(self) -> float:
-        """How much faster a step of decoding can be."""
+    def decode_gain(self) -> float | None:
+        """How much faster a step of decoding can be, for models that decode."""
+        if self.dense.decode_s is None or self.sparse.decode_s is None:
+            return None
         return self.dense.decode_s / self.sparse.decode_s
 
     @property
@@ -87,14 +91,19 @@ def _estimate(shape: ModelShape, setting: Setting, sparsity: float) -> Estimate:
     weights = item * shape.other_weights + sum(
         linear.count * _stored_bytes(linear, setting, sparsity) for linear in shape.linears
     )
-    cache = setting.batch * (setting.context + setting.prompt) * _cache_bytes_a_token(shape, item)
-    decode = sum(_linears_s(shape, setting, sparsity, setting.batch, setting.batch))
-    prefill = sum(_linears_s(shape, setting, sparsity, setting.batch * setting.prompt, setting.batch))
+    cache, decode = 0.0, None
+    if shape.decodes:
+        cache = setting.batch * (setting.context + setting.prompt) * _cache_bytes_a_token(shape, item)
+        linears = sum(_linears_s(shape, setting, sparsity, setting.batch, setting.batch))
+        decode = (linears + _attention_s(shape, setting, 1, setting.context)) / setting.devices
+    read = setting.batch * setting.prompt
+    prefill = sum(_linears_s(shape, setting, sparsity, read, setting.batch if shape.decodes else read))
+    behind = setting.prompt / (2 if shape.decodes else 1)  # a decoder's token sees those before it alone
     return Estimate(
         weight_bytes=weights,
         cache_bytes=cache,
-        decode_s=(decode + _attention_s(shape, setting, 1, setting.context)) / setting.devices,
-        prefill_s=(prefill + _attention_s(shape, setting, setting.prompt, setting.prompt / 2)) / setting.devices,
+        decode_s=decode,
+        prefill_s=(prefill + _attention_s(shape, setting, setting.prompt, behind)) / setting.devices,
         devices_needed=_devices_needed(weights + cache, setting.device),
     )
 

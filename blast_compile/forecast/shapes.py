@@ -25,7 +25,7 @@ _VOCABULARY = 128_256
 
 @dataclass(frozen=True)
 class Linear:
-    """Alike linear layers `[N, K]`. is_head: runs for the last token of a prompt alone."""
+    """Alike linear layers `[N, K]`. is_head: makes logits, in models that decode for the last token of a prompt alone."""
 
     shape: tuple[int, int]
     count: int
@@ -48,13 +48,15 @@ class ModelShape:
     """What a model consists of.
 
     linears: those whose weights are read for every token. other_weights: embeddings, norms, biases; a tied head is
-    among the linears alone. attention: None where it is not known.
+    among the linears alone. attention: None where it is not known. decodes: it makes one token after another, by keys
+    and values that it keeps; an encoder does not.
     """
 
     name: str
     linears: tuple[Linear, ...]
     other_weights: int
     attention: Attention | None
+    decodes: bool = True
 
     @property
     def num_weights(self) -> int:
@@ -87,7 +89,7 @@ def shape_of(name: str, model: nn.Module, config: BlockSparse) -> ModelShape:
             f"expected targets that mean linear layers of {name}, got {config.targets!r}; change --targets"
         )
     rest = {id(weight): weight.numel() for weight in model.parameters() if id(weight) not in seen}
-    return ModelShape(name, linears, sum(rest.values()), _attention(model))
+    return ModelShape(name, linears, sum(rest.values()), _attention(model), _decodes(model))
 
 
 def llama(name: str) -> nn.Module:
@@ -119,6 +121,11 @@ def _heads(model: Any) -> list[nn.Module]:
     """The layer that makes logits, where the model says which one that is."""
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     return [] if head is None else [head]
+
+
+def _decodes(model: Any) -> bool:
+    """As transformers says; a model that is none of theirs may decode."""
+    return not hasattr(model, "can_generate") or bool(model.can_generate())
 
 
 def _attention(model: Any) -> Attention | None:

@@ -35,7 +35,8 @@ def rows(found: Sequence[Forecast]) -> Iterator[tuple[str, ...]]:
         yield (name, "dense", *_cells(each.dense, each.setting), "", "", "", "")
         needed = (each.dense.devices_needed, each.sparse.devices_needed)
         fewer = quantities.ratio(needed[0] / needed[1]) if needed[1] else ""
-        gains = (quantities.ratio(each.memory_gain), fewer, quantities.ratio(each.decode_gain))
+        faster = each.prefill_gain if each.decode_gain is None else each.decode_gain
+        gains = (quantities.ratio(each.memory_gain), fewer, quantities.ratio(faster))
         yield ("", "sparse", *_cells(each.sparse, each.setting), *gains, _claims_of(each.shape.name))
 
 
@@ -48,6 +49,9 @@ def notes(found: Sequence[Forecast], setting: Setting) -> Iterator[str]:
         f"Times are {basis}. Devices share them evenly; no communication, no launches. Faster: decode. A device's "
         f"memory counts to {USABLE:.0%}, for weights and cache."
     )
+    for each in found:
+        if not each.shape.decodes:
+            yield f"{each.shape.name} makes no tokens: there is no decode and no cache, and faster means its prefill."
     for each in found:
         if 0 < setting.devices < each.dense.devices_needed:
             fits = "sparse it does" if each.sparse.devices_needed <= setting.devices else "nor sparse"
@@ -65,14 +69,17 @@ def notes(found: Sequence[Forecast], setting: Setting) -> Iterator[str]:
 
 
 def _cells(estimate: Estimate, setting: Setting) -> tuple[str, ...]:
-    decode = estimate.decode_s / setting.batch
     return (
         quantities.size(estimate.weight_bytes),
-        quantities.size(estimate.cache_bytes),
+        "none" if estimate.decode_s is None else quantities.size(estimate.cache_bytes),
         str(estimate.devices_needed or "unknown"),
-        f"{quantities.time(1e6 * decode)} ({_rate(1 / decode)}/s)",
+        "none" if estimate.decode_s is None else _decode(estimate.decode_s / setting.batch),
         quantities.time(1e6 * estimate.prefill_s),
     )
+
+
+def _decode(seconds: float) -> str:
+    return f"{quantities.time(1e6 * seconds)} ({_rate(1 / seconds)}/s)"
 
 
 def _claims_of(model: str) -> str:
