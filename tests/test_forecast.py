@@ -113,7 +113,8 @@ def test_devices_share_the_time(llamas: dict[str, ModelShape]) -> None:
 
 
 def test_an_encoder_neither_decodes_nor_keeps_a_cache() -> None:
-    config = BertConfig(vocab_size=100, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
+    config = BertConfig(vocab_size=100, **sizes)
     shape = shape_of("bert", BertForMaskedLM(config), blast.BlockSparse(block=16))
     found = forecast(shape, Setting(device(1e30, 1e9), sparsity=0.0, block=16, prompt=10))
     assert (found.dense.decode_s, found.decode_gain, found.dense.cache_bytes) == (None, None, 0.0)
