@@ -25,7 +25,7 @@ _VOCABULARY = 128_256
 
 @dataclass(frozen=True)
 class Linear:
-    """Alike linear layers `[N, K]`. is_head: makes logits; where a model decodes, for the last token of a prompt alone."""
+    """Alike linear layers `[N, K]`. is_head: makes logits, of a decoder for the last token of a prompt alone."""
 
     shape: tuple[int, int]
     count: int
