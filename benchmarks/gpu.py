@@ -7,8 +7,6 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[1])  # run as a script, Python puts benchmarks/ there, not its parent
-    import typer
-
     from benchmarks.on_gpu.command import main
 
-    typer.run(main)
+    sys.exit(main())

@@ -74,12 +74,14 @@ def cross_compile(
     is_transposed: bool = False,
     is_wide: bool = False,
     helper: str | None = None,
+    in_cache: bool = False,
 ) -> CompiledKernel:
     """Compiles for the target in the kernel's spec, with or without such a device.
 
     is_ragged: sizes that are no multiples of the block, strides that are no multiples of 16. is_transposed: a masked
     weight whose outputs are adjacent in memory, as of a `Conv1D`, or of an input gradient. is_wide: offsets in a tile
-    take 64 bits. helper: one of the kernel's in place of the kernel. Raises `BuildError` where Triton gives up.
+    take 64 bits. helper: one of the kernel's in place of the kernel. in_cache: into the cache of Triton, where a launch
+    finds it. Raises `BuildError` where Triton gives up.
     """
     triton = import_triton()
     if kernel.is_interpreted:
@@ -109,7 +111,8 @@ def cross_compile(
     )
     options = {"num_warps": kernel.config.num_warps, "num_stages": kernel.config.num_stages}
     with triton.knobs.cache.scope():
-        triton.knobs.cache.dir = str(kernel.path.parent / "triton")
+        if not in_cache:
+            triton.knobs.cache.dir = str(kernel.path.parent / "triton")
         try:
             target = triton.backends.compiler.GPUTarget(backend, arch, warp_size)
             compiled = triton.compile(source, target=target, options=options)

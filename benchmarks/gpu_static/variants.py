@@ -76,6 +76,20 @@ def differences(config: TritonConfig, usual: TritonConfig) -> list[str]:
     return [f"{name}={fields[name]}" for name, value in vars(usual).items() if fields[name] != value]
 
 
+def departing(spec: Spec, tokens: int) -> Iterator[TritonConfig]:
+    """Few configs of the search space that together depart from the default in every field in which any does."""
+    usual = vars(default_config(spec, tokens))
+    departures = {
+        config: {name for name, value in vars(config).items() if value != usual[name]}
+        for config in configs(spec, tokens)
+    }
+    missing = set().union(*departures.values())
+    while missing:
+        best = max(departures, key=lambda config: len(departures[config] & missing))
+        missing -= departures[best]
+        yield best
+
+
 def spec_of(op: Op, layout: Layout, target: str, block: int, dtypes: tuple[Dtype, Dtype]) -> Spec:
     """A spec with an epilogue that has every part the op may have."""
     is_gated = op.startswith("gated")
@@ -102,10 +116,12 @@ def _of_op(op: Op, layout: Layout, target: str) -> Iterator[Variant]:
         yield variant(spec, config, many, helper="block_norms")
     if layout == "masked" and op != "input_grad":
         yield variant(spec, config, many, is_transposed=True)
-    for other, config, tokens in _other_configs(replace(spec, block=(128, 128)), (few, many)):
-        yield variant(other, config, tokens)
-        if config.splits > 1 and op in ("linear", "weight_grad"):
-            yield variant(other, config, tokens, helper="reduce")
+    other = replace(spec, block=(128, 128))
+    for tokens in (few, many):
+        for config in departing(other, tokens):
+            yield variant(other, config, tokens)
+            if config.splits > 1 and op in ("linear", "weight_grad"):
+                yield variant(other, config, tokens, helper="reduce")
     if op in MLPS:
         return  # made of the same products as the linears
     for block, tokens in itertools.product(_OTHER_BLOCKS, (few, many)):
@@ -119,18 +135,3 @@ def _of_op(op: Op, layout: Layout, target: str) -> Iterator[Variant]:
         if dtypes[0] == dtypes[1] or (layout == "masked" and tokens == many):
             spec = spec_of(op, layout, target, 64, dtypes)
             yield variant(spec, default_config(spec, tokens), tokens)
-
-
-def _other_configs(spec: Spec, ends: tuple[int, int]) -> Iterator[tuple[Spec, TritonConfig, int]]:
-    """Few configs of the search space that together depart from the default in every field in which any does."""
-    for tokens in ends:
-        usual = vars(default_config(spec, tokens))
-        departures = {
-            config: {name for name, value in vars(config).items() if value != usual[name]}
-            for config in configs(spec, tokens)
-        }
-        missing = set().union(*departures.values())
-        while missing:
-            best = max(departures, key=lambda config: len(departures[config] & missing))
-            missing -= departures[best]
-            yield spec, best, tokens

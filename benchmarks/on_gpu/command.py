@@ -1,133 +1,179 @@
-"""The command `python benchmarks/gpu.py`: a whole run, parts of one, or the rows of several runs together."""
+"""The command `python benchmarks/gpu.py`: a whole run, parts of one, or the rows of several runs together.
+
+It takes nothing that does not come with torch and Triton, for it runs where nothing can be installed. Every part works
+in processes of its own (`isolated.py`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated
-
-import torch
-import typer
+from typing import TypeVar
 
 from benchmarks.on_gpu import cases as all_cases
-from benchmarks.on_gpu import kernels, model, rows, tables, training, tuning, verify
-from benchmarks.on_gpu.cases import Case
-from benchmarks.on_gpu.device import this_gpu
-from benchmarks.on_gpu.kernels import Deadline
+from benchmarks.on_gpu import device, isolated, parts, rows, tables
+from benchmarks.on_gpu.deadline import Deadline
+from benchmarks.on_gpu.isolated import Left, Lost
 from benchmarks.on_gpu.rivals import RIVALS
 from benchmarks.on_gpu.rows import GpuDevice, GpuRow
-from benchmarks.settings import numbers
-from benchmarks.terminal import console, report
+from benchmarks.on_gpu.tensors import DTYPES
+from benchmarks.on_gpu.verify import Verdict
 
-PARTS = ("verify", "kernels", "tuning", "model", "train")
-# Seconds of each part of a whole run, which ends within eight minutes.
-_SHARES = {"verify": 90.0, "kernels": 150.0, "tuning": 60.0, "model": 90.0, "train": 50.0}
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+# Seconds of each part of a whole run, which ends within eight minutes. What one leaves, the next may take.
+SHARES = {"verify": 60.0, "kernels": 150.0, "tuning": 60.0, "model": 110.0, "train": 50.0}
+_TO_MEASURE_S = 60.0  # for the rates of the GPU
+_EPILOG = "Rows are appended one by one. The cases that tell most come first; what there was no time for is named."
+Value = TypeVar("Value")
 
-_ALL_PARTS, _ALL_MODELS, _ALL_RIVALS = ",".join(PARTS), ",".join(all_cases.SHAPES), ",".join(RIVALS)
-_ALL_TOKENS, _ALL_SPARSITIES, _ALL_BLOCKS = (
-    ",".join(map(str, values)) for values in (all_cases.TOKENS, all_cases.SPARSITIES, all_cases.BLOCKS)
-)
+
+@dataclass
+class _Run:
+    """What a run found so far. is_right: whether nothing was wrong, and nothing lost."""
+
+    json: Path
+    rows: list[GpuRow]
+    num_checks: int = 0
+    is_right: bool = True
+
+    def take(self, found: object, num_items: int) -> None:
+        """One thing that a part gave, kept or told at once: the machine may be taken away."""
+        if isinstance(found, GpuRow):
+            self.rows.append(found)
+            rows.append([found], self.json)
+        elif isinstance(found, Verdict):
+            self.num_checks += 1
+            if found.problem:
+                self.is_right = False
+                where = f" at {found.config}" if found.config else ""
+                say(f"wrong: {found.check}, by {found.kernel}{where}: {found.problem}")
+        elif isinstance(found, Lost):
+            self.is_right = False
+            say(f"lost: {found.item}: {found.reason}")
+        elif isinstance(found, Left):
+            say(f"out of time: {len(found.items)} of {num_items} are left out, the first of them {found.items[0]}")
+        else:
+            say(str(found))
 
 
 def main(
-    only: Annotated[str, typer.Option(help="Parts to run.")] = _ALL_PARTS,
-    models: Annotated[str, typer.Option(help="Whose layers.")] = _ALL_MODELS,
-    tokens: Annotated[str, typer.Option(help="Rows of the activation.")] = _ALL_TOKENS,
-    sparsity: Annotated[str, typer.Option(help="Fractions of zero blocks.")] = _ALL_SPARSITIES,
-    block: Annotated[str, typer.Option(help="Edges of blocks.")] = _ALL_BLOCKS,
-    dtype: Annotated[str, typer.Option(help="bf16, fp16 or fp32.")] = "bf16",
-    against: Annotated[str, typer.Option(help="Others beside dense, where installed; empty for none.")] = _ALL_RIVALS,
-    seconds: Annotated[float | None, typer.Option(help="For each part, not its share of eight minutes.")] = None,
-    json: Annotated[Path, typer.Option(dir_okay=False, help="Where rows are appended.")] = rows.PATH,
-    merge: Annotated[list[Path] | None, typer.Option(help="Merge the rows of such files; measure nothing.")] = None,
-) -> None:
-    """Verifies the kernels on the GPU at hand, then times them; the cases that tell most come first."""
-    if merge:
-        show(_merge(merge, json))
-        return
-    parts = _parts(only)
-    chosen = all_cases.cases(
-        _models(models), numbers(tokens, int), numbers(sparsity, float), numbers(block, int), dtype
-    )
-    device = this_gpu()
-    rates = ", ".join(f"{name} {rate:.0f} TFLOP/s" for name, rate in device.tflop_s.items())
-    console.print(f"{device.name} ({device.target}), copy {device.copy_gb_s:.0f} GB/s, {rates}", highlight=False)
-    found: list[GpuRow] = []
-    for part in parts:
-        deadline = Deadline.after(seconds or _SHARES[part])
-        if part == "verify":
-            if not verified("cuda", deadline):
-                raise typer.Exit(1)  # what is wrong is not timed
+    arguments: Sequence[str] | None = None, *, where: str = "cuda", prepare: Callable[[], None] | None = None
+) -> int:
+    """Verifies the kernels on the GPU at hand, then times them; the exit status, 1 where something was wrong.
+
+    where: torch's device; prepare: what every process calls first. Both are for tests.
+    """
+    asked = _parser().parse_args(arguments)
+    if asked.merge:
+        show(_merge(asked.merge, asked.json))
+        return 0
+    chosen = all_cases.cases(asked.models, asked.tokens, asked.sparsity, asked.block, asked.dtype)
+    gpu = _gpu(where, prepare)
+    if gpu is None:
+        return 1
+    rates = ", ".join(f"{name} {rate:.0f} TFLOP/s" for name, rate in gpu.tflop_s.items())
+    say(f"{gpu.name} ({gpu.target}), copy {gpu.copy_gb_s:.0f} GB/s, {rates}")
+    run = _Run(asked.json, [])
+    deadline = Deadline.after(0)
+    for name in parts.PARTS:
+        if name not in asked.only:
             continue
-        for row in _rows(part, chosen, [name for name in against.split(",") if name], device, deadline):
-            found.append(row)
-            rows.append([row], json)  # at once: the machine may be taken away
-    show(found)
-    console.print(f"rows appended to {json}", highlight=False)
+        deadline = Deadline.after(asked.seconds) if asked.seconds else Deadline(deadline.ends + SHARES[name])
+        part = parts.part(name, chosen, asked.against, gpu, deadline, where)
+        say(f"{name}: {len(part.items)} to do in {deadline.left_s:.0f} s")
+        for found in isolated.run(
+            part.work, part.items, deadline, num_workers=part.num_workers, grace_s=part.grace_s, prepare=prepare
+        ):
+            run.take(found, len(part.items))
+        if name == "verify":
+            say(f"{run.num_checks} checks against float64, {'all right' if run.is_right else 'some wrong'}")
+    show(rows.merged([run.rows]))
+    say(f"rows appended to {asked.json}")
+    return 0 if run.is_right else 1
 
 
-def show(found: list[GpuRow]) -> None:
+def show(found: Sequence[GpuRow]) -> None:
     """Prints tables and what a reader asks first."""
-    for table in tables.rich_tables(found):
-        console.print(table)
-    for line in tables.summary(found):
-        console.print(line, highlight=False)
+    for text in (*tables.texts(found), *tables.summary(found)):
+        say(text)
 
 
-def verified(
-    device: str,
-    deadline: Deadline,
-    dtypes: tuple[torch.dtype, ...] = _DTYPES,
-    blocks: tuple[int, ...] = (32, 64, 128),
-    tokens: tuple[int, ...] = (1, 17, 100, 301),
-) -> bool:
-    """Whether every check passes that there is time for."""
-    is_right, number = True, 0
-    for check in verify.checks(dtypes, blocks, tokens):
-        if deadline.left_s < 0:
-            console.print("out of time: not every check has run", style="yellow")
-            break
-        verdict = verify.verify(check, device)
-        number += 1
-        if verdict.problem:
-            is_right = False
-            console.print(f"wrong: {check}, by {verdict.kernel}: {verdict.problem}", style="red", highlight=False)
-    report(f"{number} checks against float64, {'all right' if is_right else 'some wrong'}")
-    return is_right
+def say(text: str) -> None:
+    """Prints at once, whatever becomes of the process."""
+    print(text, flush=True)
 
 
-def _rows(part: str, chosen: list[Case], names: list[str], device: GpuDevice, deadline: Deadline) -> Iterator[GpuRow]:
-    if part == "kernels":
-        return kernels.run(chosen, names, device, deadline, report)
-    if part == "tuning":
-        return tuning.run(chosen, device, deadline, report)
-    if part == "train":
-        many = [case for case in chosen if case.tokens >= 2048 and case.op != "linear" and case.sparsity >= 0.8]
-        return training.run(many, device, deadline, report)
-    return model.run(device, deadline, 0.9, 64, report)
+def _gpu(where: str, prepare: Callable[[], None] | None) -> GpuDevice | None:
+    """The GPU, measured; None, and the reason is told, where there is none."""
+    work = partial(device.work, where=where)
+    for found in isolated.run(work, ["the rates of the GPU"], Deadline.after(_TO_MEASURE_S), prepare=prepare):
+        if isinstance(found, GpuDevice):
+            return found
+        say(found.reason if isinstance(found, Lost) else str(found))
+    return None
 
 
-def _parts(text: str) -> tuple[str, ...]:
-    asked = numbers(text, str)
-    if unknown := set(asked) - set(PARTS):
-        raise typer.BadParameter(f"expected parts among {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
-    return tuple(part for part in PARTS if part in asked)
-
-
-def _models(text: str) -> tuple[str, ...]:
-    asked = numbers(text, str)
-    if unknown := set(asked) - set(all_cases.SHAPES):
-        known = ", ".join(all_cases.SHAPES)
-        raise typer.BadParameter(f"expected models among {known}, got {', '.join(sorted(unknown))}")
-    return asked
-
-
-def _merge(paths: list[Path], json: Path) -> list[GpuRow]:
-    """The merged rows, which replace those of `json` in one step."""
-    merged = rows.merged(rows.read(path) for path in paths)
+def _merge(paths: Sequence[Path], json: Path) -> list[GpuRow]:
+    """The rows of all files and of `json`, which they replace in one step."""
+    merged = rows.merged(rows.read(path) for path in (json, *paths))
     temporary = json.with_name(f"{json.name}.new")
     temporary.unlink(missing_ok=True)
     rows.append(merged, temporary)
     temporary.replace(json)
     return merged
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python benchmarks/gpu.py", description=main.__doc__, epilog=_EPILOG)
+
+    def several(name: str, kind: Callable[[str], Value], known: Sequence[Value], what: str, *, is_open: bool) -> None:
+        listed = ",".join(map(str, known))
+        parser.add_argument(
+            name, type=_values(kind, None if is_open else known), default=tuple(known), help=f"{what}; all: {listed}"
+        )
+
+    several("--only", str, parts.PARTS, "parts to run", is_open=False)
+    several("--models", str, tuple(all_cases.SHAPES), "whose layers", is_open=False)
+    several("--tokens", int, all_cases.TOKENS, "rows of the activation", is_open=True)
+    several("--sparsity", float, all_cases.SPARSITIES, "fractions of zero blocks", is_open=True)
+    several("--block", int, all_cases.BLOCKS, "edges of blocks", is_open=True)
+    several("--against", str, tuple(RIVALS), "others beside dense, where installed, or none", is_open=False)
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="of what is timed (default: bf16)")
+    parser.add_argument("--seconds", type=_seconds, help="for each part, in place of its share of eight minutes")
+    parser.add_argument("--json", type=Path, default=rows.PATH, help=f"where rows are appended (default: {rows.PATH})")
+    parser.add_argument("--merge", type=_file, action="append", help="merge the rows of such files; measure nothing")
+    return parser
+
+
+def _values(kind: Callable[[str], Value], known: Sequence[Value] | None) -> Callable[[str], tuple[Value, ...]]:
+    """Reads values with commas between them; known: those that there are."""
+
+    def read(text: str) -> tuple[Value, ...]:
+        parts_of_text = () if text in ("", "none") else text.split(",")
+        try:
+            found = tuple(kind(part) for part in parts_of_text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(f"expected values with commas between them, got {text!r}") from error
+        if known is not None and (unknown := [value for value in found if value not in known]):
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(map(str, known))}, got {unknown[0]}")
+        return found
+
+    return read
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if seconds <= 0:
+        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
+    return seconds
+
+
+def _file(text: str) -> Path:
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"expected a file of rows, got {text!r}")
+    return Path(text)

@@ -61,17 +61,19 @@ def _pass(calls: Calls) -> tuple[Callable[[], None], bool]:
         for call in calls:
             call()
 
-    side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    side.wait_stream(torch.cuda.current_stream())
+    own, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(own)
     with torch.cuda.stream(side):
         for _ in range(_WARM_PASSES):
             run()
-    torch.cuda.current_stream().wait_stream(side)
+    own.wait_stream(side)
+    torch.cuda.synchronize()  # an error of a kernel is raised here, and not taken for one of the capture
     graph = torch.cuda.CUDAGraph()
     try:
         with torch.cuda.graph(graph):
             run()
     except RuntimeError:  # it reads values, or allocates in ways that no graph holds
+        torch.cuda.set_stream(own)  # a capture that fails to end leaves its own behind
         torch.cuda.synchronize()
         return run, False
     return graph.replay, True

@@ -6,7 +6,7 @@ MLP, are compiled by Inductor one block at a time, and run as CUDA graphs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from benchmarks.on_gpu import events
 from benchmarks.on_gpu.cases import SHAPES, Case
-from benchmarks.on_gpu.kernels import Deadline, Report
+from benchmarks.on_gpu.isolated import Give
 from benchmarks.on_gpu.rivals import DENSE, OURS
-from benchmarks.on_gpu.rows import GpuDevice, GpuRow, row_of
+from benchmarks.on_gpu.rows import GpuDevice, row_of
 from benchmarks.on_gpu.tensors import sparse_layers
 from blast_compile import ops
 
@@ -47,9 +47,9 @@ LLAMAS = (Llama("llama-1b", 16, 32, 8), Llama("llama-8b", 32, 32, 8))
 class DenseMlp(nn.Module):
     """Gate and up as one product."""
 
-    def __init__(self, hidden: int, features: int) -> None:
+    def __init__(self, hidden: int, features: int, where: str) -> None:
         super().__init__()
-        self.both, self.down = _linear(2 * hidden, features), _linear(features, hidden)
+        self.both, self.down = _linear(2 * hidden, features, where), _linear(features, hidden, where)
 
     def forward(self, x: Tensor) -> Tensor:
         """x: `[1, T, K]`."""
@@ -60,10 +60,10 @@ class DenseMlp(nn.Module):
 class SparseMlp(nn.Module):
     """The fused op on packed layers."""
 
-    def __init__(self, case: Case, generator: torch.Generator) -> None:
+    def __init__(self, case: Case, generator: torch.Generator, where: str) -> None:
         super().__init__()
         self.case = case
-        for name, layer in zip(("gate", "up", "down"), sparse_layers(case, "cuda", generator), strict=True):
+        for name, layer in zip(("gate", "up", "down"), sparse_layers(case, where, generator), strict=True):
             self.register_buffer(name, layer.operand)
             self.register_buffer(f"{name}_index", layer.index)
 
@@ -83,15 +83,16 @@ class SparseMlp(nn.Module):
 class Block(nn.Module):
     """Attention with a cache of fixed size, then an MLP."""
 
-    def __init__(self, llama: Llama, mlp: nn.Module) -> None:
+    def __init__(self, llama: Llama, mlp: nn.Module, where: str) -> None:
         super().__init__()
         K, self.head = llama.features, llama.features // llama.heads
         self.heads, self.kv_heads = llama.heads, llama.kv_heads
-        self.norms = nn.Parameter(torch.ones(2, K, device="cuda", dtype=DTYPE))
-        self.qkv, self.out = _linear((llama.heads + 2 * llama.kv_heads) * self.head, K), _linear(K, K)
+        self.norms = nn.Parameter(torch.ones(2, K, device=where, dtype=DTYPE))
+        self.qkv = _linear((llama.heads + 2 * llama.kv_heads) * self.head, K, where)
+        self.out = _linear(K, K, where)
         self.mlp = mlp
         shape = (2, 1, llama.kv_heads, llama.context, self.head)
-        self.register_buffer("cache", torch.zeros(shape, device="cuda", dtype=DTYPE))
+        self.register_buffer("cache", torch.zeros(shape, device=where, dtype=DTYPE))
         self.cache: Tensor
 
     def forward(self, x: Tensor, places: Tensor, mask: Tensor) -> Tensor:
@@ -110,10 +111,10 @@ class Block(nn.Module):
 class Decoder(nn.Module):
     """Embedding, blocks and head, for inference."""
 
-    def __init__(self, llama: Llama, mlps: Sequence[nn.Module]) -> None:
+    def __init__(self, llama: Llama, mlps: Sequence[nn.Module], where: str) -> None:
         super().__init__()
-        self.llama, self.embedding = llama, _linear(llama.vocabulary, llama.features)
-        self.blocks = nn.ModuleList(Block(llama, mlp) for mlp in mlps)
+        self.llama, self.embedding = llama, _linear(llama.vocabulary, llama.features, where)
+        self.blocks = nn.ModuleList(Block(llama, mlp, where) for mlp in mlps)
 
     def compiled_(self) -> None:
         """Compiles the blocks, which share one graph."""
@@ -128,47 +129,42 @@ class Decoder(nn.Module):
         return F.linear(x[:, -1], self.embedding).argmax(-1)
 
 
-def run(device: GpuDevice, deadline: Deadline, sparsity: float, block: int, report: Report) -> Iterator[GpuRow]:
-    """Decode and prefill of each model there is time for."""
-    for llama in LLAMAS:
-        if deadline.left_s < 0:
-            report(f"out of time: {llama.model} is left out")
-            return
-        report(f"{llama.model}: compiling")
-        case = Case(SHAPES[llama.model], "gated_mlp", 1, sparsity, block)
-        yield from _rows(llama, case, device)
-
-
-def _rows(llama: Llama, case: Case, device: GpuDevice) -> list[GpuRow]:
-    calls: dict[str, dict[str, events.Calls]] = {"decode": {}, "prefill": {}}
+def work(llama: Llama, give: Give, *, device: GpuDevice, sparsity: float = 0.9, block: int = 64, where: str) -> None:
+    """Gives the rows of decode and prefill of a model, dense and sparse. where: torch's device."""
+    give(f"{llama.model}: compiling")
+    case = Case(SHAPES[llama.model], "gated_mlp", 1, sparsity, block)
+    phases = {"decode": 1, "prefill": llama.context}
+    calls: dict[str, dict[str, events.Calls]] = {phase: {} for phase in phases}
     peaks: dict[str, int] = {}
     models = []  # alive while their graphs run
     for name in (DENSE, OURS):
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        generator = torch.Generator("cuda").manual_seed(0)
+        generator = torch.Generator(where).manual_seed(0)
         mlps: list[nn.Module] = [
-            SparseMlp(case, generator) if name == OURS else DenseMlp(case.shape.hidden, case.shape.features)
+            SparseMlp(case, generator, where)
+            if name == OURS
+            else DenseMlp(case.shape.hidden, case.shape.features, where)
             for _ in range(llama.layers)
         ]
-        model = Decoder(llama, mlps).eval().requires_grad_(False)
+        model = Decoder(llama, mlps, where).eval().requires_grad_(False)
         model.compiled_()
         models.append(model)
-        for phase, count in (("decode", 1), ("prefill", llama.context)):
+        for phase, count in phases.items():
             calls[phase][name] = [step(model, count)]
             with torch.no_grad():
                 calls[phase][name][0]()
         peaks[name] = torch.cuda.max_memory_allocated() - before
-    found = []
-    for phase, count in (("decode", 1), ("prefill", llama.context)):
+    for phase, count in phases.items():
         with torch.no_grad():
             measured = events.measure(calls[phase], rounds=7, seconds=2.0)
         dense_us = measured[DENSE].timing.median_us
-        found += [
-            row_of("model", case, name, device, one, op=phase, tokens=count, dense_us=dense_us, peak_bytes=peaks[name])
-            for name, one in measured.items()
-        ]
-    return found
+        for name, one in measured.items():
+            give(
+                row_of(
+                    "model", case, name, device, one, op=phase, tokens=count, dense_us=dense_us, peak_bytes=peaks[name]
+                )
+            )
 
 
 def step(model: Decoder, num_tokens: int) -> Callable[[], Tensor]:
@@ -181,6 +177,6 @@ def step(model: Decoder, num_tokens: int) -> Callable[[], Tensor]:
     return lambda: model(tokens, places, mask)
 
 
-def _linear(outputs: int, inputs: int) -> nn.Parameter:
-    values = torch.randn(outputs, inputs, device="cuda", dtype=DTYPE).mul_(inputs**-0.5)
+def _linear(outputs: int, inputs: int, where: str) -> nn.Parameter:
+    values = torch.randn(outputs, inputs, device=where, dtype=DTYPE).mul_(inputs**-0.5)
     return nn.Parameter(values, requires_grad=False)

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +22,22 @@ from torch import Tensor
 from benchmarks.on_gpu.cases import Case
 from benchmarks.on_gpu.tensors import SparseLayer
 from benchmarks.on_gpu.verify import relative_error
-from blast_compile import ops
+from blast_compile import compat, ops
+from blast_compile.codegen.triton_build import import_triton
 
 Call = Callable[[], object]
 OURS, DENSE = "blast", "dense"
 _MOST_ERROR = 2.0**-5  # of a rival's product in 16 bits
-# What the set-up of somebody else's kernel may raise where it does not take a case.
-_REFUSALS = (RuntimeError, ValueError, TypeError, AttributeError, AssertionError, LookupError, NameError)
+_TUNING_S = 5.0  # of another's tuner, for a case
+_REFUSALS: tuple[type[Exception], ...] = (
+    RuntimeError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    LookupError,
+    NameError,
+)
 
 
 class UnavailableError(Exception):
@@ -55,10 +66,14 @@ def dense(case: Case, x: Tensor, weights: Sequence[Tensor]) -> Call:
 
 @dataclass(frozen=True)
 class Rival:
-    """A prepared call, and how its result becomes `[tokens, outputs]`: what a model would pay for that is not timed."""
+    """A prepared call, and how its result becomes `[tokens, outputs]`: what a model would pay for that is not timed.
+
+    note: what a reader of its row should know.
+    """
 
     call: Call
     read: Callable[[Any], Tensor]
+    note: str = ""
 
 
 def torch_bsr(case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Rival:
@@ -68,8 +83,10 @@ def torch_bsr(case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Rival:
     weight = layers[0].dense(x.dtype).to_sparse_bsr((case.block, case.block))
     columns = _columns(x)
     zeros = torch.zeros(case.outputs, columns.shape[1], dtype=x.dtype, device=x.device)
-    meta.tune_bsr_dense_addmm(zeros, weight, columns, beta=0, store=True)
-    return Rival(lambda: kernels.bsr_dense_addmm(zeros, weight, columns, beta=0), lambda y: y.t()[: case.tokens])
+    with _tuning_for(_TUNING_S) as tried:
+        meta.tune_bsr_dense_addmm(zeros, weight, columns, beta=0, store=True)
+    note = f"its tuner tried {len(tried)} configs in {_TUNING_S:.0f} s" if tried else ""
+    return Rival(lambda: kernels.bsr_dense_addmm(zeros, weight, columns, beta=0), lambda y: y.t()[: case.tokens], note)
 
 
 def torchao(case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Rival:
@@ -125,8 +142,8 @@ RIVALS: dict[str, Callable[[Case, Tensor, Sequence[SparseLayer]], Rival]] = {
 }
 
 
-def prepare(name: str, case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Call:
-    """A rival's call, run once; raises `UnavailableError` where it takes no such case, or gives another product."""
+def prepare(name: str, case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Rival:
+    """A rival, run once; raises `UnavailableError` where it takes no such case, or gives another product."""
     if case.op != "linear":
         raise UnavailableError(f"{name} has no {case.op}")
     try:
@@ -134,13 +151,41 @@ def prepare(name: str, case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> 
             warnings.simplefilter("ignore", UserWarning)  # some call themselves beta, or tell of configs they skip
             rival = RIVALS[name](case, x, layers)
             got = rival.read(rival.call())
-    except _REFUSALS as refusal:
+    except _refusals() as refusal:
         reason = str(refusal).splitlines() or [""]
         raise UnavailableError(f"{name} does not run {case}: {type(refusal).__name__}: {reason[0][:160]}") from refusal
     error = relative_error(got, F.linear(x, layers[0].dense(x.dtype)))
     if not error <= _MOST_ERROR:
         raise UnavailableError(f"{name} is not timed on {case}: expected the product of dense, got an error of {error}")
-    return rival.call
+    return rival
+
+
+@contextmanager
+def _tuning_for(seconds: float) -> Iterator[list[float]]:
+    """Has torch's tuner end in good order after so long, with the best that it found; gives the times that it took.
+
+    Left alone it takes minutes a shape: it warms each config up for half a second, and there are hundreds. One whose
+    timing fails it leaves out, so from then on all do.
+    """
+    testing, ends = _import("triton.testing"), time.monotonic() + seconds
+    do_bench, found = testing.do_bench, []
+
+    def limited(run: Callable[[], object], *, warmup: int, rep: int) -> float:
+        if time.monotonic() > ends:
+            raise TimeoutError
+        found.append(float(do_bench(run, warmup=min(warmup, 25), rep=min(rep, 50))))
+        return found[-1]
+
+    testing.do_bench = limited
+    try:
+        yield found
+    finally:
+        testing.do_bench = do_bench
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What the set-up of somebody else's kernel may raise where it does not take a case."""
+    return (*_REFUSALS, import_triton().errors.TritonError) if compat.has_triton() else _REFUSALS
 
 
 def _columns(x: Tensor) -> Tensor:

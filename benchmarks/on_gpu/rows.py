@@ -114,9 +114,9 @@ def append(rows: Iterable[GpuRow], path: Path) -> None:
 
 
 def read(path: Path) -> list[GpuRow]:
-    """The rows of a file; none where it is missing."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    contents = [json.loads(line) for line in lines]
+    """The rows of a file; none where it is missing. A last line that was cut off is left out."""
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    contents = [json.loads(line) for line in lines if line.endswith("\n")]
     return [GpuRow(**{**content, "device": GpuDevice(**content["device"])}) for content in contents]
 
 

@@ -6,8 +6,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from math import exp, log
 
-from rich.table import Table
-
 from benchmarks.on_gpu.rivals import DENSE, OURS
 from benchmarks.on_gpu.rows import GpuRow
 from benchmarks.text import ratio, time_text
@@ -20,13 +18,13 @@ _PART_TITLES = {
 }
 
 
-def rich_tables(rows: Iterable[GpuRow]) -> Iterator[Table]:
-    """One table for each part, op and model."""
+def texts(rows: Iterable[GpuRow]) -> Iterator[str]:
+    """One table for each part, op and model, with a line above it."""
     groups: dict[tuple[str, str, str], list[GpuRow]] = defaultdict(list)
     for row in rows:
         groups[row.part, row.model, row.op].append(row)
     for (part, model, op), group in groups.items():
-        yield _table(f"{_PART_TITLES[part]}: {model}, {op}, {group[0].device.name}", group)
+        yield f"{_PART_TITLES[part]}: {model}, {op}, {group[0].device.name}\n{_table(group)}\n"
 
 
 def summary(rows: Sequence[GpuRow]) -> list[str]:
@@ -34,7 +32,7 @@ def summary(rows: Sequence[GpuRow]) -> list[str]:
     lines = [line for name in _rivals(rows) for line in _against(rows, name)]
     lost = [row for row in rows if row.candidate == OURS and (row.speedup or 1.0) < 1.0]
     lines += [f"slower than dense, {ratio(row.speedup)}: {_problem(row)}" for row in lost]
-    unlike = [row for row in rows if row.note == "not as a graph"]
+    unlike = [row for row in rows if "not as a graph" in row.note]
     lines += [f"timed without a graph: {row.candidate}, {_problem(row)}" for row in unlike]
     return lines
 
@@ -69,13 +67,10 @@ def _problem(row: GpuRow) -> str:
     return f"{row.model} {row.op}, {row.tokens} tokens, {row.sparsity:.0%} sparse, block {row.block}, {row.dtype}"
 
 
-def _table(title: str, rows: Sequence[GpuRow]) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in ("tokens", "sparsity", "block", "candidate", "median", "10 % to 90 %", "over dense", "of the limit"):
-        table.add_column(name, justify="left" if name == "candidate" else "right", no_wrap=True)
+def _table(rows: Sequence[GpuRow]) -> str:
+    header = ["tokens", "sparsity", "block", "candidate", "median", "10 % to 90 %", "over dense", "of the limit"]
     has_memory = any(row.peak_bytes for row in rows)
-    if has_memory:
-        table.add_column("peak", justify="right", no_wrap=True)
+    lines = [header + ["peak"] * has_memory]
     for row in sorted(rows, key=lambda row: (row.tokens, row.sparsity, row.block, row.candidate != DENSE)):
         cells = [
             str(row.tokens),
@@ -87,5 +82,6 @@ def _table(title: str, rows: Sequence[GpuRow]) -> Table:
             ratio(row.speedup),
             "" if row.limit_frac is None else f"{row.limit_frac:.0%}",
         ]
-        table.add_row(*cells, *([f"{row.peak_bytes / 2**30:.2f} GiB"] if has_memory else []))
-    return table
+        lines.append(cells + [f"{row.peak_bytes / 2**30:.2f} GiB"] * has_memory)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  " + "  ".join(map(str.rjust, line, widths)) for line in lines)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -10,30 +10,21 @@ from torch import Tensor
 
 from benchmarks.on_gpu import events
 from benchmarks.on_gpu.cases import Case
-from benchmarks.on_gpu.kernels import Deadline, Report
+from benchmarks.on_gpu.isolated import Give
 from benchmarks.on_gpu.rivals import DENSE, OURS
-from benchmarks.on_gpu.rows import GpuDevice, GpuRow, row_of
+from benchmarks.on_gpu.rows import GpuDevice, row_of
 from benchmarks.on_gpu.tensors import DTYPES, dense_weights, random_mask
 from blast_compile import layout, ops
 
 
-def run(cases: Sequence[Case], device: GpuDevice, deadline: Deadline, report: Report) -> Iterator[GpuRow]:
-    """The rows of as many cases as there is time for."""
-    for case in cases:
-        if deadline.left_s < 0:
-            report(f"out of time: {case} and what follows are left out")
-            return
-        report(f"training: {case}")
-        generator = torch.Generator("cuda").manual_seed(0)
-        weights = dense_weights(case.layers, case.dtype, "cuda", generator)
-        masks = [random_mask(shape, case.block, case.sparsity, "cuda", generator) for shape in case.layers]
-        x = torch.randn(case.tokens, case.shape.features, device="cuda", generator=generator).to(DTYPES[case.dtype])
-        for op, calls in (
-            ("step", _steps(case, x, weights, masks)),
-            ("weight_grad", _weight_grads(case, x, weights[0], masks[0], generator)),
-        ):
-            yield from _rows(case, op, calls, device)
-        torch.cuda.empty_cache()
+def work(case: Case, give: Give, *, device: GpuDevice, where: str) -> None:
+    """Gives the rows of a case. where: torch's device."""
+    generator = torch.Generator(where).manual_seed(0)
+    weights = dense_weights(case.layers, case.dtype, where, generator)
+    masks = [random_mask(shape, case.block, case.sparsity, where, generator) for shape in case.layers]
+    x = torch.randn(case.tokens, case.shape.features, device=where, generator=generator).to(DTYPES[case.dtype])
+    _give_rows(case, "step", _steps(case, x, weights, masks), device, give)
+    _give_rows(case, "weight_grad", _weight_grads(case, x, weights[0], masks[0], generator), device, give)
 
 
 def _steps(
@@ -65,7 +56,7 @@ def _steps(
 def _weight_grads(
     case: Case, x: Tensor, weight: Tensor, mask: Tensor, generator: torch.Generator
 ) -> dict[str, Callable[[], object]]:
-    grad = torch.randn(case.tokens, weight.shape[0], device="cuda", generator=generator).to(x.dtype)
+    grad = torch.randn(case.tokens, weight.shape[0], device=x.device, generator=generator).to(x.dtype)
     index, block = layout.masked_index(mask), [case.block, case.block]
     return {
         OURS: lambda: torch.ops.blast.weight_grad.nograd(grad, x, weight, index, block, ops.ABI),
@@ -73,7 +64,7 @@ def _weight_grads(
     }
 
 
-def _rows(case: Case, op: str, calls: dict[str, Callable[[], object]], device: GpuDevice) -> Iterator[GpuRow]:
+def _give_rows(case: Case, op: str, calls: dict[str, Callable[[], object]], device: GpuDevice, give: Give) -> None:
     peaks = {}
     for name, call in calls.items():
         torch.cuda.reset_peak_memory_stats()
@@ -83,4 +74,4 @@ def _rows(case: Case, op: str, calls: dict[str, Callable[[], object]], device: G
     measured = events.measure({name: [call] for name, call in calls.items()}, rounds=5, seconds=0.3)
     dense_us = measured[DENSE].timing.median_us
     for name, one in measured.items():
-        yield row_of("train", case, name, device, one, op=f"{case.op} {op}", dense_us=dense_us, peak_bytes=peaks[name])
+        give(row_of("train", case, name, device, one, op=f"{case.op} {op}", dense_us=dense_us, peak_bytes=peaks[name]))

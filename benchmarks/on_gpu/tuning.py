@@ -1,12 +1,19 @@
-"""Tries the configs of the search space on a GPU; what a compiler rejects is never launched.
+"""Tries the configs of the search space on a GPU; what a compiler rejects is never timed.
 
-The products of an op first, one after another, then, for a few tokens, a whole MLP in one launch beside its products.
-What is chosen becomes a plan of this GPU, with which the ops run from then on.
+Configs come in any order but for the untuned one, so that a search that ends early has looked everywhere, and the next
+ones are compiled by other processes meanwhile. The products of an op first, one after another, then, for a few tokens,
+a whole MLP in one launch beside its products. What is chosen becomes a plan of this GPU, with which the ops run from
+then on.
 """
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
+import os
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,13 +21,16 @@ from torch import Tensor
 
 from benchmarks.on_gpu import events, rivals
 from benchmarks.on_gpu.cases import Case
-from benchmarks.on_gpu.kernels import Deadline, Report, error_of
+from benchmarks.on_gpu.deadline import Deadline
+from benchmarks.on_gpu.isolated import Give
+from benchmarks.on_gpu.kernels import error_of
 from benchmarks.on_gpu.rivals import OURS
-from benchmarks.on_gpu.rows import GpuDevice, GpuRow, row_of
+from benchmarks.on_gpu.rows import GpuDevice, row_of
 from benchmarks.on_gpu.tensors import DTYPES, SparseLayer, sparse_layers
 from blast_compile import __version__, launch
 from blast_compile.codegen.spec import Spec
-from blast_compile.codegen.triton import TritonConfig
+from blast_compile.codegen.triton import TritonConfig, configs
+from blast_compile.codegen.triton_build import import_triton
 from blast_compile.codegen.triton_config import FEW_TOKENS
 from blast_compile.codegen.triton_space import MLPS
 from blast_compile.gpu import kernels, space
@@ -31,19 +41,16 @@ from blast_compile.tuning.records import Record, now
 
 _MOST_ERROR = 2.0**-6
 _AT_ONCE = 8
+_COMPILERS = 8
 TUNED = "blast tuned"
 _BEFORE, _AFTER = "default", "best"
 
 
-def run(
-    cases: Sequence[Case], device: GpuDevice, deadline: Deadline, report: Report, where: str = "cuda"
-) -> Iterator[GpuRow]:
-    """A row of each case as it is tuned, beside the untuned one in the same rounds. where: torch's device."""
-    for case in cases:
-        if deadline.left_s < 0:
-            report(f"out of time: {case} and what follows are left out")
-            return
-        yield from _tune(case, device, deadline, report, where)
+def work(case: Case, give: Give, *, device: GpuDevice, deadline: Deadline, where: str) -> None:
+    """Gives a row of a case as it is tuned, beside the untuned one in the same rounds. where: torch's device."""
+    num_compilers = min(_COMPILERS, os.cpu_count() or 1)
+    with ProcessPoolExecutor(num_compilers, multiprocessing.get_context("spawn")) as compilers:
+        _tune(case, device, deadline, give, where, compilers)
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class _Problem:
             return events.measure(calls, rounds=rounds, seconds=seconds)
 
 
-def _tune(case: Case, device: GpuDevice, deadline: Deadline, report: Report, where: str) -> list[GpuRow]:
+def _tune(case: Case, device: GpuDevice, deadline: Deadline, give: Give, where: str, compilers: Executor) -> None:
     generator = torch.Generator(where).manual_seed(0)
     layers = sparse_layers(case, where, generator)
     x = torch.randn(case.tokens, case.shape.features, device=where, generator=generator).to(DTYPES[case.dtype])
@@ -83,14 +90,14 @@ def _tune(case: Case, device: GpuDevice, deadline: Deadline, report: Report, whe
     activation = "identity" if case.op == "linear" else "silu"
     kernel = launch.describe(case.op, x, *operands, None, *hidden, case.outputs, [case.block, case.block], activation)
     if not isinstance(kernel, GpuKernel):
-        report(f"{case}: {kernel.reason}")
-        return []
+        give(f"{case}: {kernel.reason}")
+        return
     problems = list(_problems(kernel, case, x, layers))
     choices: dict[Spec, TritonConfig | None] = {problem.spec: None for problem in problems}
     for problem in problems:
         kernels.choose(problem.spec, case.tokens, None)
     for problem in problems:
-        record, choices[problem.spec] = _search(problem, deadline, report)
+        record, choices[problem.spec] = _search(problem, deadline, give, compilers)
         kernels.choose(problem.spec, case.tokens, choices[problem.spec])
         if record is not None:
             Database.default(record.device).add(record)
@@ -109,7 +116,8 @@ def _tune(case: Case, device: GpuDevice, deadline: Deadline, report: Report, whe
         last = events.measure({OURS: [untuned], TUNED: [tuned]}, rounds=9, seconds=0.3)
     tuned()
     notes = {OURS: "the default", TUNED: "; ".join(repr(config) for config in choices.values() if config)}
-    return [row_of("tuning", case, name, device, one, note=notes[name]) for name, one in last.items()]
+    for name, one in last.items():
+        give(row_of("tuning", case, name, device, one, note=notes[name]))
 
 
 def _problems(kernel: GpuKernel, case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Iterator[_Problem]:
@@ -127,21 +135,24 @@ def _problems(kernel: GpuKernel, case: Case, x: Tensor, layers: Sequence[SparseL
         yield _Problem(spec, sizes, case, call, lambda: error_of(case, x, layers))
 
 
-def _search(problem: _Problem, deadline: Deadline, report: Report) -> tuple[Record | None, TritonConfig | None]:
+def _search(
+    problem: _Problem, deadline: Deadline, give: Give, compilers: Executor
+) -> tuple[Record | None, TritonConfig | None]:
     """The plan of a problem, and the config that is faster than none beyond the noise; None where none is."""
     spec, case = problem.spec, problem.case
-    candidates = space.candidates(spec, case.tokens)
-    fitting = [candidate.config for candidate in candidates if not candidate.reason]
-    report(f"{case}, {spec.op}: {len(fitting)} of {len(candidates)} configs compile to kernels that fit")
     best: TritonConfig | None = None
-    for first in range(0, len(fitting), _AT_ONCE):
+    tried, judged = 0, 0
+    for batch in _batches(spec, case.tokens, compilers):
         if deadline.left_s < 0:
             break
-        batch = [best] if best is not None else []
-        batch += [c for c in fitting[first : first + _AT_ONCE] if _is_right(problem, c, report)]
-        if batch:
-            times = problem.timed({repr(config): config for config in batch}, rounds=5, seconds=0.1)
-            best = min(batch, key=lambda config: times[repr(config)].timing.median_us)
+        judged += len(batch)
+        fitting = [config for config, reason in batch if not reason and _is_right(problem, config, give)]
+        tried += len(fitting)
+        rivals_of_best = [best] if best is not None else []
+        if fitting:
+            times = problem.timed({repr(c): c for c in (*rivals_of_best, *fitting)}, rounds=5, seconds=0.1)
+            best = min((*rivals_of_best, *fitting), key=lambda config: times[repr(config)].timing.median_us)
+    give(f"{case}, {spec.op}: of {judged} configs {tried} compile to kernels that fit, and were timed")
     if best is None:
         return None, None
     last = problem.timed({_BEFORE: None, _AFTER: best}, rounds=9, seconds=0.3)
@@ -168,10 +179,30 @@ def _search(problem: _Problem, deadline: Deadline, report: Report) -> tuple[Reco
     return replace(record, median_us=before.median_us, p10_us=before.p10_us, p90_us=before.p90_us), None
 
 
-def _is_right(problem: _Problem, config: TritonConfig, report: Report) -> bool:
-    problem.at(config)()
-    found = problem.error()
+def _batches(spec: Spec, tokens: int, compilers: Executor) -> Iterator[list[tuple[TritonConfig, str]]]:
+    """All configs, some at a time, each with what a compiler has against it; the next ones are compiled meanwhile."""
+    first, *others = configs(spec, tokens)
+    random.Random(0).shuffle(others)
+    order = [first, *others]
+    verdicts = [compilers.submit(space.reason_against, spec, config) for config in order[: 2 * _AT_ONCE]]
+    for number in itertools.count(0, _AT_ONCE):
+        batch = order[number : number + _AT_ONCE]
+        if not batch:
+            return
+        ahead = order[len(verdicts) : number + 3 * _AT_ONCE]
+        verdicts += [compilers.submit(space.reason_against, spec, config) for config in ahead]
+        yield [(config, verdicts[number + i].result()) for i, config in enumerate(batch)]
+
+
+def _is_right(problem: _Problem, config: TritonConfig, give: Give) -> bool:
+    """Whether a kernel runs at `config`, and gives what it should."""
+    try:
+        problem.at(config)()
+        found = problem.error()
+    except import_triton().runtime.errors.OutOfResources as error:
+        give(f"refused: {config} on {problem.case}: {error}")
+        return False
     if found <= _MOST_ERROR:
         return True
-    report(f"refused: {config} on {problem.case}: relative error {found:.1e}")
+    give(f"refused: {config} on {problem.case}: relative error {found:.1e}")
     return False

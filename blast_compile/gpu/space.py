@@ -12,6 +12,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from blast_compile import kernels
 from blast_compile.codegen import triton
 from blast_compile.codegen.spec import Spec
@@ -58,7 +60,7 @@ def reason_against(spec: Spec, config: TritonConfig) -> str:
 def _judged(spec: Spec, config: TritonConfig) -> str:
     with tempfile.TemporaryDirectory(prefix="blast-fit-") as folder:
         try:
-            compiled = cross_compile(load_kernel(spec, config, Path(folder)))
+            compiled = cross_compile(load_kernel(spec, config, Path(folder)), in_cache=torch.cuda.is_available())
         except BuildError as error:
             return f"does not compile: {str(error).splitlines()[0]}"
     counted_on = resident(spec, config)

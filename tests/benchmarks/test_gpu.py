@@ -11,19 +11,19 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from rich.console import Console
-from typer.testing import CliRunner
 
-from benchmarks.on_gpu import cases, events, rows, tables, tuning, verify
-from benchmarks.on_gpu.kernels import Deadline
+from benchmarks.on_gpu import cases, checks, command, events, rows, tables, tuning, verify
+from benchmarks.on_gpu.checks import Check
+from benchmarks.on_gpu.deadline import Deadline
 from benchmarks.on_gpu.rivals import RIVALS, Rival, UnavailableError, prepare
 from benchmarks.on_gpu.rows import GpuDevice, GpuRow
 from benchmarks.on_gpu.tensors import sparse_layers
-from benchmarks.on_gpu.verify import Check, Verdict
+from benchmarks.on_gpu.verify import Verdict
 from blast_compile.codegen.triton import TritonConfig
 from blast_compile.tuning.database import Database
 from blast_compile.tuning.records import Record
 from blast_compile.tuning.timing import Timing
+from tests.benchmarks.pretended_gpu import Here
 from tests.gpu import interpreted
 
 H100 = GpuDevice("H100", "cuda:sm_90", 50 * 2**20, 132, "2.11", "3.6", "abc", 3000.0, {"bf16": 800.0, "fp32": 50.0})
@@ -92,10 +92,18 @@ def test_what_no_kernel_serves_is_no_success(interpreter: ProcessPoolExecutor) -
 
 
 def test_checks_name_every_op_and_are_all_different() -> None:
-    found = list(verify.checks((torch.bfloat16,), (32,), (1, 17)))
+    found = checks.checks((torch.bfloat16,), (32,), (1, 17))
     assert len({str(check) for check in found}) == len(found)
     assert {check.op for check in found} >= {"linear", "gated_mlp", *GRADS}
     assert {check.density for check in found} == {0.0, 0.4, 1.0}
+    assert len({(check.op, check.layout) for check in found[:24]}) == 24, "where time is short, each has been seen"
+    assert {check.op for check in found if check.is_varied} == {
+        "linear",
+        "gated_linear",
+        "mlp",
+        "gated_mlp",
+        *GRADS[:2],
+    }
 
 
 def test_cases_that_tell_most_come_first() -> None:
@@ -149,31 +157,43 @@ def test_summary_tells_gains_and_every_loss() -> None:
 
 
 def test_tables_show_rows() -> None:
-    console = Console(width=160)
-    with console.capture() as capture:
-        for table in tables.rich_tables([DENSE, replace(ROW, dense_us=400.0, limit_us=50.0, peak_bytes=2**30)]):
-            console.print(table)
-    text = capture.get()
-    assert "Kernels: llama-8b, linear, H100" in text
-    assert all(part in text for part in ("100 us", "4.00x", "50%", "1.00 GiB"))
+    (text,) = tables.texts([DENSE, replace(ROW, dense_us=400.0, limit_us=50.0, peak_bytes=2**30)])
+    title, header, *lines = text.splitlines()
+    assert title == "Kernels: llama-8b, linear, H100"
+    assert [line.split()[3] for line in lines] == ["dense", "blast"]
+    assert len({len(line) for line in (header, *lines)}) == 1
+    assert all(part in lines[1] for part in ("100 us", "4.00x", "50%", "1.00 GiB"))
 
 
-def test_command_merges_and_refuses(tmp_path: Path) -> None:
-    import typer
+def test_rows_merge_into_what_was_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kept, newer = replace(ROW, tokens=1), replace(ROW, median_us=50.0, date="2026-01-02")
+    rows.append([ROW, kept], tmp_path / "all.jsonl")
+    rows.append([newer, DENSE], tmp_path / "a.jsonl")
+    with (tmp_path / "a.jsonl").open("a") as file:
+        file.write('{"part": "ker')  # the machine was taken away
+    arguments = ["--merge", str(tmp_path / "a.jsonl"), "--json", str(tmp_path / "all.jsonl")]
+    assert command.main(arguments) == 0
+    assert rows.read(tmp_path / "all.jsonl") == [newer, kept, DENSE]
+    assert "Kernels: llama-8b, linear, H100" in capsys.readouterr().out
 
-    from benchmarks.on_gpu.command import main
 
-    app = typer.Typer()
-    app.command()(main)
-    rows.append([ROW, DENSE], tmp_path / "a.jsonl")
-    merged = tmp_path / "all.jsonl"
-    done = CliRunner().invoke(app, ["--merge", str(tmp_path / "a.jsonl"), "--json", str(merged)])
-    assert done.exit_code == 0, done.output
-    assert rows.read(merged) == [ROW, DENSE]
-    for arguments, message in ((["--only", "speed"], "expected parts"), (["--models", "gpt-9"], "expected models")):
-        refused = CliRunner().invoke(app, arguments)
-        assert refused.exit_code == 2
-        assert message in refused.output
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--only", "speed"], "expected some of verify, kernels"),
+        (["--models", "gpt-9"], "expected some of llama-1b"),
+        (["--against", "none,us"], "expected some of torch BSR"),
+        (["--tokens", "many"], "expected values with commas"),
+        (["--seconds", "0"], "expected a positive number"),
+        (["--merge", "missing.jsonl"], "expected a file of rows"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        command.main(arguments)
+    assert message in capsys.readouterr().err
 
 
 def tuned(tokens: int) -> tuple[list[GpuRow], list[Record], str]:
@@ -194,10 +214,14 @@ def tuned(tokens: int) -> tuple[list[GpuRow], list[Record], str]:
     kernels.forget()
     with (
         patch.object(events, "measure", measure),
-        patch.object(space, "candidates", lambda *_: [space.Candidate(config, "") for config in configs]),
+        patch.object(tuning, "ProcessPoolExecutor", Here),
+        patch.object(tuning, "configs", lambda *_: iter(configs)),
+        patch.object(space, "reason_against", lambda *_: ""),
     ):
-        found = list(tuning.run([case], H100, Deadline.after(100), lambda _: None, "cpu"))
+        given: list[object] = []
+        tuning.work(case, given.append, device=H100, deadline=Deadline.after(100), where="cpu")
     kernels.forget()
+    found = [row for row in given if isinstance(row, GpuRow)]
     records = [record for record in Database.default().records() if record.outcome == "chosen"]
     step = next(record for record in records if record.problem.op == "gated_linear" and record.problem.tokens == tokens)
     sizes = kernels.Sizes(step.problem.shapes, step.problem.density, step.device)
@@ -234,7 +258,7 @@ def test_rivals_that_give_another_product_are_not_timed(factor: float, monkeypat
 
     monkeypatch.setitem(RIVALS, "stk", transposed)
     if factor == 1.0:
-        assert isinstance(prepare("stk", case, x, layers)(), torch.Tensor)
+        assert isinstance(prepare("stk", case, x, layers).call(), torch.Tensor)
         return
     with pytest.raises(UnavailableError, match="expected the product of dense, got an error of 0.1"):
         prepare("stk", case, x, layers)
