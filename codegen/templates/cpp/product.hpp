@@ -2,7 +2,7 @@
 
 constexpr int TILES[] = {{ "{" }}{{ config.tiles | join(", ") }}{{ "}" }};  // sizes that have a kernel
 constexpr int MAX_TILE = TILES[0];
-constexpr int STRIP = {{ config.vectors }} * VL;  // outputs of a register tile
+constexpr int STRIP = {{ config.vectors }} * VL;  // outputs of the largest tile
 constexpr int64_t LINE = 64;                    // bytes of a cache line
 constexpr int64_t PREFETCH_BYTES = {{ config.prefetch_bytes }};  // from weights to what is fetched while they are used
 
@@ -44,8 +44,17 @@ template <int W>
 constexpr int vectors() { return (W + VL - 1) / VL; }
 
 // Few tokens leave few sums; more chains of them hide the latency of a multiply-add.
-template <int MT>
-constexpr int chains() { return MT <= 2 ? {{ config.chains }} : 1; }
+template <int MT, int W>
+constexpr int chains() { return MT <= 2 ? std::max(1, {{ config.chains }} * std::min(W, STRIP) / W) : 1; }
+
+// Calls f with 0 to N - 1 as constants. What it chooses by them stays in registers; g++ keeps arrays that loops go over, even
+// unrolled ones, in memory as well, and stores to it at every step.
+template <int N, class F>
+inline void unrolled(F&& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) {
+    (f(std::integral_constant<int, I>{}), ...);
+  }(std::make_integer_sequence<int, N>{});
+}
 
 template <int MT, int W>
 using Sums = Vec[MT][vectors<W>()];
@@ -58,21 +67,39 @@ inline void load_weights(const Word* p, int64_t, Operand (&w)[vectors<W>()]) {
   for (int v = 0; v < vectors<W>(); ++v) w[v] = load_operand(p + v * VL);
 }
 
-// Two rows of plain bf16 values, paired in registers.
+// Two rows of plain bf16 values, paired in registers. Two vectors hold the outputs by fours in turn, until `sort_outputs`.
 template <int W>
 inline void load_weights(const bf16* p, int64_t stride, Operand (&w)[vectors<W>()]) {
-  const __m512i low = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
-                                       39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
 #pragma GCC unroll 8
   for (int v = 0; v < vectors<W>(); v += 2) {
     constexpr __mmask32 ALL = ~__mmask32(0);
     const int left = W - v * VL;
     const __mmask32 mask = left >= 32 ? ALL : ALL >> (32 - left);
     __m512i even = _mm512_maskz_loadu_epi16(mask, p + v * VL), odd = _mm512_maskz_loadu_epi16(mask, p + stride + v * VL);
-    w[v] = bits<Operand>(_mm512_permutex2var_epi16(even, low, odd));
-    if (v + 1 < vectors<W>())
-      w[v + 1] = bits<Operand>(_mm512_permutex2var_epi16(even, _mm512_add_epi16(low, _mm512_set1_epi16(16)), odd));
+    if (v + 1 < vectors<W>()) {
+      w[v] = bits<Operand>(_mm512_unpacklo_epi16(even, odd));
+      w[v + 1] = bits<Operand>(_mm512_unpackhi_epi16(even, odd));
+    } else {
+      const __m512i in_turn = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8,
+                                               39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+      w[v] = bits<Operand>(_mm512_permutex2var_epi16(even, in_turn, odd));
+    }
   }
+}
+
+// Unpacking works on quarters of a vector, so the first of two vectors got outputs 0 to 3, 8 to 11 and so on.
+template <class Stored, int MT, int W>
+inline void sort_outputs(Sums<MT, W>& sums) {
+  if constexpr (std::is_same_v<Stored, bf16>)
+#pragma GCC unroll 32
+    for (int m = 0; m < MT; ++m)
+#pragma GCC unroll 8
+      for (int v = 0; v + 1 < vectors<W>(); v += 2) {
+        const __m512i low = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0), high = _mm512_add_epi64(low, _mm512_set1_epi64(4));
+        __m512i a = bits<__m512i>(sums[m][v]), b = bits<__m512i>(sums[m][v + 1]);
+        sums[m][v] = bits<Vec>(_mm512_permutex2var_epi64(a, low, b));
+        sums[m][v + 1] = bits<Vec>(_mm512_permutex2var_epi64(a, high, b));
+      }
 }
 {%- else -%}
 template <int W, class T>
@@ -80,51 +107,48 @@ inline void load_weights(const T* p, int64_t, Operand (&w)[vectors<W>()]) {
 #pragma GCC unroll 8
   for (int v = 0; v < vectors<W>(); ++v) w[v] = W - v * VL >= VL ? load(p + v * VL) : load_part(p + v * VL, W - v * VL);
 }
+
+template <class Stored, int MT, int W>
+inline void sort_outputs(Sums<MT, W>&) {}
 {%- endif %}
 
 // sums[.][m] += x[step * x_stride + m] * the step's weights, over all steps; steps alternate between chains. For each row of
 // weights, FETCHED bytes ahead are fetched.
 template <int MT, int W, int64_t FETCHED = 0, class Stored>
-inline void accumulate(Vec (&sums)[chains<MT>()][MT][vectors<W>()], const Word* x, int64_t x_stride, const Stored* weights,
-                       int64_t weight_stride, int64_t steps) {
-  constexpr int CHAINS = chains<MT>();
+[[gnu::always_inline, gnu::flatten]] inline void accumulate(Vec (&sums)[chains<MT, W>()][MT][vectors<W>()], const Word* x,
+                                                            int64_t x_stride, const Stored* weights, int64_t weight_stride,
+                                                            int64_t steps) {
+  constexpr int CHAINS = chains<MT, W>();
   constexpr int ROWS = std::is_same_v<Stored, Word> ? 1 : PER_WORD;
-  auto step = [&](int64_t s, int chain) __attribute__((always_inline)) {
+  auto step = [&](int64_t s, auto chain) {
     Operand w[vectors<W>()];
     const Stored* from = weights + s * ROWS * weight_stride;
     load_weights<W>(from, weight_stride, w);
 #pragma GCC unroll 16
     for (int64_t byte = 0; byte < ROWS * FETCHED; byte += LINE)
       __builtin_prefetch(reinterpret_cast<const char*>(from) + PREFETCH_BYTES + byte);
-#pragma GCC unroll 32
-    for (int m = 0; m < MT; ++m) {
+    unrolled<MT>([&](auto m) {
       Operand b = broadcast(x[s * x_stride + m]);
-#pragma GCC unroll 8
-      for (int v = 0; v < vectors<W>(); ++v) sums[chain][m][v] = multiply_add(sums[chain][m][v], w[v], b);
-    }
+      unrolled<vectors<W>()>([&](auto v) { sums[chain][m][v] = multiply_add(sums[chain][m][v], w[v], b); });
+    });
   };
   int64_t s = 0;
 {%- if config.unroll > 1 %}
 #pragma GCC unroll {{ config.unroll }}
 {%- endif %}
-  for (; s + CHAINS <= steps; s += CHAINS) {
-#pragma GCC unroll 8
-    for (int chain = 0; chain < CHAINS; ++chain) step(s + chain, chain);
-  }
+  for (; s + CHAINS <= steps; s += CHAINS) unrolled<CHAINS>([&](auto chain) { step(s + chain, chain); });
   if (steps % CHAINS > 0)
-    for (; s < steps; ++s) step(s, 0);
+    for (; s < steps; ++s) step(s, std::integral_constant<int, 0>{});
 }
 
 template <int MT, int W>
-inline void add_chains(Vec (&sums)[chains<MT>()][MT][vectors<W>()], Sums<MT, W>& total) {
-#pragma GCC unroll 32
-  for (int m = 0; m < MT; ++m)
-#pragma GCC unroll 8
-    for (int v = 0; v < vectors<W>(); ++v) {
+[[gnu::always_inline, gnu::flatten]] inline void add_chains(Vec (&sums)[chains<MT, W>()][MT][vectors<W>()], Sums<MT, W>& total) {
+  unrolled<MT>([&](auto m) {
+    unrolled<vectors<W>()>([&](auto v) {
       total[m][v] = sums[0][m][v];
-#pragma GCC unroll 8
-      for (int chain = 1; chain < chains<MT>(); ++chain) total[m][v] += sums[chain][m][v];
-    }
+      unrolled<chains<MT, W>() - 1>([&](auto chain) { total[m][v] += sums[chain + 1][m][v]; });
+    });
+  });
 }
 
 // Calls f with the tile's size as a constant.

@@ -12,10 +12,10 @@ struct Result {
 // W outputs of a block row from `offset` on, for the MT tokens of a tile.
 template <int MT, int W, int64_t FETCHED>
 inline void product(const Row& row, const Word* tile, int64_t offset, Sums<MT, W>& total) {
-  // Few tokens wait for memory, and ask for a small block at once; else weights are fetched along with the arithmetic.
+  // Few tokens ask for a small block at once; else weights are fetched along with the arithmetic.
   constexpr int64_t BLOCK_BYTES = CONTRACTION_EDGE * FETCHED;
-  constexpr bool AT_ONCE = MT < 12 && BLOCK_BYTES <= 2048;
-  Vec sums[chains<MT>()][MT][vectors<W>()] = {};
+  constexpr bool AT_ONCE = MT < 12 && BLOCK_BYTES <= 1024;
+  Vec sums[chains<MT, W>()][MT][vectors<W>()] = {};
   for (int64_t i = 0; i < row.count; ++i) {
     const Stored* block = row.blocks + i * STORED_BLOCK;
     if constexpr (AT_ONCE)
@@ -24,6 +24,7 @@ inline void product(const Row& row, const Word* tile, int64_t offset, Sums<MT, W
     accumulate<MT, W, AT_ONCE ? 0 : FETCHED>(sums, tile + row.columns[i] * STEPS * MT, MT, block + offset, STORED_STRIDE, STEPS);
   }
   add_chains<MT, W>(sums, total);
+  sort_outputs<Stored, MT, W>(total);
 }
 
 inline Vec load_up_to(const auto* p, int n) { return n >= VL ? load(p) : load_part(p, std::max(n, 0)); }
@@ -73,14 +74,19 @@ inline void strip(const Layer& gate, const Layer& up, const Row& gate_row, const
 template <class Stage, int MT>
 inline void row_of_tile(const Layer& gate, const Layer& up, const Row& gate_row, const Row& up_row, const Word* tile,
                         int64_t first_token, int64_t row_start, const Result& result) {
-  constexpr int FIRST = std::min(STRIP, OUTPUT_EDGE), WHOLE = OUTPUT_EDGE / STRIP * STRIP, REST = OUTPUT_EDGE % STRIP;
+{%- if direct %}
+  constexpr int MOST = 3 * MT <= MAX_TILE ? 2 * STRIP : STRIP;  // few tokens leave registers, and read wide blocks in longer runs
+{%- else %}
+  constexpr int MOST = STRIP;
+{%- endif %}
+  constexpr int WIDTH = std::min(MOST, OUTPUT_EDGE), WHOLE = OUTPUT_EDGE / WIDTH * WIDTH, REST = OUTPUT_EDGE % WIDTH;
   constexpr int64_t FETCHED = {{ "OUTPUT_EDGE * sizeof(Stored)" if direct else "0" }};  // by the first strip, for all of a row
   const int64_t outputs = up.outputs - row_start;
-  strip<Stage, MT, FIRST, FETCHED>(gate, up, gate_row, up_row, tile, first_token, row_start, 0, result);
-  if constexpr (WHOLE > STRIP)
-    for (int64_t offset = STRIP; offset < std::min<int64_t>(WHOLE, outputs); offset += STRIP)
-      strip<Stage, MT, STRIP>(gate, up, gate_row, up_row, tile, first_token, row_start, offset, result);
-  if constexpr (WHOLE > 0 && REST > 0)
+  strip<Stage, MT, WIDTH, FETCHED>(gate, up, gate_row, up_row, tile, first_token, row_start, 0, result);
+  if constexpr (WHOLE > WIDTH)
+    for (int64_t offset = WIDTH; offset < std::min<int64_t>(WHOLE, outputs); offset += WIDTH)
+      strip<Stage, MT, WIDTH>(gate, up, gate_row, up_row, tile, first_token, row_start, offset, result);
+  if constexpr (REST > 0)
     if (WHOLE < outputs) strip<Stage, MT, REST>(gate, up, gate_row, up_row, tile, first_token, row_start, WHOLE, result);
 }
 

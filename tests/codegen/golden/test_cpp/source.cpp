@@ -188,7 +188,7 @@ constexpr int64_t SPAN = 512;                // tokens between two barriers; bou
 
 constexpr int TILES[] = {6, 4, 2, 1};  // sizes that have a kernel
 constexpr int MAX_TILE = TILES[0];
-constexpr int STRIP = 2 * VL;  // outputs of a register tile
+constexpr int STRIP = 2 * VL;  // outputs of the largest tile
 constexpr int64_t LINE = 64;                    // bytes of a cache line
 constexpr int64_t PREFETCH_BYTES = 8192;  // from weights to what is fetched while they are used
 
@@ -230,8 +230,17 @@ template <int W>
 constexpr int vectors() { return (W + VL - 1) / VL; }
 
 // Few tokens leave few sums; more chains of them hide the latency of a multiply-add.
-template <int MT>
-constexpr int chains() { return MT <= 2 ? 4 : 1; }
+template <int MT, int W>
+constexpr int chains() { return MT <= 2 ? std::max(1, 4 * std::min(W, STRIP) / W) : 1; }
+
+// Calls f with 0 to N - 1 as constants. What it chooses by them stays in registers; g++ keeps arrays that loops go over, even
+// unrolled ones, in memory as well, and stores to it at every step.
+template <int N, class F>
+inline void unrolled(F&& f) {
+  [&]<int... I>(std::integer_sequence<int, I...>) {
+    (f(std::integral_constant<int, I>{}), ...);
+  }(std::make_integer_sequence<int, N>{});
+}
 
 template <int MT, int W>
 using Sums = Vec[MT][vectors<W>()];
@@ -242,46 +251,43 @@ inline void load_weights(const T* p, int64_t, Operand (&w)[vectors<W>()]) {
   for (int v = 0; v < vectors<W>(); ++v) w[v] = W - v * VL >= VL ? load(p + v * VL) : load_part(p + v * VL, W - v * VL);
 }
 
+template <class Stored, int MT, int W>
+inline void sort_outputs(Sums<MT, W>&) {}
+
 // sums[.][m] += x[step * x_stride + m] * the step's weights, over all steps; steps alternate between chains. For each row of
 // weights, FETCHED bytes ahead are fetched.
 template <int MT, int W, int64_t FETCHED = 0, class Stored>
-inline void accumulate(Vec (&sums)[chains<MT>()][MT][vectors<W>()], const Word* x, int64_t x_stride, const Stored* weights,
-                       int64_t weight_stride, int64_t steps) {
-  constexpr int CHAINS = chains<MT>();
+[[gnu::always_inline, gnu::flatten]] inline void accumulate(Vec (&sums)[chains<MT, W>()][MT][vectors<W>()], const Word* x,
+                                                            int64_t x_stride, const Stored* weights, int64_t weight_stride,
+                                                            int64_t steps) {
+  constexpr int CHAINS = chains<MT, W>();
   constexpr int ROWS = std::is_same_v<Stored, Word> ? 1 : PER_WORD;
-  auto step = [&](int64_t s, int chain) __attribute__((always_inline)) {
+  auto step = [&](int64_t s, auto chain) {
     Operand w[vectors<W>()];
     const Stored* from = weights + s * ROWS * weight_stride;
     load_weights<W>(from, weight_stride, w);
 #pragma GCC unroll 16
     for (int64_t byte = 0; byte < ROWS * FETCHED; byte += LINE)
       __builtin_prefetch(reinterpret_cast<const char*>(from) + PREFETCH_BYTES + byte);
-#pragma GCC unroll 32
-    for (int m = 0; m < MT; ++m) {
+    unrolled<MT>([&](auto m) {
       Operand b = broadcast(x[s * x_stride + m]);
-#pragma GCC unroll 8
-      for (int v = 0; v < vectors<W>(); ++v) sums[chain][m][v] = multiply_add(sums[chain][m][v], w[v], b);
-    }
+      unrolled<vectors<W>()>([&](auto v) { sums[chain][m][v] = multiply_add(sums[chain][m][v], w[v], b); });
+    });
   };
   int64_t s = 0;
-  for (; s + CHAINS <= steps; s += CHAINS) {
-#pragma GCC unroll 8
-    for (int chain = 0; chain < CHAINS; ++chain) step(s + chain, chain);
-  }
+  for (; s + CHAINS <= steps; s += CHAINS) unrolled<CHAINS>([&](auto chain) { step(s + chain, chain); });
   if (steps % CHAINS > 0)
-    for (; s < steps; ++s) step(s, 0);
+    for (; s < steps; ++s) step(s, std::integral_constant<int, 0>{});
 }
 
 template <int MT, int W>
-inline void add_chains(Vec (&sums)[chains<MT>()][MT][vectors<W>()], Sums<MT, W>& total) {
-#pragma GCC unroll 32
-  for (int m = 0; m < MT; ++m)
-#pragma GCC unroll 8
-    for (int v = 0; v < vectors<W>(); ++v) {
+[[gnu::always_inline, gnu::flatten]] inline void add_chains(Vec (&sums)[chains<MT, W>()][MT][vectors<W>()], Sums<MT, W>& total) {
+  unrolled<MT>([&](auto m) {
+    unrolled<vectors<W>()>([&](auto v) {
       total[m][v] = sums[0][m][v];
-#pragma GCC unroll 8
-      for (int chain = 1; chain < chains<MT>(); ++chain) total[m][v] += sums[chain][m][v];
-    }
+      unrolled<chains<MT, W>() - 1>([&](auto chain) { total[m][v] += sums[chain + 1][m][v]; });
+    });
+  });
 }
 
 // Calls f with the tile's size as a constant.
@@ -399,10 +405,10 @@ struct Result {
 // W outputs of a block row from `offset` on, for the MT tokens of a tile.
 template <int MT, int W, int64_t FETCHED>
 inline void product(const Row& row, const Word* tile, int64_t offset, Sums<MT, W>& total) {
-  // Few tokens wait for memory, and ask for a small block at once; else weights are fetched along with the arithmetic.
+  // Few tokens ask for a small block at once; else weights are fetched along with the arithmetic.
   constexpr int64_t BLOCK_BYTES = CONTRACTION_EDGE * FETCHED;
-  constexpr bool AT_ONCE = MT < 12 && BLOCK_BYTES <= 2048;
-  Vec sums[chains<MT>()][MT][vectors<W>()] = {};
+  constexpr bool AT_ONCE = MT < 12 && BLOCK_BYTES <= 1024;
+  Vec sums[chains<MT, W>()][MT][vectors<W>()] = {};
   for (int64_t i = 0; i < row.count; ++i) {
     const Stored* block = row.blocks + i * STORED_BLOCK;
     if constexpr (AT_ONCE)
@@ -411,6 +417,7 @@ inline void product(const Row& row, const Word* tile, int64_t offset, Sums<MT, W
     accumulate<MT, W, AT_ONCE ? 0 : FETCHED>(sums, tile + row.columns[i] * STEPS * MT, MT, block + offset, STORED_STRIDE, STEPS);
   }
   add_chains<MT, W>(sums, total);
+  sort_outputs<Stored, MT, W>(total);
 }
 
 inline Vec load_up_to(const auto* p, int n) { return n >= VL ? load(p) : load_part(p, std::max(n, 0)); }
@@ -460,14 +467,15 @@ inline void strip(const Layer& gate, const Layer& up, const Row& gate_row, const
 template <class Stage, int MT>
 inline void row_of_tile(const Layer& gate, const Layer& up, const Row& gate_row, const Row& up_row, const Word* tile,
                         int64_t first_token, int64_t row_start, const Result& result) {
-  constexpr int FIRST = std::min(STRIP, OUTPUT_EDGE), WHOLE = OUTPUT_EDGE / STRIP * STRIP, REST = OUTPUT_EDGE % STRIP;
+  constexpr int MOST = 3 * MT <= MAX_TILE ? 2 * STRIP : STRIP;  // few tokens leave registers, and read wide blocks in longer runs
+  constexpr int WIDTH = std::min(MOST, OUTPUT_EDGE), WHOLE = OUTPUT_EDGE / WIDTH * WIDTH, REST = OUTPUT_EDGE % WIDTH;
   constexpr int64_t FETCHED = OUTPUT_EDGE * sizeof(Stored);  // by the first strip, for all of a row
   const int64_t outputs = up.outputs - row_start;
-  strip<Stage, MT, FIRST, FETCHED>(gate, up, gate_row, up_row, tile, first_token, row_start, 0, result);
-  if constexpr (WHOLE > STRIP)
-    for (int64_t offset = STRIP; offset < std::min<int64_t>(WHOLE, outputs); offset += STRIP)
-      strip<Stage, MT, STRIP>(gate, up, gate_row, up_row, tile, first_token, row_start, offset, result);
-  if constexpr (WHOLE > 0 && REST > 0)
+  strip<Stage, MT, WIDTH, FETCHED>(gate, up, gate_row, up_row, tile, first_token, row_start, 0, result);
+  if constexpr (WHOLE > WIDTH)
+    for (int64_t offset = WIDTH; offset < std::min<int64_t>(WHOLE, outputs); offset += WIDTH)
+      strip<Stage, MT, WIDTH>(gate, up, gate_row, up_row, tile, first_token, row_start, offset, result);
+  if constexpr (REST > 0)
     if (WHOLE < outputs) strip<Stage, MT, REST>(gate, up, gate_row, up_row, tile, first_token, row_start, WHOLE, result);
 }
 
