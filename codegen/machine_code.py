@@ -79,14 +79,15 @@ def amd(text: str) -> list[Instruction]:
 def sass_loop(code: Sequence[Instruction]) -> InnerLoop:
     """The inner loop of SASS."""
     body = _product_loop(code, lambda i: bool(_SASS_TENSOR_CORE.match(i.name)), lambda i: i.name.startswith("FFMA"))
-    widths = _widths(_sass_width(i) for i in body if _SASS_LOAD.match(i.name))
+    descriptor_loads = sum(bool(_SASS_DESCRIPTOR_LOAD.match(i.name)) for i in body)
+    widths = _widths((_sass_width(i) for i in body if _SASS_LOAD.match(i.name)), has_tiles=descriptor_loads > 0)
     return InnerLoop(
         instructions=len(body),
         tensor_core=sum(bool(_SASS_TENSOR_CORE.match(i.name)) for i in body),
         other_math=sum(i.name.startswith("FFMA") for i in body),
         load_bytes=tuple(sorted(widths)),
         wide_frac=_wide_frac(widths),
-        descriptor_loads=sum(bool(_SASS_DESCRIPTOR_LOAD.match(i.name)) for i in body),
+        descriptor_loads=descriptor_loads,
     )
 
 
@@ -108,7 +109,8 @@ def _product_loop(code: Sequence[Instruction], *kinds: Callable[[Instruction], b
     loops = {(i.target, place + 1) for place, i in enumerate(code) if i.target is not None and i.target < place}
     for is_product in kinds:
         holding = [(first, end) for first, end in loops if any(map(is_product, code[first:end]))]
-        inner = [own for own in holding if not any(own != other and _holds(own, other) for other in holding)]
+        entered = [own for own in holding if not any(_enters(own, other) for other in holding)]
+        inner = [own for own in entered if not any(own != other and _holds(own, other) for other in entered)]
         if inner:
             bodies = [code[first:end] for first, end in sorted(inner)]
             return max(bodies, key=lambda body: (sum(map(is_product, body)), len(body)))
@@ -119,10 +121,15 @@ def _holds(outer: tuple[int, int], inner: tuple[int, int]) -> bool:
     return outer[0] <= inner[0] and inner[1] <= outer[1]
 
 
-def _widths(widths: Iterable[int]) -> Counter[int]:
-    """Loads by width; an index, one or two numbers a turn, does not count beside tiles."""
+def _enters(jump: tuple[int, int], loop: tuple[int, int]) -> bool:
+    """Whether a jump leads back into the middle of a loop from behind it: from where it waits, which is no loop."""
+    return loop[0] < jump[0] < loop[1] < jump[1]
+
+
+def _widths(widths: Iterable[int], *, has_tiles: bool = False) -> Counter[int]:
+    """Loads by width; an index, one or two numbers a turn, does not count beside tiles, which others may load."""
     counts = Counter(widths)
-    if counts[4] <= 2 and len(counts) > 1:
+    if counts[4] <= 2 and (has_tiles or len(counts) > 1):
         del counts[4]
     return +counts
 

@@ -19,15 +19,10 @@ def descriptors(kernel: TritonKernel, x_MK: Tensor, weights: Mapping[str, Tensor
     import_triton()
     from triton.tools.tensor_descriptor import TensorDescriptor
 
-    is_masked = walk(kernel.spec) == "masked"
-    is_adjacent = is_masked and all(weight.stride(0) == 1 for weight in weights.values())
-    tensors = {"x_desc": x_MK}
-    for prefix, weight in weights.items():
-        matrix = weight if is_masked else weight.flatten(0, 1)
-        tensors[f"{prefix}weight_desc"] = matrix.t() if is_adjacent else matrix
+    tensors, is_adjacent = _matrices(kernel, x_MK, weights)
     arguments: dict[str, object] = {"OUTPUTS_ADJACENT": is_adjacent}
     for name, tensor in tensors.items():
-        if tensor.stride(1) != 1 or tensor.stride(0) * tensor.itemsize % 16 or tensor.data_ptr() % 16:
+        if not _is_aligned(tensor):
             raise TargetError(
                 f"expected rows that start at multiples of 16 bytes for {name}, got strides {tensor.stride()} of "
                 f"{tensor.dtype}; use a config without descriptors"
@@ -37,3 +32,24 @@ def descriptors(kernel: TritonKernel, x_MK: Tensor, weights: Mapping[str, Tensor
         tile = descriptor_tile(kernel.spec, kernel.config, name, is_adjacent)
         arguments[name] = TensorDescriptor.from_tensor(covered, list(tile))
     return arguments
+
+
+def allow_descriptors(kernel: TritonKernel, x_MK: Tensor, weights: Mapping[str, Tensor]) -> bool:
+    """Whether strides and addresses allow descriptors of all of them."""
+    return all(map(_is_aligned, _matrices(kernel, x_MK, weights)[0].values()))
+
+
+def _matrices(kernel: TritonKernel, x_MK: Tensor, weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], bool]:
+    """What descriptors cover, by the names of arguments, and whether the outputs of masked weights are adjacent."""
+    is_masked = walk(kernel.spec) == "masked"
+    is_adjacent = is_masked and all(weight.stride(0) == 1 for weight in weights.values())
+    tensors = {"x_desc": x_MK}
+    for prefix, weight in weights.items():
+        matrix = weight if is_masked else weight.flatten(0, 1)
+        tensors[f"{prefix}weight_desc"] = matrix.t() if is_adjacent else matrix
+    return tensors, is_adjacent
+
+
+def _is_aligned(tensor: Tensor) -> bool:
+    """Whether rows are contiguous and start at multiples of 16 bytes."""
+    return tensor.stride(1) == 1 and tensor.stride(0) * tensor.itemsize % 16 == 0 and tensor.data_ptr() % 16 == 0

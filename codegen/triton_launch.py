@@ -129,6 +129,7 @@ def _product(
         arguments[f"{name}_ptr"] = rows(tensor) if name == "residual" else tensor.contiguous()
         if name == "residual":
             arguments["residual_row_stride"] = rows(tensor).stride(0)
+            spans.append(config.tokens * rows(tensor).stride(0))
         elif name == "gate":
             results["gate_out"] = torch.empty_like(out)
             arguments["gate_out_ptr"] = results["gate_out"]
@@ -143,7 +144,7 @@ def _product(
     if config.splits > 1:
         arguments["partial_ptr"] = x.new_empty(len(layers), config.splits, M, N, dtype=torch.float32)
         launch.run((num_tiles, config.splits))
-        launch.run((-(-N // REDUCED), M), "reduce")
+        launch.run((M, -(-N // REDUCED)), "reduce")
     elif config.is_persistent:
         launch.run((min(num_tiles, num_programs or num_resident(kernel, x)),))
     else:

@@ -52,6 +52,7 @@ def launch_mlp(
     if residual is not None:
         residual_MN = rows(residual)
         arguments |= {"residual_ptr": residual_MN, "residual_row_stride": residual_MN.stride(0)}
+        spans.append(config.tokens * residual_MN.stride(0))
     if config.splits > 1:
         arguments["partial_ptr"] = x.new_empty(config.splits, M, N, dtype=torch.float32)
     bn, bk = spec.block

@@ -14,7 +14,8 @@ import functools
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -111,7 +112,7 @@ def choose(step: Spec, num_tokens: int, config: TritonConfig | None) -> None:
     if config is not None:
         triton.triton_source(step, config)
     _chosen[step, bucket(num_tokens)] = config
-    for memo in (loaded, whole):
+    for memo in (_loaded, whole):
         memo.cache_clear()
 
 
@@ -127,15 +128,25 @@ def whole(spec: Spec, num_tokens: int, sizes: Sizes) -> TritonKernel | None:
     return None if config is None else load(spec, config)
 
 
-@functools.cache
 def loaded(step: Spec, num_tokens: int, sizes: Sizes) -> TritonKernel:
-    """The kernel of one step for a bucket of tokens; compiled when it is first launched."""
+    """The kernel of one step for a bucket of tokens; compiled when it is first launched.
+
+    Products of float32 are rounded to tf32 where torch's own are: `torch.set_float32_matmul_precision("high")`.
+    """
+    is_rounded = step.dtype == "float32" and torch.backends.cuda.matmul.fp32_precision == "tf32"
+    return _loaded(step, num_tokens, sizes, "tf32" if is_rounded else "ieee")
+
+
+@functools.cache
+def _loaded(step: Spec, num_tokens: int, sizes: Sizes, precision: Literal["ieee", "tf32"]) -> TritonKernel:
+    if (step, num_tokens) in _chosen and (chosen := _chosen[step, num_tokens]) is not None:
+        return load(step, chosen)
     config = _config(step, num_tokens, sizes)
     if config is None:
         R, C = layout.grid(sizes.shapes[0], step.block)
         blocks = (C, R) if step.op == "input_grad" else (R, C)
         config = fit(step, triton.default_config(step, num_tokens), num_tokens, blocks)
-    return load(step, config)
+    return load(step, replace(config, precision=precision))
 
 
 def problem_of(step: Spec, num_tokens: int, sizes: Sizes) -> Problem:
@@ -165,7 +176,7 @@ def load(step: Spec, config: TritonConfig) -> TritonKernel:
 def forget() -> None:
     """Drops what this process has chosen and loaded, so that changed settings are read anew."""
     _chosen.clear()
-    for memo in (find, loaded, whole, load):
+    for memo in (find, _loaded, whole, load):
         memo.cache_clear()
 
 

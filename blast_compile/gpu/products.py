@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -11,6 +12,7 @@ from blast_compile.calls import Call, Tensors
 from blast_compile.codegen import triton_launch
 from blast_compile.codegen.spec import Op, Spec
 from blast_compile.codegen.triton_build import TritonKernel
+from blast_compile.codegen.triton_descriptors import allow_descriptors
 from blast_compile.codegen.triton_index import row_order, transposed_index
 from blast_compile.codegen.triton_launch_mlp import launch_mlp
 from blast_compile.gpu import kernels
@@ -23,6 +25,7 @@ def forward(step: Spec, x: Tensor, layers: tuple[Tensors, ...], residual: Tensor
     """A forward product of `x` `[..., K]` with so many layers as `NUM_LAYERS` says; `[..., out_features]`."""
     shape = (out_features, x.shape[-1])
     kernel = kernel_for(step, (shape,) * len(layers), x, layers, residual)
+    kernel = _without_descriptors_where_none_fit(kernel, x, [weight for weight, *_ in layers])
     order = _order(kernel, layers[0][1], layout.grid(shape, step.block)[0])
     return triton_launch.launch_forward(kernel, x, layers, residual=residual, out_features=out_features, order=order)
 
@@ -65,6 +68,7 @@ def input_grad(
     shape = (grad.shape[-1], in_features)
     blocks = layout.grid(shape, step.block)
     kernel = kernel_for(step, (shape,), grad, (layer,), up, gate)
+    kernel = _without_descriptors_where_none_fit(kernel, grad, [weight.t() if weight.dim() == 2 else weight])
     transposed = transposed_index(index, blocks)
     return triton_launch.launch_input_grad(
         kernel,
@@ -92,6 +96,16 @@ def kernel_for(
     check_memory(x, *others, *(tensor for layer in layers for tensor in layer))
     sizes = kernels.Sizes.of(shapes, [weight for weight, *_ in layers], step.block, x.device)
     return kernels.loaded(step, num_tokens(x), sizes)
+
+
+def _without_descriptors_where_none_fit(kernel: TritonKernel, x: Tensor, weights: Sequence[Tensor]) -> TritonKernel:
+    """The kernel, or one cut up alike: a plan is made for shapes, and one call may have a view as its `x`."""
+    if not kernel.config.uses_descriptors:
+        return kernel
+    by_name = {str(number): weight for number, weight in enumerate(weights)}
+    if allow_descriptors(kernel, triton_launch.rows(x), by_name):
+        return kernel
+    return kernels.load(kernel.spec, replace(kernel.config, uses_descriptors=False))
 
 
 def num_tokens(x: Tensor) -> int:

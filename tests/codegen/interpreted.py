@@ -9,6 +9,7 @@ import mmap
 import os
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from blast_compile.codegen.triton import TritonConfig, default_config
 from blast_compile.codegen.triton_build import load_kernel
 from blast_compile.codegen.triton_launch import launch_forward
 from blast_compile.codegen.triton_launch_mlp import launch_mlp
-from tests.op_cases import Call, Case, make_call, relative_error
+from tests.op_cases import Call, Case, Layer, make_call, relative_error
 
 
 def choose_interpreter() -> None:
@@ -63,18 +64,24 @@ def error_of(
     num_spare: int = 0,
     padding: int = 3,
     num_programs: int | None = None,
+    far: str = "",
 ) -> float:
     """The relative error of a kernel on a call made by `make_call`, against float64; infinite where a result is NaN.
 
     `x` lies in rows wider by `padding`, which is NaN, so that reading over a row's end is seen. num_spare: unused
-    blocks at the end of packed values, NaN too. num_programs: of a persistent kernel. An ordered one gets a shuffled
-    order.
+    blocks at the end of packed values, NaN too. num_programs: of a persistent kernel. far: "weight" or "residual", to
+    lie where 32 bits do not reach. An ordered kernel gets a shuffled order.
     """
     call = make_call(case, leading, sizes, density=density)
     for layer in call.layers if num_spare else []:
         layer.operand = F.pad(layer.operand, (0, 0, 0, 0, 0, num_spare), value=float("nan"))
         layer.index = F.pad(layer.index, (0, num_spare), value=2**31 - 1)
     call.x = in_wider_rows(call.x, padding)
+    if far == "weight":
+        call.layers = [_far_away(layer) for layer in call.layers]
+    elif far == "residual":
+        assert call.residual is not None
+        call.residual = in_wider_rows(call.residual, 2**28)
     result = run(call, folder, config, num_programs)
     assert result.dtype == call.x.dtype
     assert result.is_contiguous()
@@ -99,6 +106,24 @@ def in_wider_rows(tensor: Tensor, padding: int = 3) -> Tensor:
     wide[..., width : width + 16] = float("nan")
     wide[..., :width] = tensor
     return wide[..., :width]
+
+
+def _far_away(layer: Layer) -> Layer:
+    """The same layer, all of whose blocks but the first lie beyond 2**31 elements."""
+    if layer.operand.dim() == 2:
+        is_transposed = layer.operand.stride(0) == 1
+        matrix = layer.operand.t() if is_transposed else layer.operand
+        wide = in_wider_rows(matrix, 2**31 // len(matrix) // 8 * 8 + 512)
+        return replace(layer, operand=wide.t() if is_transposed else wide)
+    (num_blocks, bk, bn), R = layer.operand.shape, layer.kept.shape[0]
+    skipped = 2**31 // (bk * bn)  # stored first, and no part of any row
+    with tempfile.TemporaryFile() as file:
+        file.truncate((skipped + num_blocks) * bk * bn * layer.operand.itemsize)
+        memory = mmap.mmap(file.fileno(), 0)
+    values = torch.frombuffer(memory, dtype=layer.operand.dtype).view(-1, bk, bn)
+    values[skipped:] = layer.operand
+    offsets, columns = layer.index[: R + 1] + skipped, F.pad(layer.index[R + 1 :], (skipped, 0))
+    return replace(layer, operand=values, index=torch.cat([offsets, columns]))
 
 
 def run(call: Call, folder: Path, config: TritonConfig | None = None, num_programs: int | None = None) -> Tensor:

@@ -73,18 +73,24 @@ def weight_grad_error(
     sizes: Sizes | None = None,
     density: float = 0.4,
     config: TritonConfig | None = None,
+    padding: int = 3,
 ) -> tuple[float, float, float]:
     """The relative errors of a weight gradient, of the norms of its kept blocks, and of those of probed blocks.
 
     A split kernel gives no norms of kept blocks: that error is 0.
     """
     call = make_call(case, (num_tokens,), sizes, density=density)
-    layer, x = call.layers[0], in_wider_rows(call.x)
+    layer, x = call.layers[0], in_wider_rows(call.x, padding)
     (N, K), kept = layer.clean.shape, layer.kept
     grad = _random_like(call, N, seed=1)
     kernel = _load(case, "weight_grad", (), grad, folder, config)
     result, norms = launch_weight_grad(
-        kernel, in_wider_rows(grad), x, weight=layer.operand, index=layer.index, norms=kernel.config.splits == 1
+        kernel,
+        in_wider_rows(grad, padding),
+        x,
+        weight=layer.operand,
+        index=layer.index,
+        norms=kernel.config.splits == 1,
     )
     assert (result.dtype, result.stride()) == (layer.operand.dtype, layer.operand.stride())
     dense = grad.double().t() @ call.x.double()

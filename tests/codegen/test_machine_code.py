@@ -76,6 +76,25 @@ def test_the_loop_of_an_epilogue_is_no_loop_of_products() -> None:
     assert loop == InnerLoop(instructions=6, other_math=4, load_bytes=(16,), wide_frac=1.0)
 
 
+def line(address: int, text: str) -> str:
+    return f"        /*{address:04x}*/                   {text} ;            /* 0x0 */\n"
+
+
+def test_where_a_copy_engine_is_waited_for_is_no_loop() -> None:
+    """Behind the end of the code it waits, and jumps back into the middle of the loop; an index is no tile."""
+    loop = (
+        line(0x10, "UTMALDG.2D [UR4], [UR8]")
+        + line(0x20, "LDG.E R2, desc[UR14][R8.64]")
+        + line(0x30, "@!P0 BRA 0x80")
+        + line(0x40, "HGMMA.64x128x16.F32.BF16 R24, gdesc[UR20].tnspB, R24")
+        + line(0x50, "@P1 BRA 0x10")
+    )
+    code = line(0x0, "MOV R1, R2") + loop + line(0x60, "STG.E R2, R3") + line(0x70, "EXIT")
+    waits = line(0x80, "@!P0 BRA 0x80") + line(0x90, "BRA 0x40")
+    found = machine_code.sass_loop(machine_code.sass(code + waits))
+    assert found == InnerLoop(instructions=5, tensor_core=1, descriptor_loads=1)
+
+
 def test_straight_code_has_no_loop() -> None:
     assert machine_code.sass_loop(machine_code.sass(SASS.splitlines()[1])) == InnerLoop()
 

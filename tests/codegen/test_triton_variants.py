@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from blast_compile.codegen.spec import Layout, Op, Spec
 from blast_compile.codegen.triton import TritonConfig, triton_source
 from blast_compile.errors import TargetError
 from tests.codegen.interpreted import error_of, spec_of
-from tests.codegen.interpreted_gradients import input_grad_error
+from tests.codegen.interpreted_gradients import input_grad_error, weight_grad_error
 from tests.codegen.test_triton_launch import LIMITS
 from tests.op_cases import FORMS, Case, Form
 
@@ -40,6 +41,8 @@ VARIANTS = {
 }
 LINEAR = Case("linear", torch.float32, (32, 32), "packed", "gelu", residual=True)
 GATED = Case("gated_linear", torch.bfloat16, (16, 32), "masked", "silu")
+OF_MANY = [name for name, config in VARIANTS.items() if not config.is_vector]
+MANY_TOKENS = range(0, 301, 37)
 EVEN = (96, 0, 80)  # rows of whole 16 bytes, and short blocks at the edges
 each_variant = pytest.mark.parametrize("name", list(VARIANTS))
 
@@ -94,9 +97,18 @@ def test_any_number_of_tokens(name: str, num_tokens: int, interpreter: ProcessPo
     assert error.result() < 1e-5
 
 
+@pytest.mark.parametrize(("name", "num_tokens"), list(zip(OF_MANY, itertools.cycle(MANY_TOKENS), strict=False)))
+def test_each_variant_at_some_number_of_tokens(
+    name: str, num_tokens: int, interpreter: ProcessPoolExecutor, folder: Path
+) -> None:
+    """Those and all others of the next test are in `make test-all`."""
+    error = interpreter.submit(error_of, LINEAR, folder, (num_tokens,), EVEN, config=VARIANTS[name], padding=16)
+    assert error.result() < 1e-5
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("num_tokens", range(0, 301, 37))
-@pytest.mark.parametrize("name", [name for name, config in VARIANTS.items() if not config.is_vector])
+@pytest.mark.parametrize("num_tokens", MANY_TOKENS)
+@pytest.mark.parametrize("name", OF_MANY)
 def test_many_numbers_of_tokens(name: str, num_tokens: int, interpreter: ProcessPoolExecutor, folder: Path) -> None:
     config = VARIANTS[name]
     error = interpreter.submit(error_of, LINEAR, folder, (num_tokens,), EVEN, config=config, padding=16)
@@ -119,6 +131,37 @@ def test_rows_so_far_apart_that_a_tile_takes_64_bits(
     case = Case("linear", torch.float16, (32, 32), form)
     error = interpreter.submit(error_of, case, folder, (16,), EVEN, config=PLAIN, padding=2**28)
     assert error.result() < LIMITS[case.dtype]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_weights_of_more_elements_than_32_bits_count(
+    form: Form, interpreter: ProcessPoolExecutor, folder: Path
+) -> None:
+    case = Case("linear", torch.float16, (32, 32), form)
+    for config in (PLAIN, VARIANTS["blocks"], VARIANTS["vector"], VARIANTS["descriptors"]):
+        error = interpreter.submit(error_of, case, folder, (2,), EVEN, config=config, padding=16, far="weight")
+        assert error.result() < LIMITS[case.dtype]
+
+
+def test_far_rows_of_residuals_and_gradients(interpreter: ProcessPoolExecutor, folder: Path) -> None:
+    case = Case("linear", torch.float16, (32, 32), "packed", residual=True)
+    error = interpreter.submit(error_of, case, folder, (16,), EVEN, config=PLAIN, far="residual")
+    assert error.result() < LIMITS[case.dtype]
+    case = replace(case, residual=False)
+    error = interpreter.submit(input_grad_error, case, folder, 16, EVEN, config=PLAIN, padding=2**28)
+    assert error.result() < LIMITS[case.dtype]
+    for config in (PLAIN, replace(PLAIN, splits=2)):
+        errors = interpreter.submit(weight_grad_error, case, folder, 32, EVEN, config=config, padding=2**27)
+        assert max(errors.result()) < LIMITS[case.dtype]
+
+
+@pytest.mark.parametrize("layout", ["masked", "packed"])
+def test_inner_loop_of_a_weight_gradient_divides_nothing_and_reads_no_index(layout: Layout) -> None:
+    spec = replace(spec_of(LINEAR), op="weight_grad", layout=layout, epilogues=())
+    for config in (PLAIN, replace(PLAIN, inputs=32, blocks=2), replace(PLAIN, splits=2)):
+        for loop in inner_loops(spec, config, "gradient"):
+            assert not [node for node in ast.walk(loop) if isinstance(node, ast.FloorDiv | ast.Mod | ast.Div)]
+            assert "index" not in ast.unparse(loop)
 
 
 @pytest.mark.parametrize("layout", ["masked", "packed"])
@@ -146,12 +189,12 @@ def test_inner_loop_reads_a_column_when_a_block_ends(layout: Layout) -> None:
     assert "is_next = (slice == 1) & (step + 1 < num_steps)" in ast.unparse(loop)
 
 
-def inner_loops(spec: Spec, config: TritonConfig) -> list[ast.For]:
-    """The loop over blocks in the source of a kernel."""
+def inner_loops(spec: Spec, config: TritonConfig, name: str = "product") -> list[ast.For]:
+    """The loop over blocks, or tokens, in the source of a kernel."""
     (function,) = (
         node
         for node in ast.parse(triton_source(spec, config)).body
-        if isinstance(node, ast.FunctionDef) and node.name == "product"
+        if isinstance(node, ast.FunctionDef) and node.name == name
     )
     loops = [node for node in ast.walk(function) if isinstance(node, ast.For)]
     assert len(loops) == 1

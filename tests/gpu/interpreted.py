@@ -176,6 +176,28 @@ def check_tuned(case: Case, config: TritonConfig) -> list[bool]:
     return found
 
 
+def check_unaligned(case: Case, config: TritonConfig) -> list[bool]:
+    """Asserts what an op gives at a config with descriptors; of each call, whether that ran: `x` aligned, and not."""
+    from blast_compile import plans
+    from blast_compile.calls import read_call
+    from blast_compile.codegen import triton_launch
+    from blast_compile.gpu import kernels
+
+    found = []
+    for offset in (0, 1):
+        call = make_call(case, (7,), (64, 64, 96))
+        memory = torch.empty(call.x.numel() + offset, dtype=call.x.dtype)
+        call.x = memory[offset:].view(call.x.shape).copy_(call.x)
+        plan = plans.plan_of(case.op, read_call(case.op, call.args[:-1]))
+        assert isinstance(plan.kernel, kernels.GpuKernel)
+        kernels.choose(plan.kernel.steps[0], 7, config)
+        with patch.object(triton_launch, "launch_forward", wraps=triton_launch.launch_forward) as launched:
+            check(call.run("nograd"), call)
+        found.append(launched.call_args.args[0].config.uses_descriptors)
+    kernels.forget()
+    return found
+
+
 def norms_error(dtype: torch.dtype, probed: str) -> float:
     """The error of the norms of blocks where a probe is filled, as the op gives them."""
     generator = torch.Generator().manual_seed(0)

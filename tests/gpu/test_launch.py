@@ -17,6 +17,7 @@ from tests.gpu.interpreted import (
     check_edits,
     check_gradients,
     check_tuned,
+    check_unaligned,
     check_whole_mlp,
     chosen_config_errors,
     model_error,
@@ -103,6 +104,13 @@ def test_what_has_no_kernel_runs_dense(case: Case, interpreter: ProcessPoolExecu
 def test_chosen_configs_run(interpreter: ProcessPoolExecutor) -> None:
     ordered = TritonConfig(16, 16, 16, num_warps=4, num_stages=2, is_ordered=True)
     assert interpreter.submit(chosen_config_errors, ordered).result() == pytest.approx([0.0] * 3, abs=1e-5)
+
+
+@pytest.mark.parametrize("form", ["masked", "packed"])
+def test_descriptors_are_left_out_where_a_call_allows_none(form: str, interpreter: ProcessPoolExecutor) -> None:
+    case = Case("linear", torch.float32, (32, 16), form)  # type: ignore[arg-type]
+    config = TritonConfig(16, 16, 16, num_warps=4, num_stages=2, uses_descriptors=True)
+    assert interpreter.submit(check_unaligned, case, config).result() == [True, False]
 
 
 @pytest.mark.parametrize("form", ["masked", "packed"])

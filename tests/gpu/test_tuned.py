@@ -57,6 +57,21 @@ def test_the_nearest_density_counts_where_it_is_known() -> None:
     assert config_of(sizes=replace(SIZES, density=None)) in (TUNED, OTHER)
 
 
+def test_float32_is_rounded_to_tf32_where_that_is_asked_of_torch() -> None:
+    spec, rounded = replace(SPEC, dtype="float32", weight_dtype="float32"), replace(TUNED, precision="tf32")
+    keep(spec)
+    keep(spec, tokens=64, config=repr(rounded))
+    assert [kernels.loaded(spec, tokens, SIZES).config.precision for tokens in (16, 64, 512)] == ["ieee"] * 3
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert [kernels.loaded(spec, tokens, SIZES).config.precision for tokens in (16, 64, 512)] == ["tf32"] * 3
+        assert config_of().precision == "ieee"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    kernels.choose(spec, 16, rounded)
+    assert kernels.loaded(spec, 16, SIZES).config == rounded
+
+
 def test_what_a_process_chose_comes_first() -> None:
     keep()
     kernels.choose(SPEC, 16, OTHER)

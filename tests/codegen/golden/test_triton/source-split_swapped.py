@@ -189,9 +189,9 @@ def reduce(
     M,
     N,
 ):
-    """Adds the partial sums, always in the same order. The grid is `(cdiv(N, REDUCED), M)` programs."""
-    token = tl.program_id(1).to(tl.int64)
-    ns = tl.program_id(0) * REDUCED + tl.arange(0, REDUCED)
+    """Adds the partial sums, always in the same order. The grid is `(M, cdiv(N, REDUCED))` programs."""
+    token = tl.program_id(0).to(tl.int64)
+    ns = tl.program_id(1) * REDUCED + tl.arange(0, REDUCED)
     is_output = ns < N
     partial_ptrs = partial_ptr + token * N + ns
     size = tl.cast(M, tl.int64) * N
