@@ -12,7 +12,7 @@ import torch
 from benchmarks.on_gpu import checks, kernels, model, training, tuning, verify
 from benchmarks.on_gpu.cases import Case
 from benchmarks.on_gpu.deadline import Deadline
-from benchmarks.on_gpu.isolated import GRACE_S, Work
+from benchmarks.on_gpu.isolated import Work
 from benchmarks.on_gpu.rows import GpuDevice
 
 PARTS = ("verify", "kernels", "tuning", "model", "train")
@@ -23,12 +23,11 @@ _VERIFIERS = 8  # that compile at once, and share the GPU
 
 @dataclass(frozen=True)
 class Part:
-    """num_workers: processes side by side: one where something is timed. grace_s: as `isolated.run` says."""
+    """num_workers: processes side by side: one where something is timed."""
 
     work: Work
     items: Sequence[object]
     num_workers: int = 1
-    grace_s: float = GRACE_S
 
 
 def part(
@@ -38,7 +37,7 @@ def part(
     if name == "verify":
         num_workers = min(_VERIFIERS, os.cpu_count() or 1)
         items = checks.checks(_DTYPES, _BLOCKS, _TOKENS)
-        return Part(partial(verify.work, where=where), items, num_workers, grace_s=15.0)
+        return Part(partial(verify.work, where=where), items, num_workers)
     if name == "kernels":
         return Part(partial(kernels.work, names=names, device=device, where=where), chosen)
     if name == "tuning":

@@ -15,7 +15,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from benchmarks.on_gpu import cases, command, events, model, rivals, rows, training
+from benchmarks.on_gpu import cases, checks, command, events, model, rivals, rows, training
 from benchmarks.on_gpu.rows import GpuRow
 from tests.benchmarks import pretended_gpu
 from tests.benchmarks.pretended_gpu import PRETENDED, TINY, dry_run, pretended
@@ -154,9 +154,13 @@ def test_it_says_so_where_there_is_no_gpu() -> None:
 
 @pytest.mark.slow
 def test_a_run_in_processes(tmp_path: Path) -> None:
-    """Every part in processes of its own, and with less time than it would take."""
-    arguments = [*only("verify,kernels,tuning,model"), "--seconds", "60", "--json", str(tmp_path / "gpu.jsonl")]
-    with patch.dict(cases.SHAPES, {"tiny": TINY}), patch.object(model, "LLAMAS", (pretended_gpu.LLAMA,)):
+    """As on a GPU, where every part has processes of its own."""
+    arguments = [*only("verify,kernels,tuning,model"), "--seconds", "120", "--json", str(tmp_path / "gpu.jsonl")]
+    with (
+        patch.dict(cases.SHAPES, {"tiny": TINY}),
+        patch.object(model, "LLAMAS", (pretended_gpu.LLAMA,)),
+        patch.object(checks, "checks", pretended_gpu.few_checks),
+    ):
         status = command.main(arguments, where="cpu", prepare=pretended_gpu.prepare)
     found = rows.read(tmp_path / "gpu.jsonl")
     assert status == 0

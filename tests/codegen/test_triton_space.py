@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 
 import pytest
 
-from blast_compile.codegen.spec import Epilogue, Op, Spec
+from blast_compile.codegen.spec import Dtype, Epilogue, Op, Spec
 from blast_compile.codegen.triton import configs, default_config, triton_source
-from blast_compile.codegen.triton_space import shared_bytes
+from blast_compile.codegen.triton_fit import fit
+from blast_compile.codegen.triton_space import shared_bytes, shared_limit
 from blast_compile.errors import TargetError
 
 LINEAR = Spec("linear", "bfloat16", "bfloat16", (64, 64), (Epilogue(),), "packed", "cuda:sm_90")
@@ -57,3 +59,16 @@ def test_descriptors_wait_for_a_device_and_rows_that_have_them() -> None:
 def test_a_block_without_kernels_has_no_configs() -> None:
     with pytest.raises(TargetError, match="powers of two"):
         next(configs(replace(LINEAR, block=(24, 64)), 16))
+
+
+@pytest.mark.parametrize("target", [*SHARED_KB, "cuda:sm_86", "cuda:sm_100"])
+def test_untuned_and_fitted_configs_fit_on_every_generation(target: str) -> None:
+    """By arithmetic, for whatever blocks and dtypes; `make gpu-static` compiles some of them."""
+    pairs: list[tuple[Dtype, Dtype]] = [("bfloat16", "bfloat16"), ("float32", "float32"), ("bfloat16", "float32")]
+    blocks = itertools.product((16, 64, 256), repeat=2)
+    for op, block, tokens in itertools.product(OPS, blocks, (1, 16, 8192)):
+        for dtype, weight_dtype in pairs:
+            spec = replace(spec_of(op, target, 64), block=block, dtype=dtype, weight_dtype=weight_dtype)
+            for config in (default_config(spec, tokens), fit(spec, default_config(spec, tokens), tokens, (8, 8))):
+                triton_source(spec, config)
+                assert shared_bytes(spec, config) <= shared_limit(spec), (spec, config)
