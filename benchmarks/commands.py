@@ -18,8 +18,10 @@ from benchmarks import (
     compile_time,
     cost_model,
     dispatch,
+    look_up,
     model,
     rows,
+    searches,
     settings,
     table,
     threads,
@@ -149,6 +151,19 @@ def build_(
     finish(findings, json or RESULTS / "build.jsonl")
 
 
+@app.command("look-up")
+def look_up_(
+    layers: Annotated[int, typer.Option(min=1, help="Decoder layers of a tiny Llama.")] = 16,
+    threads: Threads = 2,
+    quick: Quick = False,
+    json: Json = None,
+) -> None:
+    """What a second process pays to find plans and kernels in a warm store."""
+    torch.set_num_threads(threads)
+    findings = look_up.compare(look_up.size(layers), 1 if quick else 9, report)
+    finish(findings, json or RESULTS / "look-up.jsonl")
+
+
 @app.command("cost-model")
 def cost_model_(threads: Threads = 2, quick: Quick = False, json: Json = None) -> None:
     """How well the cost model orders configurations, on cases that it was not made from."""
@@ -166,12 +181,24 @@ def tuning_(
     quick: Quick = False,
     json: Json = None,
 ) -> None:
-    """What tuning gains over the default, and how near the guided search comes to an exhaustive one."""
+    """What tuning gains over the default."""
     torch.set_num_threads(threads)
     keep_freed_memory()
-    found = [*tuning.gains(threads, budget, quick, report), *tuning.searches(threads, quick, report)]
+    found = tuning.gains(threads, budget, quick, report)
     tuning.append(found, json or RESULTS / "tuning.jsonl")
     console.print(*tuning.summary(found), sep="\n")
+
+
+@app.command("searches")
+def searches_(threads: Threads = 2, quick: Quick = False, json: Json = None) -> None:
+    """How near the guided search comes to an exhaustive one, and the times of all configs, for replays."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    path = json or RESULTS / "searches.jsonl"
+    for row, recording in searches.searches(threads, quick, report):
+        tuning.append([row], path)
+        searches.append([recording], path.with_stem(f"{path.stem}-times"))
+        console.print(*tuning.summary([row]))
 
 
 app.command("quality")(quality)

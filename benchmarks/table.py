@@ -16,6 +16,7 @@ _NAMES = {"linear": "linear", "gated_mlp": "gated MLP", "prefill": "model, prefi
 _TERMINAL_NAMES = _NAMES | {
     "build": "model, building a bundle",
     "call": "model, calls of a process without a compiler",
+    "look-up": "model, plans and kernels in a warm store",
     "compile": "model, first call",
     "step": "model, step of training",
     "passes": "model, forward and backward",

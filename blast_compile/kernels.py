@@ -22,7 +22,7 @@ from blast_compile.log import debug, logger, warn_once
 from blast_compile.store import Store
 
 T = TypeVar("T")
-Found = TypeVar("Found", Path, list[Path])
+Found = TypeVar("Found", bound=Path | list[Path])
 _TRIES = 5
 
 

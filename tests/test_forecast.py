@@ -92,8 +92,8 @@ def test_decoding_takes_the_time_that_weights_take_to_move() -> None:
     shape = shape_of("tiny", tiny_llama(tied=False), blast.BlockSparse(block=16))
     found = forecast(shape, Setting(device(1e9, 1e30), sparsity=0.8, block=16, context=0))
     read = sum(2 * linear.count * linear.shape[0] * linear.shape[1] for linear in shape.linears)
-    assert found.dense.decode_s == pytest.approx(read / 1e9, rel=0.05)  # activations come on top
-    assert found.dense.decode_s > read / 1e9
+    assert found.dense.decode_s is not None
+    assert read / 1e9 < found.dense.decode_s < 1.05 * read / 1e9  # activations come on top
 
 
 def test_reading_a_prompt_takes_the_time_of_its_operations() -> None:
@@ -108,13 +108,15 @@ def test_reading_a_prompt_takes_the_time_of_its_operations() -> None:
 
 def test_devices_share_the_time(llamas: dict[str, ModelShape]) -> None:
     one, four = (forecast(llamas["llama-8b"], Setting(H100, devices=devices)) for devices in (1, 4))
+    assert four.sparse.decode_s is not None
     assert one.sparse.decode_s == pytest.approx(4 * four.sparse.decode_s)
     assert one.sparse.weight_bytes == four.sparse.weight_bytes
 
 
 def test_an_encoder_neither_decodes_nor_keeps_a_cache() -> None:
-    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-    config = BertConfig(vocab_size=100, **sizes)
+    config = BertConfig(
+        vocab_size=100, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96
+    )
     shape = shape_of("bert", BertForMaskedLM(config), blast.BlockSparse(block=16))
     found = forecast(shape, Setting(device(1e30, 1e9), sparsity=0.0, block=16, prompt=10))
     assert (found.dense.decode_s, found.decode_gain, found.dense.cache_bytes) == (None, None, 0.0)

@@ -52,6 +52,12 @@ class Space:
                 if not reason_against(self.problem, near):
                     yield near
 
+    def ends(self, name: str) -> list[CpuConfig]:
+        """The default with the first or the last value of one field instead of its own."""
+        values = self.fragments[name].values()
+        found = [_with(self.default, {name: value}) for value in (values[0], values[-1])]
+        return [end for end in found if end != self.default and not reason_against(self.problem, end)]
+
     def only(self, *names: str) -> Space:
         """The part of the space in which all other fields keep their defaults."""
         return replace(self, fragments={name: self.fragments[name] for name in names})
