@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from dataclasses import MISSING, fields
+from functools import lru_cache
 from typing import Any
 
 from blast_compile.codegen.cpp_config import CpuConfig
@@ -19,6 +20,7 @@ Kind = type[CpuConfig] | type[TritonConfig]
 _KINDS: dict[str, Kind] = {kind.__name__: kind for kind in (CpuConfig, TritonConfig)}
 
 
+@lru_cache(1024)  # a plan reads one config for every bucket of tokens
 def parse(text: str) -> Config:
     """The config that `repr` wrote as `text`. Runs none of it; anything else is a `RecordError`.
 

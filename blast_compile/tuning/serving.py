@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +26,7 @@ from blast_compile.tuning.problem import Problem, token_bucket
 from blast_compile.tuning.records import Record
 from blast_compile.tuning.space import is_runnable
 
+AnyConfig = TypeVar("AnyConfig", CpuConfig, TritonConfig)
 MOST_TOKENS = 2**62
 _LARGEST_BUCKET = 4**10
 
@@ -57,15 +60,7 @@ def gpu_config(problem: Problem, device: str, *, counts_density: bool) -> Triton
     record = nearest(chosen, problem, counts_density=counts_density, warns=False)
     if record is None or (problem.op in MLPS and record.relative >= 1):
         return None
-    try:
-        config = parse(record.config)
-        if not isinstance(config, TritonConfig):
-            raise RecordError(f"expected a config of a GPU kernel, got {record.config}")
-        check(problem.spec, config)
-    except (RecordError, TargetError) as error:
-        warn_once(("config", record.config), f"a plan that cannot be used counts as missing: {error}")
-        return None
-    return config
+    return _config_of(record, TritonConfig, partial(check, problem.spec))
 
 
 def _chosen(problem: Problem, device: str) -> tuple[Record, ...]:
@@ -128,14 +123,25 @@ def _merged(ranges: Iterator[tuple[int, CpuConfig | None]]) -> Iterator[tuple[in
 
 
 def _usable(record: Record) -> CpuConfig | None:
-    """The config of a record, None where it is the default; one warning where it is none that this version takes."""
+    """The config of a record, None where it is the default or none that this version takes."""
+    spec = record.problem.spec
+    config = _config_of(record, CpuConfig, partial(_check, spec))
+    return None if config == cpp.default_config(spec) else config
+
+
+def _check(spec: Spec, config: CpuConfig) -> None:
+    if reason := is_runnable(spec, config):
+        raise RecordError(f"expected a config that runs, got {config}: {reason}")
+
+
+def _config_of(record: Record, kind: type[AnyConfig], check_runs: Callable[[AnyConfig], None]) -> AnyConfig | None:
+    """The config of a record; None, after one warning, where it is of another kind or `check_runs` raises."""
     try:
         config = parse(record.config)
-        if not isinstance(config, CpuConfig):
-            raise RecordError(f"expected a config of a CPU kernel, got {record.config}")
-        if reason := is_runnable(record.problem.spec, config):
-            raise RecordError(f"expected a config that runs, got {record.config}: {reason}")
-    except RecordError as error:
+        if not isinstance(config, kind):
+            raise RecordError(f"expected a {kind.__name__}, got {record.config}")
+        check_runs(config)
+    except (RecordError, TargetError) as error:
         warn_once(("config", record.config), f"a plan that cannot be used counts as missing: {error}")
         return None
-    return None if config == cpp.default_config(record.problem.spec) else config
+    return config
