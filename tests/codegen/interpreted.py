@@ -109,11 +109,11 @@ def in_wider_rows(tensor: Tensor, padding: int = 3) -> Tensor:
 
 
 def _far_away(layer: Layer) -> Layer:
-    """The same layer, all of whose blocks but the first lie beyond 2**31 elements."""
+    """The same layer, whose last blocks at least lie beyond 2**31 elements."""
     if layer.operand.dim() == 2:
         is_transposed = layer.operand.stride(0) == 1
         matrix = layer.operand.t() if is_transposed else layer.operand
-        wide = in_wider_rows(matrix, 2**31 // len(matrix) // 8 * 8 + 512)
+        wide = in_wider_rows(matrix, 2**26)  # and those from the 32nd row on
         return replace(layer, operand=wide.t() if is_transposed else wide)
     (num_blocks, bk, bn), R = layer.operand.shape, layer.kept.shape[0]
     skipped = 2**31 // (bk * bn)  # stored first, and no part of any row
