@@ -9,7 +9,7 @@ import pytest
 
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
 from blast_compile.codegen.triton import TritonConfig, default_config
-from blast_compile.codegen.triton_build import load_kernel
+from blast_compile.codegen.triton_build import import_triton, load_kernel
 from blast_compile.codegen.triton_cross import CompiledKernel, cross_compile
 from blast_compile.errors import BuildError, TargetError
 
@@ -155,3 +155,14 @@ def test_tf32_and_wide_offsets(tmp_path: Path) -> None:
     config = replace(default_config(spec, 512), precision="tf32")
     assert build(spec, 512, tmp_path, config).num_wgmma > 0
     assert build(spec, 512, tmp_path, config, is_wide=True).num_wgmma > 0
+
+
+def test_what_is_compiled_for_a_launch_lies_in_the_cache_of_triton(tmp_path: Path) -> None:
+    triton = import_triton()
+    kernel = load_kernel(LINEAR, default_config(LINEAR, 16), tmp_path / "kernels")
+    with triton.knobs.cache.scope():
+        triton.knobs.cache.dir = str(tmp_path / "cache")
+        compiled = cross_compile(kernel, in_cache=True)
+    assert [path.name for path in (tmp_path / "cache").rglob("*.cubin")] == ["linear.cubin"]
+    assert not list((tmp_path / "kernels").rglob("*.cubin"))
+    assert compiled.metadata in {path.read_text() for path in (tmp_path / "cache").rglob("linear.json")}
