@@ -139,6 +139,9 @@ def compile_time_(
 def build_(
     layers: Annotated[int, typer.Option(min=1, help="Decoder layers of the Llama-3.2-1B shape.")] = 16,
     jobs: Annotated[int, typer.Option(min=1, help="Compilers at once.")] = 2,
+    calls: Annotated[
+        bool, typer.Option("--calls", help="Build for the CPU alone, and keep rows of calls alone.")
+    ] = False,
     threads: Threads = 2,
     quick: Quick = False,
     json: Json = None,
@@ -147,7 +150,9 @@ def build_(
     torch.set_num_threads(threads)
     shaped = replace(build.LLAMA_1B, layers=layers)
     size = replace(shaped, hidden=256, intermediate=512, heads=4, kv_heads=2, vocabulary=512) if quick else shaped
-    findings = build.compare(size, jobs, 1 if quick else 5, report, ("cpu",) if quick else build.TARGETS)
+    findings = build.compare(size, jobs, 1 if quick else 5, report, ("cpu",) if quick or calls else build.TARGETS)
+    if calls:
+        findings.tables = [table for table in findings.tables if table[0].op == "call"]
     finish(findings, json or RESULTS / "build.jsonl")
 
 

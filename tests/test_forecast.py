@@ -130,6 +130,7 @@ def test_plan_of_an_encoder_says_that_it_makes_no_tokens(tmp_path: Path) -> None
     config.architectures = ["BertForMaskedLM"]
     config.save_pretrained(tmp_path / "bert")
     text = " ".join(call("plan", str(tmp_path / "bert"), "--block", "16").split())
+    assert "bert, 2.08M dense" in text
     assert "bert makes no tokens: there is no decode and no cache, and faster means its prefill." in text
     (model,) = call_json("plan", str(tmp_path / "bert"), "--block", "16")["models"]
     assert model["decode_gain"] is model["dense"]["decode_s"] is None

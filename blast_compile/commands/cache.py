@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from blast_compile.commands.options import Json, num_bytes, seconds
-from blast_compile.commands.output import errors_as_messages, fail, show, show_json
+from blast_compile.commands.output import errors_as_messages, fail, show, show_json, tell
 from blast_compile.errors import BlastError
 
 if TYPE_CHECKING:
@@ -126,12 +125,15 @@ def clear(
         typer.echo(f"{store.root}: removed {removed}")
 
 
-def _show(found: Iterable[Entry], json: bool) -> None:
+def _show(found: list[Entry], json: bool) -> None:
     if json:
         show_json([_plain(entry) for entry in found])
         return
     from rich.table import Table
 
+    if not found:
+        tell("no entries")
+        return
     table = Table("entry", "kind", "made", "MiB", "torch", "what")
     for entry in found:
         days = (datetime.now(UTC) - entry.made).days

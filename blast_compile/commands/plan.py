@@ -28,7 +28,7 @@ def plan(
     model: Annotated[
         str | None,
         typer.Argument(
-            metavar="[MODEL]",
+            metavar="MODEL",
             help="llama-1b, llama-8b, llama-70b, llama-405b, a config.json or folder of transformers, or "
             "module:function; without one, all four Llamas.",
             show_default=False,

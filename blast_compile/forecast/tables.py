@@ -31,7 +31,7 @@ def columns() -> list[tuple[str, Justify]]:
 def rows(found: Sequence[Forecast]) -> Iterator[tuple[str, ...]]:
     """Two of each model: dense, and sparse with what it gains."""
     for each in found:
-        name = f"{each.shape.name}, {each.shape.num_weights / 1e9:.3g}B"
+        name = f"{each.shape.name}, {_count(each.shape.num_weights)}"
         yield (name, "dense", *_cells(each.dense, each.setting), "", "", "", "")
         needed = (each.dense.devices_needed, each.sparse.devices_needed)
         fewer = quantities.ratio(needed[0] / needed[1]) if needed[1] else ""
@@ -80,6 +80,10 @@ def _cells(estimate: Estimate, setting: Setting) -> tuple[str, ...]:
 
 def _decode(seconds: float) -> str:
     return f"{quantities.time(1e6 * seconds)} ({_rate(1 / seconds)}/s)"
+
+
+def _count(weights: int) -> str:
+    return f"{weights / 1e9:.3g}B" if weights >= 1e9 else f"{weights / 1e6:.3g}M"
 
 
 def _claims_of(model: str) -> str:

@@ -42,6 +42,12 @@ def test_rows_and_ratios(call: Call) -> None:
     assert "first call 1.10x (1.10 to 1.10) the warm one" in output
 
 
+@pytest.mark.usefixtures("answers")
+def test_calls_alone(call: Call) -> None:
+    _, found = call("build", "--quick", "--calls")
+    assert {row.op for row in found} == {"call"}
+
+
 def test_wrong_results_are_refused(call: Call, answers: dict[str, Any]) -> None:
     answers["first"]["error"] = 0.1
     output, found = call("build", "--quick", exit_code=1)

@@ -52,6 +52,12 @@ def test_list_is_ordered_by_age() -> None:
     assert "name b" in call("cache", "list")
 
 
+def test_an_empty_store_lists_nothing(store: Store) -> None:
+    store.clear()
+    assert call("cache", "list") == ""
+    assert call_json("cache", "list") == []
+
+
 def test_list_says_which_kernel_an_entry_is_for(store: Store) -> None:
     store.clear()
     spec = Spec("gated_mlp", "float32", "float32", (8, 16), (Epilogue("silu", bias=True),) * 2, "packed", "cpu:avx2")
