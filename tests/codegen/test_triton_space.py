@@ -65,7 +65,7 @@ def test_a_block_without_kernels_has_no_configs() -> None:
 def test_untuned_and_fitted_configs_fit_on_every_generation(target: str) -> None:
     """By arithmetic, for whatever blocks and dtypes; `make gpu-static` compiles some of them."""
     pairs: list[tuple[Dtype, Dtype]] = [("bfloat16", "bfloat16"), ("float32", "float32"), ("bfloat16", "float32")]
-    blocks = itertools.product((16, 64, 256), repeat=2)
+    blocks = itertools.product((16, 64, 256), (16, 64, 256))
     for op, block, tokens in itertools.product(OPS, blocks, (1, 16, 8192)):
         for dtype, weight_dtype in pairs:
             spec = replace(spec_of(op, target, 64), block=block, dtype=dtype, weight_dtype=weight_dtype)
