@@ -141,21 +141,31 @@ def test_compiles_without_a_warning(
     compile_object(source, isa, tmp_path)
 
 
+@pytest.mark.skipif(shutil.which("clang++") is None, reason="no clang++ here")
+@pytest.mark.parametrize(("isa", "op", "dtypes", "layout", "block"), COMPILED[::4])
+def test_compiles_with_clang(
+    isa: Isa, op: Op, dtypes: int, layout: Layout, block: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLAST_CXX", "clang++")
+    assert build.compile_cpp(cpp.generate(spec_of(isa, op, DTYPES[dtypes], layout, block)), isa)
+
+
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump")
-@pytest.mark.parametrize(("isa", "multiply_add"), [("avx512_bf16", "vdpbf16ps"), ("avx512", "vfmadd231ps")])
-def test_inner_loop_of_the_largest_tile_stays_in_registers(isa: Isa, multiply_add: str, tmp_path: Path) -> None:
-    dtypes = DTYPES[1] if isa == "avx512_bf16" else DTYPES[0]
+@pytest.mark.parametrize("dtypes", [DTYPES[0], DTYPES[1], DTYPES[3]])
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16"])
+def test_inner_loops_do_nothing_but_load_and_multiply(isa: Isa, dtypes: tuple[Dtype, Dtype], tmp_path: Path) -> None:
     spec = replace(spec_of(isa, "linear", dtypes, "packed", (32, 32)), epilogues=(Epilogue(),))
+    multiply_add = "vdpbf16ps" if cpp.has_pairs(spec) else r"vfmadd\w+ps"
+    load = r"vp?broadcast\w+|vmov\w+|vpmovzxwd|vpslld|vcvtph2ps|vpunpck[lh]wd"
+    allowed = re.compile(rf"({multiply_add}|{load}|prefetcht0|add|sub|lea|cmp|j\w+) ")
+    tiles = set()
+    for loop in loops(compile_object(cpp.generate(spec), isa, tmp_path)):
+        num = sum(bool(re.match(multiply_add, line)) for line in loop)
+        if num:
+            tiles.add(num)
+            assert not [line for line in loop if not allowed.match(line) or re.search(r"\(%r[sb]p", line)], "\n".join(loop)
     config = cpp.default_config(spec)
-    found = [
-        loop
-        for loop in loops(compile_object(cpp.generate(spec), isa, tmp_path))
-        if sum(multiply_add in line for line in loop) == config.token_tile * config.vectors
-    ]
-    assert found, "no loop holds the multiply-adds of one step of a 12 x 2 tile"
-    for loop in found:
-        on_stack = [line for line in loop if re.search(r"zmm.*\(%r[sb]p|\(%r[sb]p.*zmm", line)]
-        assert not on_stack, "\n".join(loop)
+    assert tiles >= {size * config.vectors for size in config.tiles if size > 2}
 
 
 def loops(binary: Path) -> Iterator[list[str]]:

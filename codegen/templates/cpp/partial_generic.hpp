@@ -13,7 +13,11 @@ inline void store_part(T* p, Vec x, int n) {
 }
 
 inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof(x)); }
-inline void store(bf16* p, Vec x) { store_part(p, x, VL); }
+inline void store(bf16* p, Vec x) {
+  const WordVec u = bits<WordVec>(x), nearest = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+  const HalfVec halves = __builtin_convertvector(x == x ? nearest : u >> 16 | 0x40, HalfVec);
+  std::memcpy(p, &halves, sizeof(halves));
+}
 
 constexpr bool CAN_STREAM = false;  // only AVX-512 has vectors as wide as a cache line
 template <class T>

@@ -43,9 +43,9 @@ struct Tiles {
 template <int W>
 constexpr int vectors() { return (W + VL - 1) / VL; }
 
-// Few tokens leave few sums; more chains of them hide the latency of a multiply-add.
+// Few tokens leave few sums; more chains of them hide the latency of a multiply-add. As many sums, whatever the tile.
 template <int MT, int W>
-constexpr int chains() { return MT <= 2 ? std::max(1, {{ config.chains }} * std::min(W, STRIP) / W) : 1; }
+constexpr int num_chains() { return MT <= 2 ? std::max(1, {{ config.chains }} * STRIP / (MT * std::max(W, STRIP))) : 1; }
 
 // Calls f with 0 to N - 1 as constants. What it chooses by them stays in registers; g++ keeps arrays that loops go over, even
 // unrolled ones, in memory as well, and stores to it at every step.
@@ -58,6 +58,8 @@ inline void unrolled(F&& f) {
 
 template <int MT, int W>
 using Sums = Vec[MT][vectors<W>()];
+template <int MT, int W>
+using Chains = Sums<MT, W>[num_chains<MT, W>()];
 
 {% if pairs -%}
 // Words that `gather` made; their rows are padded to whole vectors.
@@ -115,10 +117,9 @@ inline void sort_outputs(Sums<MT, W>&) {}
 // sums[.][m] += x[step * x_stride + m] * the step's weights, over all steps; steps alternate between chains. For each row of
 // weights, FETCHED bytes ahead are fetched.
 template <int MT, int W, int64_t FETCHED = 0, class Stored>
-[[gnu::always_inline, gnu::flatten]] inline void accumulate(Vec (&sums)[chains<MT, W>()][MT][vectors<W>()], const Word* x,
-                                                            int64_t x_stride, const Stored* weights, int64_t weight_stride,
-                                                            int64_t steps) {
-  constexpr int CHAINS = chains<MT, W>();
+[[gnu::always_inline, gnu::flatten]] inline void accumulate(Chains<MT, W>& sums, const Word* x, int64_t x_stride,
+                                                            const Stored* weights, int64_t weight_stride, int64_t steps) {
+  constexpr int CHAINS = num_chains<MT, W>();
   constexpr int ROWS = std::is_same_v<Stored, Word> ? 1 : PER_WORD;
   auto step = [&](int64_t s, auto chain) {
     Operand w[vectors<W>()];
@@ -142,11 +143,11 @@ template <int MT, int W, int64_t FETCHED = 0, class Stored>
 }
 
 template <int MT, int W>
-[[gnu::always_inline, gnu::flatten]] inline void add_chains(Vec (&sums)[chains<MT, W>()][MT][vectors<W>()], Sums<MT, W>& total) {
+[[gnu::always_inline, gnu::flatten]] inline void add_chains(const Chains<MT, W>& sums, Sums<MT, W>& total) {
   unrolled<MT>([&](auto m) {
     unrolled<vectors<W>()>([&](auto v) {
       total[m][v] = sums[0][m][v];
-      unrolled<chains<MT, W>() - 1>([&](auto chain) { total[m][v] += sums[chain + 1][m][v]; });
+      unrolled<num_chains<MT, W>() - 1>([&](auto chain) { total[m][v] += sums[chain + 1][m][v]; });
     });
   });
 }

@@ -15,7 +15,7 @@ inline void product(const Row& row, const Word* tile, int64_t offset, Sums<MT, W
   // Few tokens ask for a small block at once; else weights are fetched along with the arithmetic.
   constexpr int64_t BLOCK_BYTES = CONTRACTION_EDGE * FETCHED;
   constexpr bool AT_ONCE = MT < 12 && BLOCK_BYTES <= 1024;
-  Vec sums[chains<MT, W>()][MT][vectors<W>()] = {};
+  Chains<MT, W> sums = {};
   for (int64_t i = 0; i < row.count; ++i) {
     const Stored* block = row.blocks + i * STORED_BLOCK;
     if constexpr (AT_ONCE)

@@ -3,6 +3,7 @@
 using bf16 = uint16_t;  // the upper half of a float's bits
 typedef float Vec __attribute__((vector_size(4 * VL)));
 typedef int32_t IntVec __attribute__((vector_size(4 * VL)));
+typedef uint32_t WordVec __attribute__((vector_size(4 * VL)));
 typedef bf16 HalfVec __attribute__((vector_size(2 * VL)));
 
 template <class To, class From>
@@ -13,7 +14,7 @@ inline To bits(From from) {
   return to;
 }
 
-inline Vec splat(float x) { return Vec{} + x; }
+inline Vec splat(float x) { return x - Vec{}; }  // of no instruction: Vec{} + x would be one, for -0
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) { return bits<float>(uint32_t(x) << 16); }
 
@@ -37,9 +38,15 @@ inline Vec load(const float* p) {
 }
 
 inline Vec load(const bf16* p) {
+{%- if avx512 %}
+  return Vec(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)), 16));
+{%- elif vector_length == 8 %}
+  return Vec(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)p)), 16));
+{%- else %}
   HalfVec x;
   std::memcpy(&x, p, sizeof(x));
   return bits<Vec>(__builtin_convertvector(x, IntVec) << 16);
+{%- endif %}
 }
 
 {%- if avx512 %}

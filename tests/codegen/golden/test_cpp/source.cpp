@@ -15,6 +15,7 @@ constexpr int VL = 4;
 using bf16 = uint16_t;  // the upper half of a float's bits
 typedef float Vec __attribute__((vector_size(4 * VL)));
 typedef int32_t IntVec __attribute__((vector_size(4 * VL)));
+typedef uint32_t WordVec __attribute__((vector_size(4 * VL)));
 typedef bf16 HalfVec __attribute__((vector_size(2 * VL)));
 
 template <class To, class From>
@@ -25,7 +26,7 @@ inline To bits(From from) {
   return to;
 }
 
-inline Vec splat(float x) { return Vec{} + x; }
+inline Vec splat(float x) { return x - Vec{}; }  // of no instruction: Vec{} + x would be one, for -0
 inline float to_float(float x) { return x; }
 inline float to_float(bf16 x) { return bits<float>(uint32_t(x) << 16); }
 
@@ -97,7 +98,11 @@ inline void store_part(T* p, Vec x, int n) {
 }
 
 inline void store(float* p, Vec x) { std::memcpy(p, &x, sizeof(x)); }
-inline void store(bf16* p, Vec x) { store_part(p, x, VL); }
+inline void store(bf16* p, Vec x) {
+  const WordVec u = bits<WordVec>(x), nearest = (u + 0x7fff + (u >> 16 & 1)) >> 16;
+  const HalfVec halves = __builtin_convertvector(x == x ? nearest : u >> 16 | 0x40, HalfVec);
+  std::memcpy(p, &halves, sizeof(halves));
+}
 
 constexpr bool CAN_STREAM = false;  // only AVX-512 has vectors as wide as a cache line
 template <class T>
@@ -229,9 +234,9 @@ struct Tiles {
 template <int W>
 constexpr int vectors() { return (W + VL - 1) / VL; }
 
-// Few tokens leave few sums; more chains of them hide the latency of a multiply-add.
+// Few tokens leave few sums; more chains of them hide the latency of a multiply-add. As many sums, whatever the tile.
 template <int MT, int W>
-constexpr int chains() { return MT <= 2 ? std::max(1, 4 * std::min(W, STRIP) / W) : 1; }
+constexpr int num_chains() { return MT <= 2 ? std::max(1, 4 * STRIP / (MT * std::max(W, STRIP))) : 1; }
 
 // Calls f with 0 to N - 1 as constants. What it chooses by them stays in registers; g++ keeps arrays that loops go over, even
 // unrolled ones, in memory as well, and stores to it at every step.
@@ -244,6 +249,8 @@ inline void unrolled(F&& f) {
 
 template <int MT, int W>
 using Sums = Vec[MT][vectors<W>()];
+template <int MT, int W>
+using Chains = Sums<MT, W>[num_chains<MT, W>()];
 
 template <int W, class T>
 inline void load_weights(const T* p, int64_t, Operand (&w)[vectors<W>()]) {
@@ -257,10 +264,9 @@ inline void sort_outputs(Sums<MT, W>&) {}
 // sums[.][m] += x[step * x_stride + m] * the step's weights, over all steps; steps alternate between chains. For each row of
 // weights, FETCHED bytes ahead are fetched.
 template <int MT, int W, int64_t FETCHED = 0, class Stored>
-[[gnu::always_inline, gnu::flatten]] inline void accumulate(Vec (&sums)[chains<MT, W>()][MT][vectors<W>()], const Word* x,
-                                                            int64_t x_stride, const Stored* weights, int64_t weight_stride,
-                                                            int64_t steps) {
-  constexpr int CHAINS = chains<MT, W>();
+[[gnu::always_inline, gnu::flatten]] inline void accumulate(Chains<MT, W>& sums, const Word* x, int64_t x_stride,
+                                                            const Stored* weights, int64_t weight_stride, int64_t steps) {
+  constexpr int CHAINS = num_chains<MT, W>();
   constexpr int ROWS = std::is_same_v<Stored, Word> ? 1 : PER_WORD;
   auto step = [&](int64_t s, auto chain) {
     Operand w[vectors<W>()];
@@ -281,11 +287,11 @@ template <int MT, int W, int64_t FETCHED = 0, class Stored>
 }
 
 template <int MT, int W>
-[[gnu::always_inline, gnu::flatten]] inline void add_chains(Vec (&sums)[chains<MT, W>()][MT][vectors<W>()], Sums<MT, W>& total) {
+[[gnu::always_inline, gnu::flatten]] inline void add_chains(const Chains<MT, W>& sums, Sums<MT, W>& total) {
   unrolled<MT>([&](auto m) {
     unrolled<vectors<W>()>([&](auto v) {
       total[m][v] = sums[0][m][v];
-      unrolled<chains<MT, W>() - 1>([&](auto chain) { total[m][v] += sums[chain + 1][m][v]; });
+      unrolled<num_chains<MT, W>() - 1>([&](auto chain) { total[m][v] += sums[chain + 1][m][v]; });
     });
   });
 }
@@ -408,7 +414,7 @@ inline void product(const Row& row, const Word* tile, int64_t offset, Sums<MT, W
   // Few tokens ask for a small block at once; else weights are fetched along with the arithmetic.
   constexpr int64_t BLOCK_BYTES = CONTRACTION_EDGE * FETCHED;
   constexpr bool AT_ONCE = MT < 12 && BLOCK_BYTES <= 1024;
-  Vec sums[chains<MT, W>()][MT][vectors<W>()] = {};
+  Chains<MT, W> sums = {};
   for (int64_t i = 0; i < row.count; ++i) {
     const Stored* block = row.blocks + i * STORED_BLOCK;
     if constexpr (AT_ONCE)
