@@ -144,7 +144,7 @@ def test_compiles_without_a_warning(
 @pytest.mark.skipif(shutil.which("clang++") is None, reason="no clang++ here")
 @pytest.mark.parametrize(("isa", "op", "dtypes", "layout", "block"), COMPILED[::4])
 def test_compiles_with_clang(
-    isa: Isa, op: Op, dtypes: int, layout: Layout, block: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    isa: Isa, op: Op, dtypes: int, layout: Layout, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BLAST_CXX", "clang++")
     assert build.compile_cpp(cpp.generate(spec_of(isa, op, DTYPES[dtypes], layout, block)), isa)
@@ -163,7 +163,8 @@ def test_inner_loops_do_nothing_but_load_and_multiply(isa: Isa, dtypes: tuple[Dt
         num = sum(bool(re.match(multiply_add, line)) for line in loop)
         if num:
             tiles.add(num)
-            assert not [line for line in loop if not allowed.match(line) or re.search(r"\(%r[sb]p", line)], "\n".join(loop)
+            others = [line for line in loop if not allowed.match(line) or re.search(r"\(%r[sb]p", line)]
+            assert not others, "\n".join(loop)
     config = cpp.default_config(spec)
     assert tiles >= {size * config.vectors for size in config.tiles if size > 2}
 
