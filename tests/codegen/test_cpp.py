@@ -15,6 +15,7 @@ import pytest
 
 from blast_compile import env
 from blast_compile.codegen import build, cpp
+from blast_compile.codegen.cpp_config import has_pairs
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
 from blast_compile.env import ISAS, Isa
 
@@ -155,7 +156,7 @@ def test_compiles_with_clang(
 @pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512_bf16"])
 def test_inner_loops_do_nothing_but_load_and_multiply(isa: Isa, dtypes: tuple[Dtype, Dtype], tmp_path: Path) -> None:
     spec = replace(spec_of(isa, "linear", dtypes, "packed", (32, 32)), epilogues=(Epilogue(),))
-    multiply_add = "vdpbf16ps" if cpp.has_pairs(spec) else r"vfmadd\w+ps"
+    multiply_add = "vdpbf16ps" if has_pairs(spec) else r"vfmadd\w+ps"
     load = r"vp?broadcast\w+|vmov\w+|vpmovzxwd|vpslld|vcvtph2ps|vpunpck[lh]wd"
     allowed = re.compile(rf"({multiply_add}|{load}|prefetcht0|add|sub|lea|cmp|j\w+) ")
     tiles = set()
