@@ -13,22 +13,17 @@ import typer
 
 from benchmarks import (
     break_even,
-    build,
     compare,
-    compile_time,
-    cost_model,
+    compiler_commands,
     dispatch,
-    look_up,
     model,
     rows,
-    searches,
     settings,
     table,
     threads,
     train,
     train_run,
     train_step,
-    tuning,
 )
 from benchmarks.findings import Findings, Report
 from benchmarks.limits import Limits
@@ -122,90 +117,12 @@ def train_run_(
         finish(train_run.compare(length, chosen, best, report), chosen.path)
 
 
-@app.command("compile-time")
-def compile_time_(
-    layers: Annotated[int, typer.Option(min=1, help="Decoder layers of a tiny Llama.")] = 16,
-    threads: Threads = 2,
-    quick: Quick = False,
-    json: Json = None,
-) -> None:
-    """The first call of a compiled model in a fresh process, with caches empty and with caches warm."""
-    torch.set_num_threads(threads)
-    findings = compile_time.compare(compile_time.size(layers), 1 if quick else 3, report)
-    finish(findings, json or RESULTS / "compile-time.jsonl")
-
-
-@app.command("build")
-def build_(
-    layers: Annotated[int, typer.Option(min=1, help="Decoder layers of the Llama-3.2-1B shape.")] = 16,
-    jobs: Annotated[int, typer.Option(min=1, help="Compilers at once.")] = 2,
-    calls: Annotated[
-        bool, typer.Option("--calls", help="Build for the CPU alone, and keep rows of calls alone.")
-    ] = False,
-    threads: Threads = 2,
-    quick: Quick = False,
-    json: Json = None,
-) -> None:
-    """A bundle for a CPU and three kinds of GPU, and the first call that it serves without a compiler."""
-    torch.set_num_threads(threads)
-    shaped = replace(build.LLAMA_1B, layers=layers)
-    size = replace(shaped, hidden=256, intermediate=512, heads=4, kv_heads=2, vocabulary=512) if quick else shaped
-    findings = build.compare(size, jobs, 1 if quick else 5, report, ("cpu",) if quick or calls else build.TARGETS)
-    if calls:
-        findings.tables = [table for table in findings.tables if table[0].op == "call"]
-    finish(findings, json or RESULTS / "build.jsonl")
-
-
-@app.command("look-up")
-def look_up_(
-    layers: Annotated[int, typer.Option(min=1, help="Decoder layers of a tiny Llama.")] = 16,
-    threads: Threads = 2,
-    quick: Quick = False,
-    json: Json = None,
-) -> None:
-    """What a second process pays to find plans and kernels in a warm store."""
-    torch.set_num_threads(threads)
-    findings = look_up.compare(look_up.size(layers), 1 if quick else 9, report)
-    finish(findings, json or RESULTS / "look-up.jsonl")
-
-
-@app.command("cost-model")
-def cost_model_(threads: Threads = 2, quick: Quick = False, json: Json = None) -> None:
-    """How well the cost model orders configurations, on cases that it was not made from."""
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    found = cost_model.compare(threads, quick, report)
-    cost_model.append(found, json or RESULTS / "cost-model.jsonl")
-    console.print(*cost_model.summary(found), sep="\n")
-
-
-@app.command("tuning")
-def tuning_(
-    budget: Annotated[float, typer.Option(min=1.0, help="Seconds of search a problem.")] = 30.0,
-    threads: Threads = 2,
-    quick: Quick = False,
-    json: Json = None,
-) -> None:
-    """What tuning gains over the default."""
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    found = tuning.gains(threads, budget, quick, report)
-    tuning.append(found, json or RESULTS / "tuning.jsonl")
-    console.print(*tuning.summary(found), sep="\n")
-
-
-@app.command("searches")
-def searches_(threads: Threads = 2, quick: Quick = False, json: Json = None) -> None:
-    """How near the guided search comes to an exhaustive one, and the times of all configs, for replays."""
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    path = json or RESULTS / "searches.jsonl"
-    for row, recording in searches.searches(threads, quick, report):
-        tuning.append([row], path)
-        searches.append([recording], path.with_stem(f"{path.stem}-times"))
-        console.print(*tuning.summary([row]))
-
-
+app.command("compile-time")(compiler_commands.compile_time_)
+app.command("build")(compiler_commands.build_)
+app.command("look-up")(compiler_commands.look_up_)
+app.command("cost-model")(compiler_commands.cost_model_)
+app.command("tuning")(compiler_commands.tuning_)
+app.command("searches")(compiler_commands.searches_)
 app.command("quality")(quality)
 app.command("quality-vit")(quality_vit)
 
