@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from blast_compile import layout
+from blast_compile import layout, pages
 from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight, is_transposed
 from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
@@ -22,6 +22,7 @@ def to_masked_(layer: nn.Module, mask: BlockMask) -> None:
     layer.register_buffer("probe", None, persistent=False)
     layer.__class__ = twin
     cast(MaskedLayer, layer).block = mask.block
+    pages.gather_on_large_pages(layer.weight)
 
 
 def to_packed_(layer: MaskedLayer, mask: BlockMask, num_dead_blocks: int) -> None:

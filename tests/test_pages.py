@@ -1,11 +1,19 @@
-"""Zeros on large pages are zeros like torch's, in every layout."""
+"""Large pages: zeros like torch's in every layout, and weights that stay what they are."""
 
 from __future__ import annotations
 
+import platform
+import re
+from pathlib import Path
+
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
+import blast_compile as blast
 from blast_compile import pages
+
+LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -34,3 +42,36 @@ def test_other_memory_is_left_alone() -> None:
     [(start, length)] = asked
     assert start % 2**21 == length % 2**21 == 0
     assert zeros.data_ptr() <= start < start + length <= zeros.data_ptr() + zeros.numel()
+
+
+def kb_on_large_pages(address: int) -> int:
+    """Of the mapping that holds an address, by the kernel's own account."""
+    is_it, found = False, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if mapping := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            is_it = int(mapping[1], 16) <= address < int(mapping[2], 16)
+        elif is_it and line.startswith("AnonHugePages:"):
+            found += int(line.split()[1])
+    return found
+
+
+def can_collapse() -> bool:
+    release = re.match(r"(\d+)\.(\d+)", platform.release())
+    is_new = release is not None and (int(release[1]), int(release[2])) >= (6, 1)
+    return is_new and LARGE_PAGES.exists() and "[never]" not in LARGE_PAGES.read_text()
+
+
+@pytest.mark.skipif(not can_collapse(), reason="needs Linux 6.1 with large pages")
+def test_masked_weights_lie_on_large_pages() -> None:
+    layer = torch.nn.Linear(2048, 4096, bias=False)
+    before, address = layer.weight.detach().clone(), layer.weight.data_ptr()
+    blast.sparsify_(torch.nn.Sequential(layer), blast.BlockSparse(sparsity=0.5, block=32, targets=["0"]))
+    assert layer.weight.data_ptr() == address
+    assert torch.equal(layer.weight, before)
+    assert kb_on_large_pages(address + 2**24) >= 24 * 1024
+
+
+def test_tensors_without_memory_are_left_alone() -> None:
+    with FakeTensorMode():
+        pages.gather_on_large_pages(torch.nn.Parameter(torch.empty(4096, 4096)))
+    pages.gather_on_large_pages(torch.empty(4096, 4096, device="meta"))
