@@ -77,8 +77,10 @@ def tuning_(
     """What tuning gains over the default."""
     torch.set_num_threads(threads)
     keep_freed_memory()
-    found = tuning.gains(threads, budget, quick, report)
-    tuning.append(found, json or RESULTS / "tuning.jsonl")
+    found: list[tuning.TuningRow] = []
+    for row in tuning.gains(threads, budget, quick, report):
+        tuning.append([row], json or RESULTS / "tuning.jsonl")
+        found.append(row)
     console.print(*tuning.summary(found), sep="\n")
 
 

@@ -95,14 +95,13 @@ def _line(rows: Sequence[Row], sparsities: Iterable[float]) -> list[str]:
 
 def _sources(rows: Sequence[Row]) -> Iterator[str]:
     """The command behind the figures, where it ran and what it compared with, a line for each kind of run."""
-    runs: dict[tuple[str, str], list[Row]] = defaultdict(list)
+    runs: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
     for row in rows:
         machine = row.machine
         where = (
             f"{machine.cpu} ({machine.isa}), {machine.threads} threads, torch {machine.torch}, commit {machine.commit}"
         )
-        runs[row.benchmark, where].append(row)
-    for (benchmark, where), of_run in runs.items():
-        dtypes = ",".join(dict.fromkeys(row.dtype for row in of_run))
+        runs[row.benchmark, row.dtype, where].append(row)
+    for (benchmark, dtype, where), of_run in runs.items():
         dense = ", ".join(dict.fromkeys(row.candidate for row in of_run if row.is_dense)) or "none"
-        yield f"- `python benchmarks/run.py {benchmark} --dtype {dtypes}`: {where}; dense: {dense}"
+        yield f"- `python benchmarks/run.py {benchmark} --dtype {dtype}`: {where}; dense: {dense}"

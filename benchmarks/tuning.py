@@ -58,9 +58,8 @@ class TuningRow:
         return cls(benchmark, str(problem), gain, trials, space, config, Machine.here(), now())
 
 
-def gains(threads: int, budget_s: float, quick: bool, report: Report) -> list[TuningRow]:
+def gains(threads: int, budget_s: float, quick: bool, report: Report) -> Iterator[TuningRow]:
     """A row a shape of the CPU benchmarks: tuned into a database of its own, then measured against the default."""
-    rows = []
     with tempfile.TemporaryDirectory(prefix="blast-plans-") as folder:
         database = Database(Path(folder, "store", "plans"), device_name())
         for op, dtype, tokens, density in product(_OPS, _DTYPES, _TOKENS, _DENSITIES):
@@ -68,10 +67,9 @@ def gains(threads: int, budget_s: float, quick: bool, report: Report) -> list[Tu
             tuned = tune_problem(problem, database, budget=Budget(budget_s))
             gain = _gain(problem, tuned.record.config)
             report(f"{problem}: {gain:.3f}x after {tuned.num_trials} trials")
-            rows.append(TuningRow.of("tuning", problem, gain, tuned.num_trials, None, tuned.record.config))
+            yield TuningRow.of("tuning", problem, gain, tuned.num_trials, None, tuned.record.config)
             if quick:
-                break
-    return rows
+                return
 
 
 def summary(rows: Sequence[TuningRow]) -> Iterator[str]:

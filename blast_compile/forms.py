@@ -22,7 +22,7 @@ def to_masked_(layer: nn.Module, mask: BlockMask) -> None:
     layer.register_buffer("probe", None, persistent=False)
     layer.__class__ = twin
     cast(MaskedLayer, layer).block = mask.block
-    pages.gather_on_large_pages(layer.weight)
+    pages.gather_on_large_pages(dense_weight(layer))
 
 
 def to_packed_(layer: MaskedLayer, mask: BlockMask, num_dead_blocks: int) -> None:
