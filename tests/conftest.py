@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import hypothesis
@@ -116,3 +118,14 @@ def needs_kernels(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     yield
     messages = [record.getMessage() for record in caplog.get_records("call")]
     assert not [message for message in messages if "running without generated kernels" in message]
+
+
+@pytest.fixture(scope="module")
+def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
+    """One process in which the ops go the way of a GPU, by Triton's interpreter, with a store of its own."""
+    from tests.gpu.interpreted import choose_interpreter
+
+    store = tmp_path_factory.mktemp("store") / "blast_compile"
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, choose_interpreter, (store,)) as pool:
+        yield pool

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -24,19 +22,10 @@ from blast_compile.tuning.database import Database
 from blast_compile.tuning.records import Record
 from blast_compile.tuning.timing import Timing
 from tests.benchmarks.pretended_gpu import Here
-from tests.gpu import interpreted
 
 H100 = GpuDevice("H100", "cuda:sm_90", 50 * 2**20, 132, "2.11", "3.6", "abc", 3000.0, {"bf16": 800.0, "fp32": 50.0})
 ROW = GpuRow("kernels", "llama-8b", "linear", 2048, "bf16", 64, 0.9, "blast", H100, "2026-01-01", 100.0, 90.0, 110.0)
 DENSE = replace(ROW, candidate="dense", median_us=400.0, dense_us=400.0)
-
-
-@pytest.fixture(scope="module")
-def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
-    store = tmp_path_factory.mktemp("store") / "blast_compile"
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, interpreted.choose_interpreter, (store,)) as pool:
-        yield pool
 
 
 def spoiled(check: Check, how: str) -> Verdict:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,6 @@ from benchmarks.on_gpu import cases, checks, command, events, model, rivals, row
 from benchmarks.on_gpu.rows import GpuRow
 from tests.benchmarks import pretended_gpu
 from tests.benchmarks.pretended_gpu import PRETENDED, TINY, dry_run, pretended
-from tests.gpu import interpreted
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
 WITHOUT = """
@@ -38,14 +35,6 @@ sys.path[0] = "benchmarks"
 import runpy
 runpy.run_path("benchmarks/gpu.py", run_name="__main__")
 """
-
-
-@pytest.fixture(scope="module")
-def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
-    store = tmp_path_factory.mktemp("store") / "blast_compile"
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, interpreted.choose_interpreter, (store,)) as pool:
-        yield pool
 
 
 def only(part: str) -> list[str]:

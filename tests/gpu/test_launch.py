@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import pytest
@@ -11,7 +9,6 @@ import torch
 
 import blast_compile.ops  # noqa: F401 - registers what is looked at
 from blast_compile.codegen.triton import TritonConfig
-from tests.gpu import interpreted
 from tests.gpu.interpreted import (
     check_call,
     check_edits,
@@ -32,14 +29,6 @@ CASES = [
     Case("gated_mlp", torch.bfloat16, (16, 16), "packed", "silu", bias=False, residual=True),
     Case("gated_mlp", torch.float32, (32, 32), "masked", "silu"),
 ]
-
-
-@pytest.fixture(scope="module")
-def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
-    store = tmp_path_factory.mktemp("store") / "blast_compile"
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, interpreted.choose_interpreter, (store,)) as pool:
-        yield pool
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
