@@ -55,7 +55,7 @@ def look_up_(
 ) -> None:
     """What a second process pays to find plans and kernels in a warm store."""
     torch.set_num_threads(threads)
-    findings = look_up.compare(look_up.size(layers), 1 if quick else 9, report)
+    findings = look_up.compare(compile_time.size(layers), 1 if quick else 9, report)
     finish(findings, json or RESULTS / "look-up.jsonl")
 
 

@@ -21,11 +21,6 @@ from blast_compile.tuning.timing import Timing
 ASKED_MS = 150.0
 
 
-def size(layers: int) -> Size:
-    """A Llama that is tiny in all but its number of layers: of what is looked up, nothing depends on the rest."""
-    return Size(hidden=256, intermediate=1024, layers=layers, heads=4, kv_heads=2, prompt=32, decoded=0)
-
-
 def compare(model: Size, repeats: int, report: Report) -> Findings:
     """One process fills the store, with a tuned plan too; `repeats` others look up what their first call needs."""
     with tempfile.TemporaryDirectory(prefix="blast-look-up-") as folder:

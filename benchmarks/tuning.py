@@ -90,13 +90,12 @@ def append(rows: Sequence[TuningRow], path: Path) -> None:
 
 def _gain(problem: Problem, config: str) -> float:
     """The default's time over a config's, in rounds that no search saw."""
-    workload, chosen = Workload(problem), parse(config)
+    chosen = parse(config)
     assert isinstance(chosen, CpuConfig)
-    default = kernels.kernel_for(problem.spec)
-    is_default = chosen == space_of(problem).default
-    tuned = default if is_default else kernels.kernel_for(problem.spec, chosen)
-    if is_default:
+    if chosen == space_of(problem).default:
         return 1.0
+    workload = Workload(problem)
+    default, tuned = kernels.kernel_for(problem.spec), kernels.kernel_for(problem.spec, chosen)
     calls = {"default": workload.calls(default), "tuned": workload.calls(tuned)}
     times = rounds_of(calls, rounds=_ROUNDS, seconds=_SECONDS)
     return lowest(times["default"]) / lowest(times["tuned"])

@@ -139,7 +139,7 @@ def loaded(step: Spec, num_tokens: int, sizes: Sizes) -> TritonKernel:
 
 @functools.cache
 def _loaded(step: Spec, num_tokens: int, sizes: Sizes, precision: Literal["ieee", "tf32"]) -> TritonKernel:
-    if (step, num_tokens) in _chosen and (chosen := _chosen[step, num_tokens]) is not None:
+    if (chosen := _chosen.get((step, num_tokens))) is not None:
         return load(step, chosen)
     config = _config(step, num_tokens, sizes)
     if config is None:
