@@ -11,7 +11,7 @@ import typer
 from benchmarks import build, compile_time, cost_model, look_up, searches, tuning
 from benchmarks.machine import keep_freed_memory
 from benchmarks.options import Json, Quick, Threads
-from benchmarks.rows import RESULTS
+from benchmarks.rows import RESULTS, append
 from benchmarks.terminal import console, finish, report
 
 
@@ -64,7 +64,7 @@ def cost_model_(threads: Threads = 2, quick: Quick = False, json: Json = None) -
     torch.set_num_threads(threads)
     keep_freed_memory()
     found = cost_model.compare(threads, quick, report)
-    cost_model.append(found, json or RESULTS / "cost-model.jsonl")
+    append(found, json or RESULTS / "cost-model.jsonl")
     console.print(*cost_model.summary(found), sep="\n")
 
 
@@ -79,7 +79,7 @@ def tuning_(
     keep_freed_memory()
     found: list[tuning.TuningRow] = []
     for row in tuning.gains(threads, budget, quick, report):
-        tuning.append([row], json or RESULTS / "tuning.jsonl")
+        append([row], json or RESULTS / "tuning.jsonl")
         found.append(row)
     console.print(*tuning.summary(found), sep="\n")
 
@@ -90,6 +90,6 @@ def searches_(threads: Threads = 2, quick: Quick = False, json: Json = None) -> 
     keep_freed_memory()
     path = json or RESULTS / "searches.jsonl"
     for row, recording in searches.searches(threads, quick, report):
-        tuning.append([row], path)
-        searches.append([recording], path.with_stem(f"{path.stem}-times"))
+        append([row], path)
+        append([recording], path.with_stem(f"{path.stem}-times"))
         console.print(*tuning.summary([row]))

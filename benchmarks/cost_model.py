@@ -5,12 +5,10 @@ The shapes, densities and numbers of tokens here were never looked at while the 
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
-from pathlib import Path
 from statistics import median, quantiles
 
 import numpy as np
@@ -81,13 +79,6 @@ def summary(rows: Sequence[CostRow]) -> Iterator[str]:
     yield f"{len(rows)} cases: regret median {median(regrets):.3f}, 95th percentile {worst:.3f}, most {regrets[-1]:.3f}"
     yield f"rank correlation median {median(row.correlation for row in rows):.2f}"
     yield f"the default itself: median {median(row.default_over_best for row in rows):.3f} of the best"
-
-
-def append(rows: Sequence[CostRow], path: Path) -> None:
-    """Adds rows to a file of JSON lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
 
 
 def spec_of(op: Op, dtype: Dtype, layout: Layout) -> Spec:

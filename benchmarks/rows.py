@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from benchmarks.machine import Machine
 from blast_compile.tuning.timing import Timing
@@ -75,8 +76,8 @@ def per_layer(timing: Timing, layers: int) -> Timing:
     return Timing(timing.median_us / layers, timing.p10_us / layers, timing.p90_us / layers, timing.num_rounds)
 
 
-def append(rows: Iterable[Row], path: Path) -> None:
-    """Adds rows to a file of JSON lines, made where missing."""
+def append(rows: Iterable[Any], path: Path) -> None:
+    """Adds rows, dataclasses of any benchmark, to a file of JSON lines, made where missing."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -60,13 +59,9 @@ class Recording:
         """What was searched."""
         return space_of(self.problem).only(*self.fields)
 
-    def to_json(self) -> str:
-        """A line."""
-        return json.dumps(asdict(self))
-
     @classmethod
     def from_json(cls, line: str) -> Recording:
-        """From what `to_json` gave."""
+        """From a line of a file of them."""
         value = json.loads(line)
         configs = tuple((tuple(values), time, predicted) for values, time, predicted in value.pop("configs"))
         problem, fields = Problem.from_json(value.pop("problem")), tuple(value.pop("fields"))
@@ -102,13 +97,6 @@ def searches(threads: int, quick: bool, report: Report) -> Iterator[tuple[Tuning
         gain, num_configs = _gain_of(recording, config), len(recording.configs)
         report(f"{problem}: guided reaches {gain:.3f} of the best of {num_configs} with {trials} trials")
         yield TuningRow.of("guided-search", problem, gain, trials, num_configs, repr(config)), recording
-
-
-def append(recordings: Sequence[Recording], path: Path) -> None:
-    """Adds recordings to a file of JSON lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(recording.to_json() + "\n" for recording in recordings)
 
 
 def _recorded(problem: Problem, report: Report) -> Recording:

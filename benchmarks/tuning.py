@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from statistics import geometric_mean, quantiles
@@ -79,13 +78,6 @@ def summary(rows: Sequence[TuningRow]) -> Iterator[str]:
     for row in rows:
         if row.space:
             yield f"guided: {row.gain:.3f} of the best with {row.trials / row.space:.0%} of {row.space} trials"
-
-
-def append(rows: Sequence[TuningRow], path: Path) -> None:
-    """Adds rows to a file of JSON lines."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
 
 
 def _gain(problem: Problem, config: str) -> float:

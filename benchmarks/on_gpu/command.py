@@ -21,6 +21,7 @@ from benchmarks.on_gpu.rivals import RIVALS
 from benchmarks.on_gpu.rows import GpuDevice, GpuRow
 from benchmarks.on_gpu.tensors import DTYPES
 from benchmarks.on_gpu.verify import Verdict
+from benchmarks.rows import append
 
 # Seconds of each part of a whole run, which ends within eight minutes. What one leaves, the next may take.
 SHARES = {"verify": 60.0, "kernels": 150.0, "tuning": 60.0, "model": 110.0, "train": 50.0}
@@ -42,7 +43,7 @@ class _Run:
         """One thing that a part gave, kept or told at once: the machine may be taken away."""
         if isinstance(found, GpuRow):
             self.rows.append(found)
-            rows.append([found], self.json)
+            append([found], self.json)
         elif isinstance(found, Verdict):
             self.num_checks += 1
             if found.problem:
@@ -118,7 +119,7 @@ def _merge(paths: Sequence[Path], json: Path) -> list[GpuRow]:
     merged = rows.merged(rows.read(path) for path in (json, *paths))
     temporary = json.with_name(f"{json.name}.new")
     temporary.unlink(missing_ok=True)
-    rows.append(merged, temporary)
+    append(merged, temporary)
     temporary.replace(json)
     return merged
 

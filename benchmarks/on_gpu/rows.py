@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -104,13 +104,6 @@ def row_of(part: str, case: Case, candidate: str, device: GpuDevice, measured: M
         rounds=timing.num_rounds,
         **{**of_case, **others},
     )
-
-
-def append(rows: Iterable[GpuRow], path: Path) -> None:
-    """Adds rows to a file, made where missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
 
 
 def read(path: Path) -> list[GpuRow]:

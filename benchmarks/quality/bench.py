@@ -17,7 +17,7 @@ from benchmarks.machine import Machine
 from benchmarks.quality import masks, plan, rows
 from benchmarks.quality.plan import TUNING_SEED, Run, Scale
 from benchmarks.quality.rows import Quality
-from benchmarks.rows import now
+from benchmarks.rows import append, now
 from blast_compile.demo import corpus
 from blast_compile.demo.corpus import Corpus
 from blast_compile.demo.model import llama, num_parameters
@@ -107,7 +107,7 @@ class Bench:
             course = self._train(run, training, text)
         held_out = text.held_out[: self.scale.held_out]
         row = self._row(run, training, course, perplexity(model, held_out, self.scale.length))
-        rows.append(row, self.path)
+        append([row], self.path)
         if run.method != "dense":  # one-shot methods start from the dense ones
             self._checkpoint(run).unlink(missing_ok=True)
         self.report(f"{run}: perplexity {row.perplexity:.2f}, {row.seconds:.0f} s of training")

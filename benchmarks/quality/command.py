@@ -13,7 +13,7 @@ import typer
 from benchmarks.options import Json, Quick, Threads
 from benchmarks.quality import plan, rows, tables, vit
 from benchmarks.quality.bench import Bench
-from benchmarks.rows import RESULTS
+from benchmarks.rows import RESULTS, append
 from benchmarks.terminal import console, report
 
 _FOLDER = platformdirs.user_cache_path("blast_compile-benchmarks", appauthor=False) / "quality"
@@ -53,5 +53,5 @@ def quality_vit(threads: Threads = 2, quick: Quick = False, json: Json = None) -
     path = json or RESULTS / "quality-vit.jsonl"
     found = list(vit.compare(vit.QUICK if quick else vit.FULL, report))
     for row in found:
-        rows.append(row, path)
+        append([row], path)
     console.print(vit.verdict(found), highlight=False)

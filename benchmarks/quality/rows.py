@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from benchmarks.machine import Machine
 
@@ -48,13 +47,6 @@ class Quality:
         """What a newer row replaces, and what need not run again."""
         problem = (self.benchmark, self.text, self.model, self.steps, self.seed, self.lr)
         return (*problem, self.method, self.sparsity, self.block, self.settings)
-
-
-def append(row: Any, path: Path) -> None:
-    """Adds a row, a dataclass, to a file of JSON lines, made where missing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        file.write(json.dumps(asdict(row)) + "\n")
 
 
 def read(path: Path) -> list[Quality]:

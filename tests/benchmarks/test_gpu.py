@@ -17,6 +17,7 @@ from benchmarks.on_gpu.rivals import RIVALS, Rival, UnavailableError, prepare
 from benchmarks.on_gpu.rows import GpuDevice, GpuRow
 from benchmarks.on_gpu.tensors import sparse_layers
 from benchmarks.on_gpu.verify import Verdict
+from benchmarks.rows import append
 from blast_compile.codegen.triton import TritonConfig
 from blast_compile.tuning.database import Database
 from blast_compile.tuning.records import Record
@@ -125,9 +126,9 @@ def test_weights_of_a_pass_exceed_twice_the_cache(weight_bytes: int, number: int
 
 def test_rows_go_through_a_file_and_merge_by_date(tmp_path: Path) -> None:
     older, newer = replace(ROW, median_us=300.0, date="2025-12-31"), replace(ROW, date="2026-01-02")
-    rows.append([ROW, DENSE], tmp_path / "a.jsonl")
-    rows.append([newer], tmp_path / "a.jsonl")
-    rows.append([older, replace(ROW, device=replace(H100, name="H200"))], tmp_path / "b.jsonl")
+    append([ROW, DENSE], tmp_path / "a.jsonl")
+    append([newer], tmp_path / "a.jsonl")
+    append([older, replace(ROW, device=replace(H100, name="H200"))], tmp_path / "b.jsonl")
     merged = rows.merged(rows.read(tmp_path / name) for name in ("a.jsonl", "b.jsonl"))
     assert merged == [newer, DENSE, replace(ROW, device=replace(H100, name="H200"))]
     assert rows.read(tmp_path / "missing.jsonl") == []
@@ -156,8 +157,8 @@ def test_tables_show_rows() -> None:
 
 def test_rows_merge_into_what_was_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept, newer = replace(ROW, tokens=1), replace(ROW, median_us=50.0, date="2026-01-02")
-    rows.append([ROW, kept], tmp_path / "all.jsonl")
-    rows.append([newer, DENSE], tmp_path / "a.jsonl")
+    append([ROW, kept], tmp_path / "all.jsonl")
+    append([newer, DENSE], tmp_path / "a.jsonl")
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write('{"part": "ker')  # the machine was taken away
     arguments = ["--merge", str(tmp_path / "a.jsonl"), "--json", str(tmp_path / "all.jsonl")]
