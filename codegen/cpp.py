@@ -10,7 +10,7 @@ Map of a generated file, each part a template in `templates/cpp/`:
 then, of the forward products and the input gradient:
   rows         which blocks meet in a block row, and their words: where they lie, or gathered
   panel        activations, cut into tiles of tokens        stages       a product and its epilogue, by tiles and rows
-  forward      the epilogues, how threads share the work, the entry point
+  turned       tiles of blocks with one vector of outputs   forward      epilogues, how threads share, the entry point
 or `weight_grad`: a product over tokens for each kept block.
 
 The file needs no header but the compiler's own, so it compiles in a second or three.
@@ -24,7 +24,15 @@ from functools import cache
 import jinja2
 
 from blast_compile.codegen import epilogue
-from blast_compile.codegen.cpp_config import VECTOR_LENGTHS, CpuConfig, default_config, has_pairs, is_direct, isa_of
+from blast_compile.codegen.cpp_config import (
+    VECTOR_LENGTHS,
+    CpuConfig,
+    default_config,
+    has_one_vector,
+    has_pairs,
+    is_direct,
+    isa_of,
+)
 from blast_compile.codegen.spec import Epilogue, Spec
 
 __all__ = ["MIN_BLOCK_EDGE", "CpuConfig", "default_config", "generate", "is_direct", "supports"]
@@ -93,6 +101,7 @@ def generate(spec: Spec, config: CpuConfig | None = None) -> str:
             packed=spec.layout == "packed",
             transposed=transposed,
             direct=is_direct(spec),
+            turned=has_one_vector(spec),
         )
     )
 

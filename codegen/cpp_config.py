@@ -52,13 +52,13 @@ class CpuConfig:
 def default_config(spec: Spec) -> CpuConfig:
     """Fills the register file: 12 x 2 sums, two weights and an activation in 32 registers, or 6 x 2 in 16.
 
-    Blocks with outputs for one AVX-512 vector take 28 x 1. All by `benchmarks/run.py cpu-linear`.
+    Blocks with outputs for one AVX-512 vector take 32 tokens, in vectors. All by `benchmarks/run.py cpu-linear`.
     """
     isa = isa_of(spec)
     if not isa.startswith("avx512"):
         token_tile, vectors = 6, 2
     elif spec.op != "weight_grad" and output_edge(spec) <= VECTOR_LENGTHS[isa]:
-        token_tile, vectors = 28, 1
+        token_tile, vectors = (32 if has_one_vector(spec) else 28), 1
     else:
         token_tile, vectors = 12, 2
     row_group = 4 if is_direct(spec) else 2  # gathered rows fill the L2 cache sooner
@@ -68,6 +68,26 @@ def default_config(spec: Spec) -> CpuConfig:
 def output_edge(spec: Spec) -> int:
     """Outputs that a block has for the product of a spec."""
     return spec.block[1] if spec.op == "input_grad" else spec.block[0]
+
+
+def has_one_vector(spec: Spec) -> bool:
+    """Whether a block has outputs for one vector of AVX-512, so that large tiles go by vectors of tokens instead."""
+    isa = isa_of(spec)
+    return isa.startswith("avx512") and spec.op != "weight_grad" and output_edge(spec) == VECTOR_LENGTHS[isa]
+
+
+def is_turned(spec: Spec, tile: int) -> bool:
+    """Whether a tile of so many tokens has vectors of tokens and weights that are spread, not the other way round."""
+    lanes = VECTOR_LENGTHS[isa_of(spec)]
+    return has_one_vector(spec) and tile > lanes and tile % lanes == 0
+
+
+def num_registers(spec: Spec, config: CpuConfig) -> int:
+    """Vector registers of the largest tile: sums, and the operands of a step."""
+    if is_turned(spec, config.token_tile):
+        lanes = VECTOR_LENGTHS[isa_of(spec)]
+        return (lanes // 2 + 1) * (config.token_tile // lanes) + 1
+    return config.token_tile * config.vectors + config.vectors + 1
 
 
 def has_pairs(spec: Spec) -> bool:

@@ -9,7 +9,7 @@ from itertools import product
 from typing import Any
 
 from blast_compile.codegen import cpp
-from blast_compile.codegen.cpp_config import CpuConfig, output_edge
+from blast_compile.codegen.cpp_config import CpuConfig, num_registers, output_edge
 from blast_compile.codegen.spec import Spec
 from blast_compile.tuning.cost_cpu import shares_tokens
 from blast_compile.tuning.fragments import Choice, Fragment, Integer, PowerOfTwo
@@ -130,7 +130,7 @@ def _with(config: CpuConfig, values: Mapping[str, Any]) -> CpuConfig:
 
 def _impossible(spec: Spec, config: CpuConfig) -> Iterator[tuple[str, bool]]:
     registers = _REGISTERS[spec.target.partition(":")[2]]
-    used = config.token_tile * config.vectors + config.vectors + 1
+    used = num_registers(spec, config)
     lanes = {32: 16}.get(registers, 8)
     yield "numbers must be positive", min(config.token_tile, config.vectors, config.row_group, config.span) < 1
     yield "a tile has an even number of tokens", config.token_tile % 2 == 1 and config.token_tile > 1

@@ -78,8 +78,8 @@ def test_sanitizers_find_nothing(
 ) -> None:
     use_isa(isa)
     calls = list(calls_of(op, case, SIZES))
-    # Few tokens and activations a turn, so that small calls take several.
-    config = replace(cpp.default_config(calls[0].spec), span=16, panel_bytes=4096, row_group=2)
+    # Few tokens and activations a turn, so that small calls take several, and yet one of the largest tiles.
+    config = replace(cpp.default_config(calls[0].spec), span=36, panel_bytes=4096, row_group=2)
     kernel = sanitized(cpp.generate(calls[0].spec, config), isa, tmp_path)
     assert run_outside(sanitized_driver, kernel, calls, "heap", tmp_path) == ""
 

@@ -12,6 +12,9 @@ struct Result {
 // W outputs of a block row from `offset` on, for the MT tokens of a tile.
 template <int MT, int W, int64_t FETCHED>
 inline void product(const Row& row, const Word* tile, int64_t offset, Sums<MT, W>& total) {
+{%- if turned %}
+  if constexpr (is_turned<MT, W>()) return product_by_tokens<MT, FETCHED>(row, tile, total);
+{%- endif %}
   // Few tokens ask for a small block at once; else weights are fetched along with the arithmetic.
   constexpr int64_t BLOCK_BYTES = CONTRACTION_EDGE * FETCHED;
   constexpr bool AT_ONCE = MT < 12 && BLOCK_BYTES <= 1024;
