@@ -10,7 +10,8 @@ from torch.fx import Node
 
 from blast_compile.passes.hazards import hazard_between
 from blast_compile.passes.match import Match
-from blast_compile.passes.name_activations import MAX_NODES, scalar_function
+from blast_compile.passes.name_activations import MAX_NODES
+from blast_compile.passes.scalars import scalar_function
 from blast_compile.passes.vocabulary import (
     NORMAL_FORMS,
     arguments,

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.activations import ACT2FN
 
-from blast_compile.passes.name_activations import DEFINITIONS, SAMPLES, NameActivations
+from blast_compile.passes.name_activations import NameActivations
+from blast_compile.passes.scalars import DEFINITIONS, SAMPLES
 from blast_compile.passes.vocabulary import NORMAL_FORMS, activation_of
 from tests.passes.graphs import Body, Captured, Toy, apply, capture
 
@@ -50,6 +51,7 @@ UNKNOWN: dict[str, Body] = {
     "a bounded relu": lambda m, x: F.relu(m.up(x)).clamp(max=5.0),
     "a bounded gelu": lambda m, x: F.gelu(m.up(x)).clamp(-10, 10),
     "a relu that starts elsewhere": lambda m, x: m.up(x).clamp(min=-100),
+    "a bound made of two relus": lambda m, x: (lambda y: F.relu(y) - F.relu(y - 1000.0))(m.up(x)),
     "leaves the dtype": lambda m, x: F.relu(m.up(x)).double().tanh(),
 }
 
