@@ -50,6 +50,8 @@ class SparseLayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`x` may be a jagged nested tensor. Raises `LayerError` on a wrong shape and `DtypeError` on integers."""
         if not compat.is_traced_by_fx(x):
+            if not isinstance(x, Tensor):
+                raise LayerError(f"expected a tensor as the input of {self}, got a {type(x).__name__}")
             if compat.has_rows_in_values(x):
                 return compat.map_values(self.forward, x)
             self._check_input(x)

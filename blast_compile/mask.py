@@ -14,7 +14,7 @@ from blast_compile.layout import Block
 
 def check_sparsity(sparsity: object) -> None:
     """Raises `MaskError` unless `sparsity` is a number from 0 to 1."""
-    if not isinstance(sparsity, int | float) or not 0.0 <= sparsity <= 1.0:
+    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0.0 <= sparsity <= 1.0:
         raise MaskError(f"expected a sparsity from 0 to 1 (the fraction of zero blocks), got {sparsity!r}")
 
 

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from blast_compile.dead_blocks import Mlp
 from blast_compile.errors import LayerError
+from blast_compile.inputs import Inputs, arguments_of
 from blast_compile.layers import MaskedLayer
 from blast_compile.passes.survey import FoundOp
 from blast_compile.report.recorder import GraphRun
 from blast_compile.report.watch import watch
+from blast_compile.wrappers import bare
 
 
-def find_mlps(model: nn.Module, example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> list[Mlp]:
+def find_mlps(model: nn.Module, example_inputs: Inputs) -> list[Mlp]:
     """The MLPs of masked layers that a run of `model` holds, those whose layers do nothing else in that run.
 
     They are what the passes fuse. Raises `LayerError` where the run is not captured as one graph: what happens between
     graphs is not seen, and might use a layer in another way.
     """
-    model = getattr(model, "_orig_mod", model)
-    args: tuple[Any, ...] = example_inputs if isinstance(example_inputs, tuple) else ()
-    kwargs = example_inputs if isinstance(example_inputs, Mapping) else {}
-    if isinstance(example_inputs, Tensor):
-        args = (example_inputs,)
+    model = bare(model)
+    args, kwargs = arguments_of(example_inputs)
     try:
         with torch.no_grad():
             runs = watch(model, args, kwargs, fullgraph=True)

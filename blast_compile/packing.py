@@ -5,22 +5,20 @@ Both work in place, and change nothing when they raise: they plan for every laye
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from torch import Tensor, nn
+from torch import nn
 
 from blast_compile import forms, select
 from blast_compile.dead_blocks import Live, live_part
 from blast_compile.errors import LayerError, MaskError
+from blast_compile.inputs import Inputs
 from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer
 from blast_compile.log import logger
 from blast_compile.mask import BlockMask, check_sparsity
+from blast_compile.wrappers import check_model
 
 Model = TypeVar("Model", bound=nn.Module)
-Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
-"""An only argument, a tuple of arguments, or keyword arguments."""
-
 BREAK_EVEN_SPARSITY = 0.2
 """Fraction of zero blocks under which a dense layer is taken to be faster than a packed one.
 
@@ -71,6 +69,7 @@ def unpack_(model: Model) -> Model:
 
     Raises `LayerError` where no layer is packed, and `MaskError` where an index is damaged.
     """
+    check_model(model)
     packed = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLayer)]
     if not packed:
         raise LayerError("expected a model with packed layers, got none: run pack_ first")
@@ -82,6 +81,7 @@ def unpack_(model: Model) -> Model:
 
 def _layers_to_pack(model: nn.Module) -> dict[str, MaskedLayer]:
     """The masked layers by name. Raises `LayerError` where there are none, or where one cannot be packed."""
+    check_model(model)
     masked = {name: layer for name, layer in model.named_modules() if isinstance(layer, MaskedLayer)}
     if not masked:
         is_packed = any(isinstance(layer, PackedLayer) for layer in model.modules())

@@ -11,9 +11,11 @@ from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
 from blast_compile.adopt import carried_mask
+from blast_compile.bypass import weights_read
 from blast_compile.errors import OptionsError
 from blast_compile.layers import SparseLayer
 from blast_compile.twins import masked_twin
+from blast_compile.wrappers import check_model
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
@@ -79,13 +81,17 @@ def no_match(targets: Targets, dense: Targets, layers: Iterable[str]) -> str:
 
 def listed(names: Iterable[str]) -> str:
     """The first names of layers, and how many more there are."""
-    every = list(names)
+    every = [name or "the model itself" for name in names]
     more = f" and {len(every) - 8} more" if len(every) > 8 else ""
     return ", ".join(every[:8]) + more or "none"
 
 
 def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Name and layer of everything that is a linear layer, of our classes or of others."""
+    """Name and layer of everything that is a linear layer, of our classes or of others.
+
+    Raises `LayerError` where `model` is no module.
+    """
+    check_model(model)
     for name, layer in model.named_modules():
         if isinstance(layer, SparseLayer | nn.Linear) or masked_twin(type_before_parametrizations(layer)) is not None:
             yield name, layer
@@ -130,6 +136,9 @@ def _reasons_of_parents(model: nn.Module, name: str, layer: nn.Module) -> Iterat
     parents = [model.get_submodule(".".join(path[:depth])) for depth in range(len(path))]
     if isinstance(parents[-1], _BYPASSING_PARENTS) and parents[-1] is not layer:
         yield f"{type(parents[-1]).__name__} reads its weight without calling it"
+    for depth, parent in enumerate(parents):
+        if ".".join(path[depth:]) in weights_read(parent):
+            yield f"{type(parent).__name__} reads its weight without calling it"
     for parent, child in zip(parents, path, strict=True):
         if child in getattr(parent, "adapter_layer_names", ()):  # of peft: LoRA and its kin
             yield f"it is part of a small adapter, in {type(parent).__name__} of {type(parent).__module__}"

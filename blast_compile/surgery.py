@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from blast_compile import forms, integrations, layers, select
 from blast_compile.adopt import Carried, carried_mask
-from blast_compile.errors import LayerError, MaskError
+from blast_compile.errors import LayerError, MaskError, OptionsError
 from blast_compile.layers import SparseLayer
 from blast_compile.layout import Block, check_block
 from blast_compile.log import logger
@@ -68,10 +68,10 @@ def sparsify_(model: Model, config: BlockSparse | None = None, *, masks: Masks |
 
     Raises `LayerError` where no layer matches or one is sparse already, `MaskError` where a mask does not fit.
     """
-    config = config or BlockSparse()
-    if isinstance(masks, str) and masks != "zeros":
+    config = check_config(config)
+    if masks not in (None, "zeros") and not isinstance(masks, Mapping):
         raise MaskError(f'expected masks by layer name, or "zeros", got {masks!r}')
-    given = {} if masks is None or isinstance(masks, str) else dict(masks)
+    given = dict(masks) if isinstance(masks, Mapping) else {}
     found = dict(select.linear_layers(model))
     for name, mask in given.items():
         if mask is None:
@@ -97,6 +97,13 @@ class _Plan:
 
     mask: BlockMask
     carried: Carried | None = None
+
+
+def check_config(config: BlockSparse | None) -> BlockSparse:
+    """`config`, or the default one. Raises `OptionsError` on anything else."""
+    if config is None or isinstance(config, BlockSparse):
+        return config or BlockSparse()
+    raise OptionsError(f"expected a BlockSparse, got {config!r}; write BlockSparse(sparsity=0.9, ...)")
 
 
 def is_target(config: BlockSparse, name: str, layer: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.problems import distinct, try_problem
 from blast_compile.tuning.search import SEARCHES, SearchName
 from blast_compile.tuning.tune import Tuned, tune_all
+from blast_compile.wrappers import bare
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def tune(
         raise TuningError(
             f"expected a search among {', '.join(SEARCHES)} and tokens from 1 on, got {search!r} and {tokens}"
         )
-    runs = watch(getattr(model, "_orig_mod", model), example_inputs, example_kwargs or {})
+    runs = watch(bare(model), example_inputs, example_kwargs or {})
     found = [
         try_problem(op.kind, [op.arguments[0].to(op.result.dtype), *op.arguments[1:]], [i for _, i in run.index_of(op)])
         for run in runs

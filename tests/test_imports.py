@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    ("errors", "env", "log", "options", "pages"),
+    ("errors", "env", "inputs", "log", "options", "pages"),
     ("compat",),
     ("mask", "layout"),
     ("activations",),
@@ -23,7 +23,7 @@ ORDER = (
     ("kernels", "native", "calls", "specs", "checks", "plans", "running", "launch", "hidden_grads", "gpu", "tuning"),
     ("ops", "gradients", "layer_grads", "transforms"),
     ("layers", "probe", "twins", "forms", "integrations"),
-    ("surgery", "select", "adopt", "dead_blocks"),
+    ("surgery", "select", "adopt", "bypass", "dead_blocks", "wrappers"),
     ("passes",),
     ("prepare", "serve"),
     ("backend", "exported"),

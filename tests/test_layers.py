@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.models.falcon.modeling_falcon import FalconLinear
 from transformers.pytorch_utils import Conv1D
 
@@ -123,9 +124,10 @@ def test_set_mask_takes_effect_and_refuses_what_does_not_fit() -> None:
         (torch.zeros(()), LayerError, r"got shape \(\)"),
         (torch.zeros(3, 40, dtype=torch.int64), DtypeError, "floating-point input .* got torch.int64; convert"),
         (torch.zeros(3, 40, dtype=torch.bool), DtypeError, "got torch.bool"),
+        ([[0.0] * 40], LayerError, r"expected a tensor as the input of \w+Linear\(.*, got a list"),
     ],
 )
-def test_bad_inputs_are_refused(packed: bool, x: Tensor, error: type[Exception], message: str) -> None:
+def test_bad_inputs_are_refused(packed: bool, x: Any, error: type[Exception], message: str) -> None:
     sparse, _, _ = sparse_mlp(packed=packed)
     with pytest.raises(error, match=message):
         sparse.fc1(x)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ import torch
 from torch import nn
 
 import blast_compile as blast
+from blast_compile.checkpoint import import_torchao
 from blast_compile.errors import LayerError, MaskError, OptionsError
+from blast_compile.sparsify import Cubic, PruneAndGrow
 from tests.models import Block, snapshot, sparse_layer
 
 HALF = blast.BlockSparse(block=(16, 8), sparsity=0.5)
@@ -83,6 +86,18 @@ REFUSALS: dict[str, tuple[Callable[[Block], Block], Callable[[Block], object], t
         lambda m: blast.sparsify_(m, HALF, masks={"mlp.fc2": blast.BlockMask.full((40, 40), (8, 8))}),
         MaskError,
         r"mlp.fc2: expected a BlockMask for a weight \(40, 72\) or .*, got a BlockMask for \(40, 40\)",
+    ),
+    "masks in a list": (
+        lambda m: m,
+        lambda m: blast.sparsify_(m, HALF, masks=[ONES]),  # type: ignore[arg-type]
+        MaskError,
+        'expected masks by layer name, or "zeros", got',
+    ),
+    "a number for a configuration": (
+        lambda m: m,
+        lambda m: blast.sparsify_(m, 0.9),  # type: ignore[arg-type]
+        OptionsError,
+        r"expected a BlockSparse, got 0.9; write BlockSparse\(sparsity=0.9",
     ),
     "sparse already": (
         lambda m: blast.sparsify_(m, blast.BlockSparse(targets="fc2")),
@@ -160,7 +175,27 @@ def test_a_mask_of_none_is_an_error() -> None:
         blast.sparsify_(nn.Sequential(nn.Linear(64, 64)), blast.BlockSparse(), masks={"0": None})  # type: ignore[dict-item]
 
 
-@pytest.mark.parametrize("sparsity", ["0.5", None, float("nan"), 1.5])
+DOORS: list[Callable[[Any], object]] = [
+    blast.sparsify_, blast.pack_, blast.unpack_, blast.prune_, blast.explain, blast.tune,
+    lambda m: blast.Sparsifier(m, PruneAndGrow(Cubic(0.9, end=10))),
+    lambda m: blast.save_model(m, "folder"),
+    lambda m: blast.load_model(m, Path("folder")),
+    lambda m: import_torchao(m, "file"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(DOORS)))
+def test_what_is_no_model_is_refused(number: int) -> None:
+    with pytest.raises(LayerError, match=r"expected a model \(torch.nn.Module\), got a str; pass the model itself"):
+        DOORS[number]("llama")
+
+
+def test_a_model_that_is_a_layer_has_a_name_in_messages() -> None:
+    with pytest.raises(LayerError, match="got 'mlp'; the layers are the model itself"):
+        blast.sparsify_(nn.Linear(16, 16))
+
+
+@pytest.mark.parametrize("sparsity", ["0.5", None, True, float("nan"), 1.5])
 def test_a_sparsity_that_is_no_fraction_is_an_error(sparsity: Any) -> None:
     with pytest.raises(MaskError, match="expected a sparsity from 0 to 1"):
         blast.BlockSparse(sparsity=sparsity)

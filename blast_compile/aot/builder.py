@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from blast_compile import __version__, compat, native
 from blast_compile.aot import folder as folders
@@ -28,11 +28,10 @@ from blast_compile.codegen.fingerprint import fingerprint
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.spec_text import describe
 from blast_compile.errors import BuildError, TargetError
+from blast_compile.inputs import Inputs, arguments_of
 
 _BINARIES = {"cpu": ("cpp", "so", ""), "cuda": ("py", "cubin", "ptx"), "hip": ("py", "hsaco", "amdgcn")}
 """Suffixes of source, binary and text by kind of device."""
-
-Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
 
 
 def build(
@@ -117,13 +116,6 @@ def make(
     files.update(more([each.job for each in usable]))
     size_bytes = folders.write(destination, contents, files)
     return BuildReport(Bundle.open(destination), time.perf_counter() - start, size_bytes)
-
-
-def arguments_of(inputs: Inputs) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Positional and keyword arguments of a call."""
-    if isinstance(inputs, Mapping):
-        return (), inputs
-    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
 def _line(built: Built) -> str:

@@ -22,6 +22,7 @@ from blast_compile.codegen.spec import Op, Spec
 from blast_compile.errors import LayerError, RewriteError
 from blast_compile.layers import SparseLayer
 from blast_compile.passes.survey import survey
+from blast_compile.wrappers import bare
 
 _numbers = itertools.count()
 
@@ -57,7 +58,7 @@ def needs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
 
     Raises `LayerError` where no layer is sparse.
     """
-    model = getattr(model, "_orig_mod", model)
+    model = bare(model)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
     if not layers:
         raise LayerError("expected a model with sparse layers, got none: run sparsify_ first")

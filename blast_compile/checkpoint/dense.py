@@ -18,7 +18,7 @@ from blast_compile.errors import CheckpointError
 from blast_compile.log import logger
 from blast_compile.mask import BlockMask, check_sparsity
 from blast_compile.packing import BREAK_EVEN_SPARSITY
-from blast_compile.surgery import BlockSparse, is_target
+from blast_compile.surgery import BlockSparse, check_config, is_target
 from blast_compile.twins import masked_twin
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -42,7 +42,7 @@ def import_dense(
     device. Raises `CheckpointError` where the file is damaged or of another architecture, or holds no such layer; the
     model is then as it was.
     """
-    config = config or BlockSparse()
+    config = check_config(config)
     check_sparsity(dense_below)
     layers = {
         f"{name}.weight": (name, layer)

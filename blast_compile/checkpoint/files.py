@@ -13,9 +13,10 @@ from blast_compile.checkpoint import shards
 from blast_compile.checkpoint.assign import Loaded, assign_
 from blast_compile.checkpoint.header import Header
 from blast_compile.checkpoint.record import Record
-from blast_compile.checkpoint.slots import slots_of, unwrapped
+from blast_compile.checkpoint.slots import slots_of
 from blast_compile.errors import CheckpointError
 from blast_compile.layers import SparseLayer
+from blast_compile.wrappers import bare
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -33,7 +34,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], *, max_shard_byte
     has extra state, or `path` is a file, `MaskError` where a mask index is damaged, and OSError where the folder
     cannot be written.
     """
-    folder, model = Path(path), unwrapped(model)
+    folder, model = Path(path), bare(model)
     if folder.exists() and not folder.is_dir():
         raise CheckpointError(f"expected a folder to save into, got the file {folder}; name another path")
     if max_shard_bytes < 1:
@@ -74,9 +75,10 @@ def load_model(model: Model, path: str | os.PathLike[str]) -> Model:
     Raises `CheckpointError` where the folder is damaged, foreign or newer than this version, or the model is of
     another architecture; the model is then as it was.
     """
+    inner = bare(model)
     header = Header.read(Path(path))
     tensors = shards.read(Path(path), header)
-    assign_(unwrapped(model), Loaded(tensors, header.layers, header.ties, header.transient))
+    assign_(inner, Loaded(tensors, header.layers, header.ties, header.transient))
     return model
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from blast_compile.layers import SparseLayer
 
@@ -47,9 +46,3 @@ def slots_of(model: nn.Module, *, but: set[int]) -> list[Slot]:
             if not any(holder is module and name == held for holder, held in slot.holders):
                 slot.holders.append((module, name))
     return list(slots.values())
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside the wrappers of `torch.compile` and DDP."""
-    inner = model.module if isinstance(model, DistributedDataParallel) else model._modules.get("_orig_mod")
-    return model if inner is None else unwrapped(inner)

@@ -19,6 +19,7 @@ from blast_compile import layout
 from blast_compile.checkpoint.assign import Loaded, assign_, plain_class
 from blast_compile.checkpoint.record import Form, Record
 from blast_compile.errors import CheckpointError, MaskError
+from blast_compile.wrappers import check_model
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -43,6 +44,7 @@ def import_torchao(model: Model, path: str | os.PathLike[str], *, form: Form = "
     No dense weight of a packed layer is made. Raises `CheckpointError` where the file is no such checkpoint, or one of
     another architecture; the model is then as it was.
     """
+    check_model(model)
     tensors: dict[str, Tensor] = {}
     records: dict[str, Record] = {}
     modules = dict(model.named_modules())

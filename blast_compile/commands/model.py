@@ -13,7 +13,7 @@ from torch import nn
 
 from blast_compile.checkpoint import load_model
 from blast_compile.commands import functions
-from blast_compile.commands.inputs import Inputs, of_function, of_transformers, tokens_in
+from blast_compile.commands.inputs import Arguments, of_function, of_transformers, tokens_in
 from blast_compile.commands.options import ModelChoice
 from blast_compile.commands.output import tell
 from blast_compile.errors import BlastError, OptionsError
@@ -33,7 +33,7 @@ class Loaded:
 
     name: str
     model: nn.Module
-    inputs: Callable[[int], Inputs]
+    inputs: Callable[[int], Arguments]
     takes_tokens: bool
 
     def tokens(self, wanted: tuple[int, ...], *, is_asked: bool) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ class Sparsifying(Protocol):
     """What the callback asks of a `Sparsifier`."""
 
     def attach(self, optimizer: Optimizer) -> None:
-        """Watches the steps of `optimizer`."""
+        """Watches the steps of `optimizer`, or of the one that it wraps."""
 
     def step(self) -> object:
         """Counts an optimizer step and updates masks where they are due."""
@@ -50,7 +50,7 @@ class SparsifierCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, *_: Any, **kwargs: Any) -> None:
         """Watches the optimizer, whose state is loaded by now, and goes on from the checkpoint of a resumed run."""
-        self.sparsifier.attach(_innermost(kwargs["optimizer"]))
+        self.sparsifier.attach(kwargs["optimizer"])
         if state.global_step:
             path = (self._resume_from or _checkpoint(args, state)) / NAME
             if not path.is_file():
@@ -81,9 +81,3 @@ class SparsifierCallback(TrainerCallback):  # type: ignore[misc, unused-ignore]
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:
     """The folder of the checkpoint of this step."""
     return Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
-
-
-def _innermost(optimizer: Any) -> Optimizer:
-    """The optimizer that accelerate wraps: hooks of the wrapper are never called."""
-    inner = getattr(optimizer, "optimizer", None)
-    return _innermost(inner) if isinstance(inner, Optimizer) else optimizer

@@ -16,6 +16,7 @@ from blast_compile.passes.survey import FoundOp
 from blast_compile.report.explanation import Explanation, LayerRow
 from blast_compile.report.recorder import GraphRun
 from blast_compile.report.watch import watch
+from blast_compile.wrappers import bare
 
 _NOT_SEEN = "no captured graph holds it: the run did not reach it, or reached it outside torch.compile"
 
@@ -32,9 +33,7 @@ def explain(model: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> Ex
 
 def observe(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Explanation, list[GraphRun]]:
     """What `explain` returns, and the graphs that it was read from; raises as `explain` does."""
-    model = getattr(model, "_orig_mod", model)
-    if not isinstance(model, nn.Module):
-        raise LayerError(f"expected a module, compiled or not, got {type(model).__name__}; pass the model itself")
+    model = bare(model)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
     if not layers:
         raise LayerError("expected a model with sparse layers, got none: run sparsify_ first")

@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from blast_compile.errors import OptionsError
+from blast_compile.inputs import Inputs, arguments_of
 
-Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
-"""One batch: an only argument, a tuple or list of arguments, or keyword arguments."""
+Batch = Inputs | list[Any]
+"""An only argument, a tuple or list of arguments, as a `DataLoader` makes them, or keyword arguments."""
 
 
-def held(data: Iterable[Inputs]) -> list[Inputs]:
+def held(data: Iterable[Batch]) -> list[Batch]:
     """All batches, of a generator too. Raises `OptionsError` where there is none, or where one is of another form."""
     if isinstance(data, Tensor | Mapping | str) or not isinstance(data, Iterable):
         raise OptionsError(
@@ -32,14 +33,12 @@ def held(data: Iterable[Inputs]) -> list[Inputs]:
     return batches
 
 
-def arguments(batch: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments(batch: Batch) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What to call the model with."""
-    if isinstance(batch, Tensor):
-        return (batch,), {}
-    return ((), dict(batch)) if isinstance(batch, Mapping) else (tuple(batch), {})
+    return arguments_of(tuple(batch) if isinstance(batch, list) else batch)
 
 
-def real_tokens(batch: Inputs) -> Tensor | None:
+def real_tokens(batch: Batch) -> Tensor | None:
     """Which tokens of a batch are no padding, bool `[B, T]`, where an `attention_mask` of that form says so."""
     mask = batch.get("attention_mask") if isinstance(batch, Mapping) else None
     return mask.bool() if isinstance(mask, Tensor) and mask.dim() == 2 and not mask.is_floating_point() else None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from blast_compile.errors import LayerError
 from blast_compile.layers import dense_weight
-from blast_compile.sparsify.batches import Inputs, arguments, held, real_tokens
+from blast_compile.sparsify.batches import Batch, arguments, held, real_tokens
 from blast_compile.sparsify.regions import exactly
 
 
@@ -50,7 +50,7 @@ class Gram:
 class Calibration:
     """A model and the batches it runs on; every run starts from the same random state and leaves it as it was."""
 
-    def __init__(self, model: nn.Module, data: Iterable[Inputs], layers: Mapping[str, nn.Module]) -> None:
+    def __init__(self, model: nn.Module, data: Iterable[Batch], layers: Mapping[str, nn.Module]) -> None:
         """Keeps the batches, so `data` may be a generator. Raises `OptionsError` where it is empty or no iterable."""
         self._model, self._layers = model, layers
         self._batches = held(data)
@@ -116,7 +116,7 @@ class Calibration:
             total.fill_diagonal_(1.0)
         return Gram(total, num_tokens)
 
-    def _survey_batch(self, batch: Inputs) -> None:
+    def _survey_batch(self, batch: Batch) -> None:
         last: tuple[Tensor, int, str] | None = None
         sequence: list[str] = []
         is_real = real_tokens(batch)
@@ -145,7 +145,7 @@ class Calibration:
             seen.num_calls.append(sequence.count(name))
         _merge(self._order, sequence)
 
-    def _run(self, batch: Inputs) -> None:
+    def _run(self, batch: Batch) -> None:
         args, kwargs = arguments(batch)
         with torch.no_grad(), torch.random.fork_rng(self._cuda_devices), suppress(_Reached):
             self._model(*args, **kwargs)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import cast
 
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from blast_compile import select
@@ -18,15 +16,6 @@ from blast_compile.log import logger
 from blast_compile.sparsify import owners
 from blast_compile.sparsify.optimizers import parameters_of
 from blast_compile.surgery import BlockSparse, is_target, sparsify_
-
-
-def bare(model: nn.Module) -> nn.Module:
-    """The model inside wrappers of DDP and `torch.compile`, so that layers have one name everywhere."""
-    while True:
-        inner = model.module if isinstance(model, DistributedDataParallel) else getattr(model, "_orig_mod", model)
-        if inner is model:
-            return model
-        model = cast(nn.Module, inner)
 
 
 def make_learners_(

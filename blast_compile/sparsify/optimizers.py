@@ -42,6 +42,12 @@ class StepWatch:
             handle.remove()
 
 
+def innermost(optimizer: Optimizer) -> Optimizer:
+    """The optimizer inside those that wrap it, as Accelerate's do: hooks of a wrapper are never called."""
+    inner = getattr(optimizer, "optimizer", None)
+    return innermost(inner) if isinstance(inner, Optimizer) else optimizer
+
+
 def parameters_of(optimizer: Optimizer) -> Iterable[Tensor]:
     """All parameters that an optimizer updates."""
     return (parameter for group in optimizer.param_groups for parameter in group["params"])

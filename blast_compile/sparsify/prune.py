@@ -19,22 +19,22 @@ from blast_compile.layers import SparseLayer, dense_weight
 from blast_compile.log import logger
 from blast_compile.mask import BlockMask
 from blast_compile.sparsify import sensitivity
-from blast_compile.sparsify.batches import Inputs
+from blast_compile.sparsify.batches import Batch
 from blast_compile.sparsify.calibration import Calibration, Gram
-from blast_compile.sparsify.learners import bare
 from blast_compile.sparsify.oneshot import Method, Recipe, output_error
 from blast_compile.sparsify.prune_report import PrunedLayer, PruneReport
 from blast_compile.sparsify.regions import evaluating, exactly
 from blast_compile.sparsify.rounding import Grid
 from blast_compile.sparsify.sensitivity import BUDGETS, Budget
-from blast_compile.surgery import BlockSparse, sparsify_
+from blast_compile.surgery import BlockSparse, check_config, sparsify_
+from blast_compile.wrappers import bare
 
 
 def prune_(
     model: nn.Module,
     config: BlockSparse | None = None,
     method: Method = "magnitude",
-    data: Iterable[Inputs] | None = None,
+    data: Iterable[Batch] | None = None,
     *,
     budget: Budget = "uniform",
     damping: float = 0.01,
@@ -62,7 +62,7 @@ def prune_(
     `LayerError` where no layer matches, where one is sparse already, where data never reach one, and on NaN.
     """
     model = bare(model)
-    config = config or BlockSparse()
+    config = check_config(config)
     how = Recipe(method, damping, round_to)
     if budget not in BUDGETS:
         raise OptionsError(f"expected a budget among {', '.join(BUDGETS)}, got {budget!r}")

@@ -14,15 +14,16 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from blast_compile.errors import TrainingError
+from blast_compile.errors import OptionsError, TrainingError
 from blast_compile.log import logger
 from blast_compile.sparsify import learners, owners, resume
 from blast_compile.sparsify.config import PruneAndGrow
 from blast_compile.sparsify.observation import Observation
-from blast_compile.sparsify.optimizers import StepWatch
+from blast_compile.sparsify.optimizers import StepWatch, innermost
 from blast_compile.sparsify.probes import Probes
 from blast_compile.sparsify.scores import GRADIENT_SCORES
 from blast_compile.sparsify.update import UpdateRecord, carry_out_, clear_, decide, gather
+from blast_compile.wrappers import bare
 
 
 class Sparsifier:
@@ -46,10 +47,14 @@ class Sparsifier:
         *,
         process_group: dist.ProcessGroup | None = None,
     ) -> None:
+        if not isinstance(config, PruneAndGrow):
+            raise OptionsError(
+                f"expected a PruneAndGrow, got {config!r}; write PruneAndGrow(Cubic(0.9, end=1000), ...)"
+            )
         self.config = config
         self.history: list[UpdateRecord] = []
         self.num_steps = 0
-        self.layers, new = learners.make_learners_(learners.bare(model), config.layers, optimizer)
+        self.layers, new = learners.make_learners_(bare(model), config.layers, optimizer)
         self._group = process_group
         self._is_late = False
         self._watch: StepWatch | None = None
@@ -67,6 +72,7 @@ class Sparsifier:
         """Watches the steps of `optimizer` from now on, in place of any other. Raises as the class does."""
         owners.check_free(self.layers, self)
         learners.check_optimizer(optimizer, self.layers)
+        optimizer = innermost(optimizer)
         owners.take(self.layers, self)
         if self._watch is not None:
             self._watch.remove()

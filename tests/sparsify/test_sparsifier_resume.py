@@ -121,6 +121,12 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module], object]
         OptionsError,
         "got one without 1 of their 2 weights, 'fc2' first; give it model.parameters()",
     ),
+    "layers for a configuration": (
+        mlp,
+        lambda m: Sparsifier(m, LAYERS),  # type: ignore[arg-type]
+        OptionsError,
+        "expected a PruneAndGrow, got BlockSparse",
+    ),
     "no optimizer at all": (
         mlp,
         lambda m: Sparsifier(m, PLAIN, "adam"),  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 import torch
+from accelerate import Accelerator  # type: ignore[import-untyped, unused-ignore]
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
@@ -231,3 +232,17 @@ def test_layers_that_store_their_weight_transposed_learn_too() -> None:
         for tensor in (layer.weight, state["exp_avg"], state["exp_avg_sq"]):
             assert (dropped_values(layer, tensor) == 0).all()
             assert tensor.any()
+
+
+def test_an_optimizer_in_a_wrapper_is_watched_inside() -> None:
+    """Accelerate's wrapper never runs the hooks that it has itself."""
+    runs = []
+    for is_wrapped in (False, True):
+        model, optimizer, sparsifier = learner()
+        if is_wrapped:
+            optimizer = Accelerator(cpu=True).prepare(optimizer)
+            sparsifier.attach(optimizer)
+        train(model, optimizer, sparsifier, range(7))
+        runs.append(sparsifier)
+    assert runs[1].num_steps == 7
+    assert same_masks(*runs)
