@@ -47,6 +47,13 @@ STRIP = 32
 """The same of a weight gradient: 128 bytes of the partial sums lie together."""
 
 Walk = Literal["packed", "masked", "places"]
+# What a product takes of a block row, and of the first block in it.
+_ROW_PARTS: dict[Walk, list[str]] = {
+    "packed": ["num_blocks", "columns_ptr", "first_block"],
+    "masked": ["num_blocks", "columns_ptr"],
+    "places": ["num_blocks", "columns_ptr", "places_ptr"],
+}
+_FIRST_PARTS: dict[Walk, list[str]] = {"packed": ["column"], "masked": ["column"], "places": ["column", "place"]}
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,12 @@ def walk(spec: Spec) -> Walk:
     if spec.layout == "masked":
         return "masked"
     return "places" if spec.op == "input_grad" else "packed"
+
+
+def meets_short_blocks(spec: Spec, shape: tuple[int, int]) -> bool:
+    """Whether a product of `(N, K)` is RAGGED: x ends in a short block, or a weight that is not packed does."""
+    (N, K), (bn, bk) = shape, triton_config.product_block(spec)
+    return K % bk != 0 or (spec.layout == "masked" and N % bn != 0)
 
 
 def strip(config: TritonConfig) -> int:
@@ -116,6 +129,8 @@ def _common(spec: Spec, config: TritonConfig) -> dict[str, object]:
         "config_text": _lines(config),
         "is_packed": spec.layout == "packed",
         "walk": walk(spec),
+        "row_parts": _ROW_PARTS[walk(spec)],
+        "first_parts": [f"{name}{'s' if config.blocks > 1 else ''}" for name in _FIRST_PARTS[walk(spec)]],
         "converts_weight": spec.weight_dtype != spec.dtype,
         "reduced": REDUCED,
         "strip": strip(config),
@@ -141,6 +156,7 @@ def _product_values(spec: Spec) -> dict[str, object]:
         "activation_definition": activation and epilogues.triton_definition(activation),
         "activation_derivative": gradient and activation and epilogues.triton_derivative(activation),
         "epilogue": epilogues.triton(epilogue),
+        "few_tokens": triton_config.FEW_TOKENS,
     }
 
 

@@ -9,8 +9,11 @@ from blast_compile.codegen.spec import Spec
 from blast_compile.errors import TargetError
 
 MIN_EDGE, MAX_EDGE = 16, 256
+ALIGNED = 16
+"""Sizes and strides that are multiples of it let rows be loaded 16 bytes at a time, in every dtype."""
 FEW_TOKENS = 16
 """Up to it a product reads its weights once, and bandwidth decides."""
+_MOST_TOKENS = 128  # of an untuned tile
 
 
 @dataclass(frozen=True)
@@ -52,36 +55,58 @@ class TritonConfig:
         return self.tokens == 1
 
 
-def default_config(spec: Spec, num_tokens: int) -> TritonConfig:
+def default_config(spec: Spec, num_tokens: int, *, is_ragged: bool = False) -> TritonConfig:
     """The config for about `num_tokens` tokens where nothing was tuned.
 
+    is_ragged: some size is no multiple of 16, so that rows begin anywhere and are loaded number by number.
     Chosen by reading machine code for sm_90 and gfx942, not by timing: no spills, copies of 16 bytes, two programs or
-    more in the shared memory of a multiprocessor, and wgmma from 64 tokens on.
+    more on a multiprocessor but where one loads so much less, and wgmma from 64 tokens on.
     """
     bn, bk = product_block(spec)
     is_hip = spec.target.startswith("hip")
-    num_bytes = 4 if spec.weight_dtype == "float32" else 2
+    num_bytes = item_bytes(spec.weight_dtype)
     warp_size = 64 if is_hip else 32
-    # A gradient that goes on through an activation holds what that took beside its accumulators.
+    # A gradient that goes on through an activation holds what that took beside its sums; ragged rows, many addresses.
     is_through = spec.op == "input_grad" and bool(spec.epilogues)
-    num_products = 2 if is_through or spec.op in ("gated_linear", "gated_mlp") else 1
-    most = 64 if spec.dtype == "float32" else 128
+    products = 2 if is_through or is_ragged else num_products(spec)
+    most = _MOST_TOKENS // 2 if spec.dtype == "float32" else _MOST_TOKENS
     if spec.op == "weight_grad":
         return _weight_grad_config(spec, most, warp_size)
     if num_tokens == 1:
         return _vector_config(bn, bk, warp_size)
     tokens = min(max(MIN_EDGE, 1 << (num_tokens - 1).bit_length()), most)
-    outputs = min(bn, most // num_products)
+    is_alone = not is_ragged and _fills_a_multiprocessor(spec, tokens)
+    outputs = min(bn, most // (1 if is_alone else products))
     inputs = min(bk, most // 2)
     blocks = 1 if is_hip else most // 2 // inputs  # AMD's compiler gathers blocks by loads of two bytes
     depth = blocks * inputs
-    if tokens >= 64:  # wgmma is an instruction of four warps; 32 accumulators a thread leave room for the epilogue
-        num_warps = min(max(4, tokens * outputs // (32 * warp_size)), 8)
+    if tokens >= 64:  # 32 accumulators a thread leave room for the epilogue
+        # wgmma is an instruction of four warps; on AMD a thread's share of the smaller operand is 16 bytes or more
+        least = 4 if not is_hip else max(1, min(4, min(tokens, outputs) * depth * num_bytes // (16 * warp_size)))
+        num_warps = min(max(least, tokens * outputs // (32 * warp_size)), 8)
+        if spec.target == "cuda:sm_90" and _is_fast(spec) and products == 1 and outputs == _MOST_TOKENS:
+            num_warps = 4  # so two programs fit, whatever registers they take; with eight warps some are alone
     else:  # sixteen bytes a thread when the smaller operand is copied
         num_warps = min(max(1, min(tokens, outputs) * depth * num_bytes // (16 * warp_size)), 4)
     stage_bytes = (tokens + outputs) * depth * num_bytes
-    num_stages = 2 if is_hip else min(max(2, 96 * 1024 // stage_bytes), 4)
+    num_stages = 2 if is_hip else min(max(2, (192 if is_alone else 96) * 1024 // stage_bytes), 4)
     return TritonConfig(tokens, outputs, inputs, num_warps, num_stages, blocks=blocks)
+
+
+def _fills_a_multiprocessor(spec: Spec, tokens: int) -> bool:
+    """Whether both sums of a gated pair are of a whole block, which takes the registers of all but one program.
+
+    Then x and weights are loaded 1.5 times less often, and loads bound such a kernel where tensor cores are as fast as
+    from Hopper on: by counting, a product of 128 x 128 x 64 takes 512 cycles there, and its tiles 1024.
+    """
+    is_large = tokens == _MOST_TOKENS and product_block(spec)[0] >= _MOST_TOKENS
+    return _is_fast(spec) and is_large and spec.op == "gated_linear"
+
+
+def _is_fast(spec: Spec) -> bool:
+    """Whether a product of 16 bits runs on the wide tensor cores of Hopper and the data-center GPUs behind it."""
+    has_wide = spec.target in ("cuda:sm_90", "cuda:sm_100", "cuda:sm_103")
+    return has_wide and spec.dtype != "float32" and spec.weight_dtype == spec.dtype
 
 
 def product_block(spec: Spec) -> tuple[int, int]:
@@ -90,9 +115,26 @@ def product_block(spec: Spec) -> tuple[int, int]:
     return (bk, bn) if spec.op == "input_grad" else (bn, bk)
 
 
+def num_products(spec: Spec) -> int:
+    """That one kernel sums up side by side: beside a gate two."""
+    return 2 if spec.op in ("gated_linear", "gated_mlp") else 1
+
+
+def num_sums(spec: Spec, config: TritonConfig) -> int:
+    """Float32 values that a program holds while it adds up."""
+    if spec.op == "weight_grad" or config.is_vector:  # sums of a vector's tile are held before they are added up
+        return config.outputs * config.inputs * config.blocks
+    return config.outputs * config.tokens * num_products(spec)
+
+
+def item_bytes(dtype: str) -> int:
+    """Of one element."""
+    return 4 if dtype == "float32" else 2
+
+
 def check(spec: Spec, config: TritonConfig) -> None:
     """Raises `TargetError` where a kernel of this spec cannot be cut up so."""
-    if not all(_is_edge(edge) for edge in spec.block):
+    if not all(is_edge(edge) for edge in spec.block):
         raise TargetError(
             f"expected a block whose edges are powers of two from {MIN_EDGE} to {MAX_EDGE}, as GPU kernels need, "
             f"got {spec.block}; use such a mask, or the reference"
@@ -101,7 +143,7 @@ def check(spec: Spec, config: TritonConfig) -> None:
         raise TargetError(f"expected a power of two up to 32 for num_warps, got {config}")
     outputs, inputs = product_block(spec)
     tiles = (config.outputs, config.inputs) if config.is_vector else (config.tokens, config.outputs, config.inputs)
-    if not all(_is_edge(edge) for edge in tiles) or config.outputs > outputs or config.inputs > inputs:
+    if not all(is_edge(edge) for edge in tiles) or config.outputs > outputs or config.inputs > inputs:
         raise TargetError(
             f"expected tiles that are powers of two from {MIN_EDGE} to {MAX_EDGE}, outputs and inputs no larger than "
             f"the block {(outputs, inputs)}, got {config}"
@@ -156,5 +198,6 @@ def _weight_grad_config(spec: Spec, most: int, warp_size: int) -> TritonConfig:
     return TritonConfig(min(64, most // 2), outputs, inputs, num_warps, 3 if warp_size == 32 else 2, blocks=blocks)
 
 
-def _is_edge(edge: int) -> bool:
+def is_edge(edge: int) -> bool:
+    """Whether blocks and tiles may be so wide."""
     return MIN_EDGE <= edge <= MAX_EDGE and edge & (edge - 1) == 0

@@ -70,6 +70,7 @@ class CompiledKernel:
 def cross_compile(
     kernel: TritonKernel,
     *,
+    is_uneven: bool = False,
     is_ragged: bool = False,
     is_transposed: bool = False,
     is_wide: bool = False,
@@ -78,10 +79,10 @@ def cross_compile(
 ) -> CompiledKernel:
     """Compiles for the target in the kernel's spec, with or without such a device.
 
-    is_ragged: sizes that are no multiples of the block, strides that are no multiples of 16. is_transposed: a masked
-    weight whose outputs are adjacent in memory, as of a `Conv1D`, or of an input gradient. is_wide: offsets in a tile
-    take 64 bits. helper: one of the kernel's in place of the kernel. in_cache: into the cache of Triton, where a launch
-    finds it. Raises `BuildError` where Triton gives up.
+    is_uneven: sizes that are no multiples of the block, but of 16. is_ragged: sizes and strides that are multiples of
+    neither. is_transposed: a masked weight whose outputs are adjacent in memory, as of a `Conv1D`, or of an input
+    gradient. is_wide: offsets in a tile take 64 bits. helper: one of the kernel's in place of the kernel. in_cache:
+    into the cache of Triton, where a launch finds it. Raises `BuildError` where Triton gives up.
     """
     triton = import_triton()
     if kernel.is_interpreted:
@@ -89,7 +90,7 @@ def cross_compile(
     backend, arch, warp_size = _parse_target(kernel.spec.target)
     function = kernel.helpers[helper] if helper else kernel.function
     constants: dict[str, int] = {
-        "RAGGED": is_ragged,
+        "RAGGED": is_uneven or is_ragged,
         "WIDE": is_wide,
         "OUTPUTS_ADJACENT": is_transposed,
         "NORMS": True,

@@ -11,8 +11,9 @@ from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton_config import FEW_TOKENS, TritonConfig, check
 from blast_compile.errors import TargetError
 
-MANY_PROGRAMS = 264
-"""Two for each of the 132 multiprocessors of an H100 or H200; the other devices that are compiled for have fewer."""
+_MULTIPROCESSORS = 132  # of an H100 or H200; the other devices that are compiled for have fewer, or little more
+MANY_PROGRAMS = 2 * _MULTIPROCESSORS
+"""Two for each multiprocessor."""
 _MEAN_DENSITY = 0.1  # of a sparse layer, where nobody counted its blocks
 _LEAST_BLOCKS = 2  # of a split
 _LEAST_STEPS = 8  # of a split of tokens: fewer would hardly pay for the partial sums
@@ -22,9 +23,10 @@ _MOST_PARTIAL_BYTES = 128 * 2**20  # that a split weight gradient may take while
 def fit(spec: Spec, config: TritonConfig, num_tokens: int, blocks: tuple[int, int]) -> TritonConfig:
     """The config, or one of finer cuts, for a layer of `(R, C)` blocks and about so many tokens.
 
-    A few tokens are split over the blocks of a row, many are cut into smaller tiles, and then so are outputs. A weight
-    gradient takes fewer blocks side by side, then is split over tokens, and then takes parts of a block. R and C are as
-    the product sees them: of the transposed weight, for an input gradient.
+    Many tokens are cut into smaller tiles, and then so are outputs. For a few tokens outputs are, and where a
+    multiprocessor still has no program, a row is split over its blocks, which takes one more kernel. A weight gradient
+    takes fewer blocks side by side, then is split over tokens, and then takes parts of a block. R and C are as the
+    product sees them: of the transposed weight, for an input gradient.
     """
     while num_programs(spec, config, num_tokens, blocks) < MANY_PROGRAMS:
         finer = next((finer for finer in _finer(spec, config, num_tokens, blocks) if _is_possible(spec, finer)), None)
@@ -53,19 +55,21 @@ def partial_bytes(spec: Spec, config: TritonConfig, blocks: tuple[int, int]) -> 
 def _finer(spec: Spec, config: TritonConfig, num_tokens: int, blocks: tuple[int, int]) -> list[TritonConfig]:
     """Cuts into twice the programs, the cheapest first."""
     cuts = []
-    if config.blocks > 1:
-        cuts.append(replace(config, blocks=config.blocks // 2))
     if spec.op == "weight_grad":
+        if config.blocks > 1:
+            cuts.append(replace(config, blocks=config.blocks // 2))
         split = replace(config, splits=2 * config.splits)
         has_steps = num_tokens >= split.splits * _LEAST_STEPS * config.tokens
         if has_steps and partial_bytes(spec, split, blocks) <= _MOST_PARTIAL_BYTES:
             cuts.append(split)
-    elif num_tokens <= FEW_TOKENS and blocks[1] * _MEAN_DENSITY >= 2 * config.splits * _LEAST_BLOCKS:
-        cuts.append(replace(config, splits=2 * config.splits))
     if config.tokens > 64:
         cuts.append(_with_half_the_warps(replace(config, tokens=config.tokens // 2)))
     if config.outputs > 32:
         cuts.append(_with_half_the_warps(replace(config, outputs=config.outputs // 2)))
+    if spec.op != "weight_grad" and num_tokens <= FEW_TOKENS:
+        has_idle = num_programs(spec, config, num_tokens, blocks) < _MULTIPROCESSORS
+        if has_idle and blocks[1] * _MEAN_DENSITY >= 2 * config.splits * _LEAST_BLOCKS:
+            cuts.append(replace(config, splits=2 * config.splits))
     return cuts
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from blast_compile import layout
 from blast_compile.codegen import triton_config
-from blast_compile.codegen.triton import REDUCED
+from blast_compile.codegen.triton import REDUCED, meets_short_blocks
 from blast_compile.codegen.triton_build import TritonKernel
 from blast_compile.codegen.triton_descriptors import descriptors
 from blast_compile.codegen.triton_space import resident
@@ -135,7 +135,7 @@ def _product(
             arguments["gate_out_ptr"] = results["gate_out"]
     arguments |= {
         "WIDE": max(spans) >= 2**31,
-        "RAGGED": K % bk != 0 or (spec.layout == "masked" and N % bn != 0),
+        "RAGGED": meets_short_blocks(spec, (N, K)),
         "INTERPRETED": kernel.is_interpreted,
     }
     if config.uses_descriptors:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from blast_compile.codegen import triton_config
 from blast_compile.codegen.spec import Spec
-from blast_compile.codegen.triton_config import FEW_TOKENS, TritonConfig, default_config
+from blast_compile.codegen.triton_config import FEW_TOKENS, TritonConfig, default_config, item_bytes, num_sums
 from blast_compile.errors import TargetError
 
 MLPS = ("mlp", "gated_mlp")
@@ -48,7 +48,7 @@ def configs(spec: Spec, num_tokens: int, *, has_aligned_rows: bool = True) -> It
 
 def shared_bytes(spec: Spec, config: TritonConfig) -> int:
     """Shared memory of the tiles in flight; what a compiler adds for the result is not counted."""
-    x_bytes, weight_bytes = _item_bytes(spec.dtype), _item_bytes(spec.weight_dtype)
+    x_bytes, weight_bytes = item_bytes(spec.dtype), item_bytes(spec.weight_dtype)
     num_buffers = config.num_stages - 1 if _is_hip(spec) else config.num_stages
     if spec.op == "weight_grad":
         return num_buffers * config.tokens * (config.outputs + config.inputs * config.blocks) * x_bytes
@@ -118,12 +118,8 @@ def _is_possible(spec: Spec, config: TritonConfig) -> bool:
         triton_config.check(spec, config)
     except TargetError:
         return False
-    width = config.inputs * config.blocks if spec.op == "weight_grad" else config.tokens
-    num_products = 2 if spec.op in ("gated_linear", "gated_mlp") else 1
     num_threads = config.num_warps * (64 if _is_hip(spec) else 32)
-    if config.is_vector:
-        width, num_products = config.inputs * config.blocks, 1  # sums of a tile are held before they are added up
-    has_registers = config.outputs * width * num_products <= _MOST_ACCUMULATORS * num_threads
+    has_registers = num_sums(spec, config) <= _MOST_ACCUMULATORS * num_threads
     return has_registers and shared_bytes(spec, config) <= shared_limit(spec)
 
 
@@ -144,7 +140,3 @@ def _architecture(spec: Spec) -> str:
 
 def _is_hip(spec: Spec) -> bool:
     return spec.target.startswith("hip")
-
-
-def _item_bytes(dtype: str) -> int:
-    return 4 if dtype == "float32" else 2

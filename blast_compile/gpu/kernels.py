@@ -25,7 +25,7 @@ from blast_compile.codegen import triton, triton_build
 from blast_compile.codegen.spec import Op, Spec
 from blast_compile.codegen.triton import TritonConfig
 from blast_compile.codegen.triton_build import TritonKernel
-from blast_compile.codegen.triton_config import FEW_TOKENS
+from blast_compile.codegen.triton_config import ALIGNED, FEW_TOKENS
 from blast_compile.codegen.triton_fit import fit
 from blast_compile.errors import TargetError
 from blast_compile.gpu.device import name_of
@@ -145,7 +145,8 @@ def _loaded(step: Spec, num_tokens: int, sizes: Sizes, precision: Literal["ieee"
     if config is None:
         R, C = layout.grid(sizes.shapes[0], step.block)
         blocks = (C, R) if step.op == "input_grad" else (R, C)
-        config = fit(step, triton.default_config(step, num_tokens), num_tokens, blocks)
+        is_ragged = any(size % ALIGNED for shape in sizes.shapes for size in shape)
+        config = fit(step, triton.default_config(step, num_tokens, is_ragged=is_ragged), num_tokens, blocks)
     return load(step, replace(config, precision=precision))
 
 

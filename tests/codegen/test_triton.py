@@ -119,6 +119,22 @@ def test_default_tile_grows_with_tokens_and_stays_inside_the_block() -> None:
                 triton_source(sized, default_config(sized, num_tokens))
 
 
+def test_default_tiles_of_large_blocks() -> None:
+    """On Hopper four warps take a whole tile, and eight a gated pair; elsewhere, and of ragged rows, less fits."""
+    large = {name: replace(SPECS[name], block=(128, 128), target="cuda:sm_90") for name in ("packed", "gated_packed")}
+    found = {name: default_config(spec, 2048) for name, spec in large.items()}
+    assert [(c.outputs, c.num_warps) for c in found.values()] == [(128, 4), (128, 8)]
+    ragged = [default_config(spec, 2048, is_ragged=True) for spec in large.values()]
+    assert [(c.outputs, c.num_warps) for c in ragged] == [(64, 8), (64, 8)]
+    older = [default_config(replace(spec, target="cuda:sm_80"), 2048) for spec in large.values()]
+    assert [(c.outputs, c.num_warps) for c in older] == [(128, 8), (64, 8)]
+
+
+def test_a_thread_of_amd_loads_16_bytes_of_small_blocks() -> None:
+    config = default_config(replace(PACKED, block=(32, 32), target="hip:gfx942"), 2048)
+    assert config.outputs * config.inputs * 2 >= 16 * 64 * config.num_warps
+
+
 @pytest.mark.parametrize(
     ("spec", "changes", "message"),
     [

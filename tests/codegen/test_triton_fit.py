@@ -31,8 +31,22 @@ def test_small_layers_get_more_programs_that_are_possible(op: Op, num_tokens: in
 
 def test_a_split_keeps_some_blocks() -> None:
     usual = default_config(LINEAR, 16)
-    assert fit(LINEAR, usual, 16, (32, 224)).splits == 8
+    assert fit(LINEAR, usual, 16, (32, 224)).splits == 4
     assert fit(LINEAR, usual, 16, (32, 16)).splits == 1
+
+
+def test_outputs_are_cut_before_a_split_takes_one_more_kernel() -> None:
+    usual = default_config(LINEAR, 1)
+    for blocks, splits in (((224, 64), 1), ((66, 64), 1), ((64, 224), 2)):
+        fitted = fit(LINEAR, usual, 1, blocks)
+        assert (fitted.outputs, fitted.splits) == (32, splits)
+
+
+def test_blocks_stay_side_by_side_where_that_costs_no_programs() -> None:
+    spec = replace(LINEAR, block=(32, 32))
+    usual = default_config(spec, 2048)
+    assert usual.blocks == 2
+    assert fit(spec, usual, 2048, (4, 64)).blocks == 2
 
 
 def test_tokens_of_a_small_weight_gradient_are_split() -> None:

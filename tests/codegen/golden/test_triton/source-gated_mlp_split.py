@@ -64,16 +64,41 @@ def silu(x):
 
 
 @triton.jit
+def row_of(
+    index_ptr,
+    row,
+    split,
+    SPLITS: tl.constexpr,
+    N,
+    K,
+):
+    """What a program walks over in a block row; of all products, it is read before the first of them begins."""
+    row_ptr = index_ptr + row * (1 + tl.cdiv(K, BLOCK_K))
+    num_blocks = tl.load(row_ptr)
+    columns_ptr = row_ptr + 1
+    share = tl.cdiv(num_blocks, SPLITS)
+    skipped = tl.minimum(split * share, num_blocks)
+    num_blocks = tl.minimum(num_blocks - skipped, share)
+    columns_ptr += skipped
+    return num_blocks, columns_ptr
+
+
+@triton.jit
+def first_of(entries_ptr, num_blocks):
+    """The first entry of a row; 0 where there is none."""
+    return tl.load(entries_ptr, mask=num_blocks > 0, other=0)
+
+
+@triton.jit
 def product(
     x_ptr,
     x_offsets,
     is_token,
     weight_ptr,
-    index_ptr,
-    row,
+    num_blocks,
+    columns_ptr,
+    column,
     first_output,
-    split,
-    SPLITS: tl.constexpr,
     N,
     K,
     weight_n_stride,
@@ -87,19 +112,11 @@ def product(
     if WIDE:
         ns = ns.to(tl.int64)
         ks = ks.to(tl.int64)
-    row_ptr = index_ptr + row * (1 + tl.cdiv(K, BLOCK_K))
-    num_blocks = tl.load(row_ptr)
-    columns_ptr = row_ptr + 1
-    share = tl.cdiv(num_blocks, SPLITS)
-    skipped = tl.minimum(split * share, num_blocks)
-    num_blocks = tl.minimum(num_blocks - skipped, share)
-    columns_ptr += skipped
     weight_ptr += first_output.to(tl.int64) * weight_n_stride
     weight_offsets = ks[:, None] * weight_k_stride + ns[None, :] * weight_n_stride
     is_output = ns < N - first_output
     acc = tl.zeros([INPUTS, OUTPUTS], tl.float32)
     # A column is read one step ahead: loads that wait for it inside their own step would take a stage of the pipeline.
-    column = tl.load(columns_ptr, mask=num_blocks > 0, other=0)
     for step in tl.range(0, num_blocks, num_stages=4):
         is_next = step + 1 < num_blocks
         next_column = tl.load(columns_ptr + step + 1, mask=is_next, other=0)
@@ -179,16 +196,33 @@ def gated_mlp(
             is_stored = is_token[:, None] & is_output[None, :]
             x_tile_ptr = x_ptr + first_token.to(tl.int64) * x_row_stride
             x_offsets = ms[:, None] * x_row_stride + tl.arange(0, INPUTS)[None, :]
+            gate_num_blocks, gate_columns_ptr = row_of(
+                gate_index_ptr,
+                row,
+                0,
+                1,
+                H,
+                K,
+            )
+            up_num_blocks, up_columns_ptr = row_of(
+                up_index_ptr,
+                row,
+                0,
+                1,
+                H,
+                K,
+            )
+            gate_column = first_of(gate_columns_ptr, gate_num_blocks)
+            up_column = first_of(up_columns_ptr, up_num_blocks)
             gate = product(
                 x_tile_ptr,
                 x_offsets,
                 is_token,
                 gate_weight_ptr,
-                gate_index_ptr,
-                row,
+                gate_num_blocks,
+                gate_columns_ptr,
+                gate_column,
                 first_output,
-                0,
-                1,
                 H,
                 K,
                 gate_weight_n_stride,
@@ -201,11 +235,10 @@ def gated_mlp(
                 x_offsets,
                 is_token,
                 up_weight_ptr,
-                up_index_ptr,
-                row,
+                up_num_blocks,
+                up_columns_ptr,
+                up_column,
                 first_output,
-                0,
-                1,
                 H,
                 K,
                 up_weight_n_stride,
@@ -233,16 +266,24 @@ def gated_mlp(
             is_stored = is_token[:, None] & is_output[None, :]
             hidden_tile_ptr = hidden_ptr + first_token.to(tl.int64) * H
             hidden_offsets = ms[:, None] * H + tl.arange(0, INPUTS)[None, :]
+            down_num_blocks, down_columns_ptr = row_of(
+                down_index_ptr,
+                row,
+                split,
+                SPLITS,
+                N,
+                H,
+            )
+            down_column = first_of(down_columns_ptr, down_num_blocks)
             acc = product(
                 hidden_tile_ptr,
                 hidden_offsets,
                 is_token,
                 down_weight_ptr,
-                down_index_ptr,
-                row,
+                down_num_blocks,
+                down_columns_ptr,
+                down_column,
                 first_output,
-                split,
-                SPLITS,
                 N,
                 H,
                 down_weight_n_stride,

@@ -52,15 +52,37 @@ def silu(x):
 
 
 @triton.jit
+def row_of(
+    index_ptr,
+    row,
+    N,
+    K,
+):
+    """What a program walks over in a block row; of all products, it is read before the first of them begins."""
+    row_ptr = index_ptr + row
+    first_block = tl.load(row_ptr)
+    num_blocks = tl.load(row_ptr + 1) - first_block
+    columns_ptr = index_ptr + tl.cdiv(N, BLOCK_N) + 1 + first_block
+    return num_blocks, columns_ptr, first_block
+
+
+@triton.jit
+def first_of(entries_ptr, num_blocks):
+    """The first entry of a row; 0 where there is none."""
+    return tl.load(entries_ptr, mask=num_blocks > 0, other=0)
+
+
+@triton.jit
 def product(
     x_ptr,
     x_offsets,
     is_token,
     weight_ptr,
-    index_ptr,
-    row,
+    num_blocks,
+    columns_ptr,
+    first_block,
+    column,
     first_output,
-    N,
     K,
     WIDE: tl.constexpr,
     RAGGED: tl.constexpr,
@@ -68,16 +90,11 @@ def product(
     """The accumulator of one tile, float32 [TOKENS, OUTPUTS]; zeros where a block row keeps nothing."""
     ns = tl.arange(0, OUTPUTS)
     ks = tl.arange(0, INPUTS)
-    row_ptr = index_ptr + row
-    first_block = tl.load(row_ptr)
-    num_blocks = tl.load(row_ptr + 1) - first_block
-    columns_ptr = index_ptr + tl.cdiv(N, BLOCK_N) + 1 + first_block
     weight_ptr += first_block.to(tl.int64) * (BLOCK_K * BLOCK_N)
     weight_ptr += first_output % BLOCK_N // OUTPUTS * OUTPUTS  # a multiple that the compiler sees, for wide loads
     weight_offsets = ks[:, None] * BLOCK_N + ns[None, :]
     acc = tl.zeros([TOKENS, OUTPUTS], tl.float32)
     # A column is read one step ahead: loads that wait for it inside their own step would take a stage of the pipeline.
-    column = tl.load(columns_ptr, mask=num_blocks > 0, other=0)
     num_steps = num_blocks * 2  # 2 steps a block, INPUTS deep
     for step in range(num_steps):
         # Only the last step of a block reads the next column; shifts and masks, for a division would cost more.
@@ -130,15 +147,30 @@ def gated_linear(
 
     x_tile_ptr = x_ptr + first_token.to(tl.int64) * x_row_stride
     x_offsets = ms[:, None] * x_row_stride + tl.arange(0, INPUTS)[None, :]
+    gate_num_blocks, gate_columns_ptr, gate_first_block = row_of(
+        gate_index_ptr,
+        row,
+        N,
+        K,
+    )
+    num_blocks, columns_ptr, first_block = row_of(
+        index_ptr,
+        row,
+        N,
+        K,
+    )
+    gate_column = first_of(gate_columns_ptr, gate_num_blocks)
+    column = first_of(columns_ptr, num_blocks)
     gate = product(
         x_tile_ptr,
         x_offsets,
         is_token,
         gate_weight_ptr,
-        gate_index_ptr,
-        row,
+        gate_num_blocks,
+        gate_columns_ptr,
+        gate_first_block,
+        gate_column,
         first_output,
-        N,
         K,
         WIDE,
         RAGGED,
@@ -148,10 +180,11 @@ def gated_linear(
         x_offsets,
         is_token,
         weight_ptr,
-        index_ptr,
-        row,
+        num_blocks,
+        columns_ptr,
+        first_block,
+        column,
         first_output,
-        N,
         K,
         WIDE,
         RAGGED,

@@ -60,15 +60,38 @@ def silu_grad(x):
 
 
 @triton.jit
+def row_of(
+    index_ptr,
+    row,
+    N,
+    K,
+):
+    """What a program walks over in a block row; of all products, it is read before the first of them begins."""
+    row_ptr = index_ptr + row * (1 + 2 * tl.cdiv(K, BLOCK_K))
+    num_blocks = tl.load(row_ptr)
+    columns_ptr = row_ptr + 1
+    places_ptr = columns_ptr + tl.cdiv(K, BLOCK_K)
+    return num_blocks, columns_ptr, places_ptr
+
+
+@triton.jit
+def first_of(entries_ptr, num_blocks):
+    """The first entry of a row; 0 where there is none."""
+    return tl.load(entries_ptr, mask=num_blocks > 0, other=0)
+
+
+@triton.jit
 def product(
     x_ptr,
     x_offsets,
     is_token,
     weight_ptr,
-    index_ptr,
-    row,
+    num_blocks,
+    columns_ptr,
+    places_ptr,
+    column,
+    place,
     first_output,
-    N,
     K,
     WIDE: tl.constexpr,
     RAGGED: tl.constexpr,
@@ -77,16 +100,10 @@ def product(
     """The accumulator of one tile, float32 [TOKENS, OUTPUTS]; zeros where a block row keeps nothing."""
     ns = tl.arange(0, OUTPUTS)
     ks = tl.arange(0, INPUTS)
-    row_ptr = index_ptr + row * (1 + 2 * tl.cdiv(K, BLOCK_K))
-    num_blocks = tl.load(row_ptr)
-    columns_ptr = row_ptr + 1
-    places_ptr = columns_ptr + tl.cdiv(K, BLOCK_K)
     weight_ptr += first_output % BLOCK_N * BLOCK_K
     weight_offsets = ks[:, None] + ns[None, :] * BLOCK_K
     acc = tl.zeros([TOKENS, OUTPUTS], tl.float32)
     # A column is read one step ahead: loads that wait for it inside their own step would take a stage of the pipeline.
-    column = tl.load(columns_ptr, mask=num_blocks > 0, other=0)
-    place = tl.load(places_ptr, mask=num_blocks > 0, other=0)
     num_steps = num_blocks * 2  # 2 steps a block, INPUTS deep
     for step in range(num_steps):
         # Only the last step of a block reads the next column; shifts and masks, for a division would cost more.
@@ -150,15 +167,25 @@ def input_grad(
 
     x_tile_ptr = x_ptr + first_token.to(tl.int64) * x_row_stride
     x_offsets = ms[:, None] * x_row_stride + tl.arange(0, INPUTS)[None, :]
+    num_blocks, columns_ptr, places_ptr = row_of(
+        index_ptr,
+        row,
+        N,
+        K,
+    )
+    column = first_of(columns_ptr, num_blocks)
+    place = first_of(places_ptr, num_blocks)
     acc = product(
         x_tile_ptr,
         x_offsets,
         is_token,
         weight_ptr,
-        index_ptr,
-        row,
+        num_blocks,
+        columns_ptr,
+        places_ptr,
+        column,
+        place,
         first_output,
-        N,
         K,
         WIDE,
         RAGGED,
@@ -170,8 +197,10 @@ def input_grad(
     is_stored = is_token[:, None] & is_output[None, :]
     out_tile = first_token.to(tl.int64) * N
     out_offsets = ms[:, None] * N + ns[None, :]
-    up = tl.load(up_ptr + out_tile + out_offsets, mask=is_stored, other=0.0).to(tl.float32)
-    gate = tl.load(gate_ptr + out_tile + out_offsets, mask=is_stored, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + out_tile + out_offsets, mask=is_stored, other=0.0)
+    gate = tl.load(gate_ptr + out_tile + out_offsets, mask=is_stored, other=0.0)
+    up = up.to(tl.float32)
+    gate = gate.to(tl.float32)
     gate_out = acc * up * silu_grad(gate)
     tl.store(gate_out_ptr + out_tile + out_offsets, gate_out.to(out_ptr.dtype.element_ty), mask=is_stored)
     out = acc * silu(gate)

@@ -47,13 +47,34 @@ INPUTS = tl.constexpr(64)
 
 
 @triton.jit
+def row_of(
+    index_ptr,
+    row,
+    N,
+    K,
+):
+    """What a program walks over in a block row; of all products, it is read before the first of them begins."""
+    row_ptr = index_ptr + row * (1 + tl.cdiv(K, BLOCK_K))
+    num_blocks = tl.load(row_ptr)
+    columns_ptr = row_ptr + 1
+    return num_blocks, columns_ptr
+
+
+@triton.jit
+def first_of(entries_ptr, num_blocks):
+    """The first entry of a row; 0 where there is none."""
+    return tl.load(entries_ptr, mask=num_blocks > 0, other=0)
+
+
+@triton.jit
 def product(
     x_ptr,
     x_offsets,
     is_token,
     weight_ptr,
-    index_ptr,
-    row,
+    num_blocks,
+    columns_ptr,
+    column,
     first_output,
     N,
     K,
@@ -69,15 +90,11 @@ def product(
     if WIDE:
         ns = ns.to(tl.int64)
         ks = ks.to(tl.int64)
-    row_ptr = index_ptr + row * (1 + tl.cdiv(K, BLOCK_K))
-    num_blocks = tl.load(row_ptr)
-    columns_ptr = row_ptr + 1
     weight_ptr += first_output.to(tl.int64) * weight_n_stride
     weight_offsets = ks[:, None] * weight_k_stride + ns[None, :] * weight_n_stride
     is_output = ns < N - first_output
     acc = tl.zeros([TOKENS, OUTPUTS], tl.float32)
     # A column is read one step ahead: loads that wait for it inside their own step would take a stage of the pipeline.
-    column = tl.load(columns_ptr, mask=num_blocks > 0, other=0)
     for step in range(num_blocks):
         is_next = step + 1 < num_blocks
         next_column = tl.load(columns_ptr + step + 1, mask=is_next, other=0)
@@ -132,13 +149,21 @@ def input_grad(
 
     x_tile_ptr = x_ptr + first_token.to(tl.int64) * x_row_stride
     x_offsets = ms[:, None] * x_row_stride + tl.arange(0, INPUTS)[None, :]
+    num_blocks, columns_ptr = row_of(
+        index_ptr,
+        row,
+        N,
+        K,
+    )
+    column = first_of(columns_ptr, num_blocks)
     acc = product(
         x_tile_ptr,
         x_offsets,
         is_token,
         weight_ptr,
-        index_ptr,
-        row,
+        num_blocks,
+        columns_ptr,
+        column,
         first_output,
         N,
         K,

@@ -61,15 +61,39 @@ def silu_grad(x):
 
 
 @triton.jit
+def row_of(
+    index_ptr,
+    row,
+    N,
+    K,
+):
+    """What a program walks over in a block row; of all products, it is read before the first of them begins."""
+    row_ptr = index_ptr + row * (1 + 2 * tl.cdiv(K, BLOCK_K))
+    num_blocks = tl.load(row_ptr)
+    columns_ptr = row_ptr + 1
+    places_ptr = columns_ptr + tl.cdiv(K, BLOCK_K)
+    return num_blocks, columns_ptr, places_ptr
+
+
+@triton.jit
+def first_of(entries_ptr, num_blocks):
+    """The first BLOCKS entries of a row, each as often as a block is deep; 0 where there is none."""
+    numbers = tl.arange(0, DEPTH) // BLOCK_K
+    return tl.load(entries_ptr + numbers, mask=numbers < num_blocks, other=0)
+
+
+@triton.jit
 def product(
     x_ptr,
     x_offsets,
     is_token,
     weight_ptr,
-    index_ptr,
-    row,
+    num_blocks,
+    columns_ptr,
+    places_ptr,
+    columns,
+    places,
     first_output,
-    N,
     K,
     WIDE: tl.constexpr,
     RAGGED: tl.constexpr,
@@ -83,16 +107,10 @@ def product(
     ks = tl.arange(0, DEPTH)
     numbers = ks // BLOCK_K
     in_block = ks % BLOCK_K
-    row_ptr = index_ptr + row * (1 + 2 * tl.cdiv(K, BLOCK_K))
-    num_blocks = tl.load(row_ptr)
-    columns_ptr = row_ptr + 1
-    places_ptr = columns_ptr + tl.cdiv(K, BLOCK_K)
     weight_ptr += first_output % BLOCK_N * BLOCK_K
     weight_offsets = in_block[:, None] + ns[None, :] * BLOCK_K
     acc = tl.zeros([TOKENS, OUTPUTS], tl.float32)
     # Columns are read one step ahead: loads that wait for them in their own step would take a stage of the pipeline.
-    columns = tl.load(columns_ptr + numbers, mask=numbers < num_blocks, other=0)
-    places = tl.load(places_ptr + numbers, mask=numbers < num_blocks, other=0)
     for first in range(0, num_blocks, BLOCKS):
         is_kept = numbers < num_blocks - first
         next_numbers = first + BLOCKS + numbers
@@ -102,9 +120,9 @@ def product(
         is_input = is_kept
         if RAGGED:
             is_input = is_kept & (inputs < K)
-        x = tl.load(x_ptr + inputs[None, :] + x_offsets, mask=is_token[:, None] & is_input[None, :], other=0.0)
         block_ptrs = weight_ptr + places.to(tl.int64)[:, None] * (BLOCK_K * BLOCK_N)
         weight = tl.load(block_ptrs + weight_offsets, mask=is_kept[:, None], other=0.0)
+        x = tl.load(x_ptr + inputs[None, :] + x_offsets, mask=is_token[:, None] & is_input[None, :], other=0.0)
         if INTERPRETED:  # the interpreter takes the bits of bfloat16 for integers
             x = x.to(tl.float32)
             weight = weight.to(tl.float32)
@@ -148,28 +166,40 @@ def input_grad(
 
     x_tile_ptr = x_ptr + first_token.to(tl.int64) * x_row_stride
     x_offsets = ms[:, None] * x_row_stride
+    num_blocks, columns_ptr, places_ptr = row_of(
+        index_ptr,
+        row,
+        N,
+        K,
+    )
+    columns = first_of(columns_ptr, num_blocks)
+    places = first_of(places_ptr, num_blocks)
+    ns = first_output + tl.arange(0, OUTPUTS)
+    is_output = ns < N
+    is_stored = is_token[:, None] & is_output[None, :]
+    out_tile = first_token.to(tl.int64) * N
+    out_offsets = ms[:, None] * N + ns[None, :]
+    up = tl.load(up_ptr + out_tile + out_offsets, mask=is_stored, other=0.0)
+    gate = tl.load(gate_ptr + out_tile + out_offsets, mask=is_stored, other=0.0)
     acc = product(
         x_tile_ptr,
         x_offsets,
         is_token,
         weight_ptr,
-        index_ptr,
-        row,
+        num_blocks,
+        columns_ptr,
+        places_ptr,
+        columns,
+        places,
         first_output,
-        N,
         K,
         WIDE,
         RAGGED,
         INTERPRETED,
     )
 
-    ns = first_output + tl.arange(0, OUTPUTS)
-    is_output = ns < N
-    is_stored = is_token[:, None] & is_output[None, :]
-    out_tile = first_token.to(tl.int64) * N
-    out_offsets = ms[:, None] * N + ns[None, :]
-    up = tl.load(up_ptr + out_tile + out_offsets, mask=is_stored, other=0.0).to(tl.float32)
-    gate = tl.load(gate_ptr + out_tile + out_offsets, mask=is_stored, other=0.0).to(tl.float32)
+    up = up.to(tl.float32)
+    gate = gate.to(tl.float32)
     gate_out = acc * up * silu_grad(gate)
     tl.store(gate_out_ptr + out_tile + out_offsets, gate_out.to(out_ptr.dtype.element_ty), mask=is_stored)
     out = acc * silu(gate)

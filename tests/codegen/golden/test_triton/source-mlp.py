@@ -61,15 +61,37 @@ def gelu(x):
 
 
 @triton.jit
+def row_of(
+    index_ptr,
+    row,
+    N,
+    K,
+):
+    """What a program walks over in a block row; of all products, it is read before the first of them begins."""
+    row_ptr = index_ptr + row
+    first_block = tl.load(row_ptr)
+    num_blocks = tl.load(row_ptr + 1) - first_block
+    columns_ptr = index_ptr + tl.cdiv(N, BLOCK_N) + 1 + first_block
+    return num_blocks, columns_ptr, first_block
+
+
+@triton.jit
+def first_of(entries_ptr, num_blocks):
+    """The first entry of a row; 0 where there is none."""
+    return tl.load(entries_ptr, mask=num_blocks > 0, other=0)
+
+
+@triton.jit
 def product(
     x_ptr,
     x_offsets,
     is_token,
     weight_ptr,
-    index_ptr,
-    row,
+    num_blocks,
+    columns_ptr,
+    first_block,
+    column,
     first_output,
-    N,
     K,
     WIDE: tl.constexpr,
     RAGGED: tl.constexpr,
@@ -78,15 +100,10 @@ def product(
     """The accumulator of one tile, float32 [TOKENS, OUTPUTS]; zeros where a block row keeps nothing."""
     ns = tl.arange(0, OUTPUTS)
     ks = tl.arange(0, INPUTS)
-    row_ptr = index_ptr + row
-    first_block = tl.load(row_ptr)
-    num_blocks = tl.load(row_ptr + 1) - first_block
-    columns_ptr = index_ptr + tl.cdiv(N, BLOCK_N) + 1 + first_block
     weight_ptr += first_block.to(tl.int64) * (BLOCK_K * BLOCK_N)
     weight_offsets = ks[:, None] * BLOCK_N + ns[None, :]
     acc = tl.zeros([TOKENS, OUTPUTS], tl.float32)
     # A column is read one step ahead: loads that wait for it inside their own step would take a stage of the pipeline.
-    column = tl.load(columns_ptr, mask=num_blocks > 0, other=0)
     for step in range(num_blocks):
         is_next = step + 1 < num_blocks
         next_column = tl.load(columns_ptr + step + 1, mask=is_next, other=0)
@@ -159,15 +176,23 @@ def mlp(
             is_stored = is_token[:, None] & is_output[None, :]
             x_tile_ptr = x_ptr + first_token.to(tl.int64) * x_row_stride
             x_offsets = ms[:, None] * x_row_stride + tl.arange(0, INPUTS)[None, :]
+            up_num_blocks, up_columns_ptr, up_first_block = row_of(
+                up_index_ptr,
+                row,
+                H,
+                K,
+            )
+            up_column = first_of(up_columns_ptr, up_num_blocks)
             acc = product(
                 x_tile_ptr,
                 x_offsets,
                 is_token,
                 up_weight_ptr,
-                up_index_ptr,
-                row,
+                up_num_blocks,
+                up_columns_ptr,
+                up_first_block,
+                up_column,
                 first_output,
-                H,
                 K,
                 WIDE,
                 RAGGED,
@@ -193,15 +218,23 @@ def mlp(
             is_stored = is_token[:, None] & is_output[None, :]
             hidden_tile_ptr = hidden_ptr + first_token.to(tl.int64) * H
             hidden_offsets = ms[:, None] * H + tl.arange(0, INPUTS)[None, :]
+            down_num_blocks, down_columns_ptr, down_first_block = row_of(
+                down_index_ptr,
+                row,
+                N,
+                H,
+            )
+            down_column = first_of(down_columns_ptr, down_num_blocks)
             acc = product(
                 hidden_tile_ptr,
                 hidden_offsets,
                 is_token,
                 down_weight_ptr,
-                down_index_ptr,
-                row,
+                down_num_blocks,
+                down_columns_ptr,
+                down_first_block,
+                down_column,
                 first_output,
-                N,
                 H,
                 WIDE,
                 RAGGED,

@@ -53,35 +53,52 @@ def gelu_tanh(x):
 
 
 @triton.jit
+def row_of(
+    index_ptr,
+    row,
+    N,
+    K,
+):
+    """What a program walks over in a block row; of all products, it is read before the first of them begins."""
+    row_ptr = index_ptr + row
+    first_block = tl.load(row_ptr)
+    num_blocks = tl.load(row_ptr + 1) - first_block
+    columns_ptr = index_ptr + tl.cdiv(N, BLOCK_N) + 1 + first_block
+    return num_blocks, columns_ptr, first_block
+
+
+@triton.jit
+def first_of(entries_ptr, num_blocks):
+    """The first entry of a row; 0 where there is none."""
+    return tl.load(entries_ptr, mask=num_blocks > 0, other=0)
+
+
+@triton.jit
 def product(
     x_desc,
     first_token,
     weight_desc,
-    index_ptr,
-    row,
+    num_blocks,
+    columns_ptr,
+    first_block,
+    column,
     first_output,
-    N,
     K,
     WIDE: tl.constexpr,
     INTERPRETED: tl.constexpr,
 ):
     """The accumulator of one tile, float32 [TOKENS, OUTPUTS]; zeros where a block row keeps nothing."""
-    row_ptr = index_ptr + row
-    first_block = tl.load(row_ptr)
-    num_blocks = tl.load(row_ptr + 1) - first_block
-    columns_ptr = index_ptr + tl.cdiv(N, BLOCK_N) + 1 + first_block
     weight_row = first_block * BLOCK_K
     in_block = first_output % BLOCK_N
     acc = tl.zeros([TOKENS, OUTPUTS], tl.float32)
     # A column is read one step ahead: loads that wait for it inside their own step would take a stage of the pipeline.
-    column = tl.load(columns_ptr, mask=num_blocks > 0, other=0)
     for step in range(num_blocks):
         is_next = step + 1 < num_blocks
         next_column = tl.load(columns_ptr + step + 1, mask=is_next, other=0)
         first_input = column * BLOCK_K
-        x = x_desc.load([first_token, first_input])
         weight = weight_desc.load([weight_row, in_block])
         weight_row += INPUTS
+        x = x_desc.load([first_token, first_input])
         if INTERPRETED:  # the interpreter takes the bits of bfloat16 for integers
             x = x.to(tl.float32)
             weight = weight.to(tl.float32)
@@ -123,14 +140,22 @@ def linear(
         if WIDE:
             ms = ms.to(tl.int64)
 
+        num_blocks, columns_ptr, first_block = row_of(
+            index_ptr,
+            row,
+            N,
+            K,
+        )
+        column = first_of(columns_ptr, num_blocks)
         acc = product(
             x_desc,
             first_token,
             weight_desc,
-            index_ptr,
-            row,
+            num_blocks,
+            columns_ptr,
+            first_block,
+            column,
             first_output,
-            N,
             K,
             WIDE,
             INTERPRETED,
@@ -141,9 +166,11 @@ def linear(
         is_stored = is_token[:, None] & is_output[None, :]
         out_tile = first_token.to(tl.int64) * N
         out_offsets = ms[:, None] * N + ns[None, :]
-        bias = tl.load(bias_ptr + ns, mask=is_output, other=0.0).to(tl.float32)[None, :]
+        bias = tl.load(bias_ptr + ns, mask=is_output, other=0.0)
         residual_tile_ptr = residual_ptr + first_token.to(tl.int64) * residual_row_stride
         residual_ptrs = residual_tile_ptr + ms[:, None] * residual_row_stride + ns[None, :]
-        residual = tl.load(residual_ptrs, mask=is_stored, other=0.0).to(tl.float32)
+        residual = tl.load(residual_ptrs, mask=is_stored, other=0.0)
+        bias = bias.to(tl.float32)[None, :]
+        residual = residual.to(tl.float32)
         out = gelu_tanh(acc + bias) + residual
         tl.store(out_ptr + out_tile + out_offsets, out.to(out_ptr.dtype.element_ty), mask=is_stored)

@@ -54,13 +54,35 @@ def relu(x):
 
 
 @triton.jit
+def row_of(
+    index_ptr,
+    row,
+    N,
+    K,
+):
+    """What a program walks over in a block row; of all products, it is read before the first of them begins."""
+    row_ptr = index_ptr + row * (1 + tl.cdiv(K, BLOCK_K))
+    num_blocks = tl.load(row_ptr)
+    columns_ptr = row_ptr + 1
+    return num_blocks, columns_ptr
+
+
+@triton.jit
+def first_of(entries_ptr, num_blocks):
+    """The first BLOCKS entries of a row, each as often as a block is deep; 0 where there is none."""
+    numbers = tl.arange(0, DEPTH) // BLOCK_K
+    return tl.load(entries_ptr + numbers, mask=numbers < num_blocks, other=0)
+
+
+@triton.jit
 def product(
     x_ptr,
     x_offsets,
     is_token,
     weight_ptr,
-    index_ptr,
-    row,
+    num_blocks,
+    columns_ptr,
+    columns,
     first_output,
     N,
     K,
@@ -78,9 +100,6 @@ def product(
     ks = tl.arange(0, DEPTH)
     numbers = ks // BLOCK_K
     in_block = ks % BLOCK_K
-    row_ptr = index_ptr + row * (1 + tl.cdiv(K, BLOCK_K))
-    num_blocks = tl.load(row_ptr)
-    columns_ptr = row_ptr + 1
     if WIDE:
         ns = ns.to(tl.int64)
     weight_ptr += first_output.to(tl.int64) * weight_n_stride
@@ -88,7 +107,6 @@ def product(
     is_output = ns < N - first_output
     acc = tl.zeros([TOKENS, OUTPUTS], tl.float32)
     # Columns are read one step ahead: loads that wait for them in their own step would take a stage of the pipeline.
-    columns = tl.load(columns_ptr + numbers, mask=numbers < num_blocks, other=0)
     for first in range(0, num_blocks, BLOCKS):
         is_kept = numbers < num_blocks - first
         next_numbers = first + BLOCKS + numbers
@@ -97,12 +115,12 @@ def product(
         is_input = is_kept
         if RAGGED:
             is_input = is_kept & (inputs < K)
-        x = tl.load(x_ptr + inputs[None, :] + x_offsets, mask=is_token[:, None] & is_input[None, :], other=0.0)
         weight_ptrs = weight_ptr + inputs.to(tl.int64)[:, None] * weight_k_stride + weight_offsets
         if RAGGED:
             weight = tl.load(weight_ptrs, mask=is_input[:, None] & is_output[None, :], other=0.0)
         else:
             weight = tl.load(weight_ptrs, mask=is_input[:, None], other=0.0)
+        x = tl.load(x_ptr + inputs[None, :] + x_offsets, mask=is_token[:, None] & is_input[None, :], other=0.0)
         weight = weight.to(x.dtype)
         if INTERPRETED:  # the interpreter takes the bits of bfloat16 for integers
             x = x.to(tl.float32)
@@ -151,13 +169,28 @@ def gated_linear(
 
     x_tile_ptr = x_ptr + first_token.to(tl.int64) * x_row_stride
     x_offsets = ms[:, None] * x_row_stride
+    gate_num_blocks, gate_columns_ptr = row_of(
+        gate_index_ptr,
+        row,
+        N,
+        K,
+    )
+    num_blocks, columns_ptr = row_of(
+        index_ptr,
+        row,
+        N,
+        K,
+    )
+    gate_columns = first_of(gate_columns_ptr, gate_num_blocks)
+    columns = first_of(columns_ptr, num_blocks)
     gate = product(
         x_tile_ptr,
         x_offsets,
         is_token,
         gate_weight_ptr,
-        gate_index_ptr,
-        row,
+        gate_num_blocks,
+        gate_columns_ptr,
+        gate_columns,
         first_output,
         N,
         K,
@@ -172,8 +205,9 @@ def gated_linear(
         x_offsets,
         is_token,
         weight_ptr,
-        index_ptr,
-        row,
+        num_blocks,
+        columns_ptr,
+        columns,
         first_output,
         N,
         K,
@@ -189,7 +223,9 @@ def gated_linear(
     is_stored = is_token[:, None] & is_output[None, :]
     out_tile = first_token.to(tl.int64) * N
     out_offsets = ms[:, None] * N + ns[None, :]
-    gate_bias = tl.load(gate_bias_ptr + ns, mask=is_output, other=0.0).to(tl.float32)[None, :]
-    bias = tl.load(bias_ptr + ns, mask=is_output, other=0.0).to(tl.float32)[None, :]
+    gate_bias = tl.load(gate_bias_ptr + ns, mask=is_output, other=0.0)
+    bias = tl.load(bias_ptr + ns, mask=is_output, other=0.0)
+    gate_bias = gate_bias.to(tl.float32)[None, :]
+    bias = bias.to(tl.float32)[None, :]
     out = relu(gate + gate_bias) * (acc + bias)
     tl.store(out_ptr + out_tile + out_offsets, out.to(out_ptr.dtype.element_ty), mask=is_stored)
