@@ -24,6 +24,9 @@ def main(
 ) -> None:
     """Compiles every GPU kernel for every target without a GPU; fails where one got worse or breaks a rule."""
     chosen = [variant for variant in variants() if only in variant.name]
+    if not chosen:
+        example = next(variants()).name
+        raise typer.BadParameter(f"expected part of the name of a kernel, such as {example!r}, got {only!r}")
     console.print(f"{len(chosen)} kernels to compile, {jobs} at a time")
     outcomes = list(measure(chosen, jobs))
     measured = {variant.name: outcome for variant, outcome in outcomes}

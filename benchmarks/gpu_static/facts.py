@@ -76,7 +76,7 @@ def measure(variants: Sequence[Variant], jobs: int) -> Iterator[tuple[Variant, O
 
 def _compile(folder: Path, variant: Variant) -> Outcome:
     kernel = load_kernel(variant.spec, variant.config, folder)
-    settings = {"is_ragged": variant.is_ragged, "is_transposed": variant.is_transposed, "is_wide": variant.is_wide}
+    settings = {name: value for name, value in vars(variant).items() if name.startswith("is_")}
     try:
         return Facts.of(cross_compile(kernel, helper=variant.helper, **settings))
     except BuildError as error:

@@ -26,7 +26,9 @@ Every kernel was compiled for GPUs that need not be there, and its machine code 
 - **cores**: the tensor-core instructions that do the products. `wgmma` (sm_90) and `tcgen05` (sm_100) are those of full
   rate, for tiles of 64 rows and more; `mma` takes 16 rows; `mfma` is AMD's. None for float32, which they would round.
 - **wide**: the share of what the inner loop reads from global memory that a thread reads 16 bytes at a time, as
-  bandwidth needs. Where a copy engine moves whole tiles, all of it is.
+  bandwidth needs. Where a copy engine moves whole tiles, all of it is. The rest is an index, or x of a single token,
+  neither of which bandwidth feels. "Uneven" sizes are no multiples of the block, which costs nothing here; "ragged"
+  ones are none of 16 either, so that rows begin anywhere and no wide load is allowed.
 - **loop**: instructions of one turn of the inner loop, and how many of them multiply and add: the rest is overhead.
 """
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from benchmarks.gpu_static.facts import Facts
 from benchmarks.gpu_static.variants import Variant, differences
-from blast_compile.codegen.occupancy import multiprocessor
-from blast_compile.codegen.triton import default_config
 from blast_compile.codegen.triton_space import MLPS, resident
 
 _WIDE_TOKENS = 64  # wgmma and tcgen05 multiply 64 rows and more at once
-_WIDE_PERCENT = 75  # for one token, x is read in numbers beside blocks in 16 bytes
+_WIDE_PERCENT = 90  # the rest is an index
+_WIDE_PERCENT_OF_VECTORS = 75  # and x of one token, which is read in numbers
 _FEW_SPILLS = 8  # parked for the epilogue, or for offsets of 64 bits; more would be traffic in the loop
 
 
 def broken(variant: Variant, facts: Facts) -> list[str]:
     """The rules that a kernel breaks."""
     found = []
-    is_default = not differences(variant.config, default_config(variant.spec, variant.tokens))
+    is_default = not differences(variant.config, variant.usual)
     if facts.spills > _FEW_SPILLS and is_default:
         found.append(f"a default config spills: {facts.spills} registers")
     if not facts.programs and is_default:
@@ -27,8 +26,9 @@ def broken(variant: Variant, facts: Facts) -> list[str]:
     wanted = wanted_cores(variant)
     if facts.cores not in wanted:
         found.append(f"uses {facts.cores or 'no tensor cores'}, not {' or '.join(wanted) or 'none'}")
-    if is_default and _could_load_wide(variant) and facts.wide < _WIDE_PERCENT:
-        found.append(f"loads {facts.wide} % of its bytes 16 at a time, not {_WIDE_PERCENT} % or more")
+    percent = _WIDE_PERCENT_OF_VECTORS if variant.config.is_vector else _WIDE_PERCENT
+    if is_default and not variant.is_ragged and variant.helper is None and facts.wide < percent:
+        found.append(f"loads {facts.wide} % of its bytes 16 at a time, not {percent} % or more")
     return found
 
 
@@ -47,14 +47,6 @@ def wanted_cores(variant: Variant) -> tuple[str, ...]:
     if spec.target == "cuda:sm_100" and rows >= _WIDE_TOKENS and config.num_warps >= 4:
         return ("tcgen05",)
     return ("mma",)
-
-
-def _could_load_wide(variant: Variant) -> bool:
-    """Whether sizes are even, and a tile of the weight holds 16 bytes for each lane of its program."""
-    spec, config = variant.spec, variant.config
-    num_lanes = config.num_warps * multiprocessor(spec.target).warp_size
-    num_bytes = config.outputs * config.inputs * (4 if spec.weight_dtype == "float32" else 2)
-    return not variant.is_ragged and variant.helper is None and num_bytes >= 16 * num_lanes
 
 
 def _rows(variant: Variant) -> int:

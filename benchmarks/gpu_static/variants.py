@@ -32,6 +32,7 @@ class Variant:
     spec: Spec
     config: TritonConfig
     tokens: int
+    is_uneven: bool = False
     is_ragged: bool = False
     is_transposed: bool = False
     is_wide: bool = False
@@ -47,9 +48,15 @@ class Variant:
         parts = [spec.op, spec.layout, dtype, f"block {spec.block[0]}", f"{self.tokens} tokens"]
         parts += [self.helper] if self.helper else []
         parts += ["through an activation"] if spec.op == "input_grad" and spec.epilogues else []
-        parts += ["ragged"] * self.is_ragged + ["transposed"] * self.is_transposed + ["wide"] * self.is_wide
-        parts += differences(self.config, default_config(spec, self.tokens))
+        parts += ["uneven"] * self.is_uneven + ["ragged"] * self.is_ragged
+        parts += ["transposed"] * self.is_transposed + ["wide"] * self.is_wide
+        parts += differences(self.config, self.usual)
         return ", ".join((*parts, spec.target.partition(":")[2]))
+
+    @property
+    def usual(self) -> TritonConfig:
+        """The untuned config."""
+        return default_config(self.spec, self.tokens, is_ragged=self.is_ragged)
 
 
 def variants(targets: tuple[str, ...] = TARGETS) -> Iterator[Variant]:
@@ -110,7 +117,7 @@ def _of_op(op: Op, layout: Layout, target: str) -> Iterator[Variant]:
     for tokens in tokens_of_op:
         yield variant(spec, default_config(spec, tokens), tokens)
     config = default_config(spec, many)
-    yield variant(spec, config, many, is_ragged=True)
+    yield variant(spec, default_config(spec, many, is_ragged=True), many, is_ragged=True)
     yield variant(spec, config, many, is_wide=True)
     if op == "weight_grad":
         yield variant(spec, config, many, helper="block_norms")
@@ -127,6 +134,9 @@ def _of_op(op: Op, layout: Layout, target: str) -> Iterator[Variant]:
     for block, tokens in itertools.product(_OTHER_BLOCKS, (few, many)):
         spec = spec_of(op, layout, target, block, bf16)
         yield variant(spec, default_config(spec, tokens), tokens)
+        if block == _OTHER_BLOCKS[-1]:  # GPT-2-XL has 1600 features
+            yield variant(spec, default_config(spec, tokens), tokens, is_uneven=True)
+            yield variant(spec, default_config(spec, tokens, is_ragged=True), tokens, is_ragged=True)
         if op == "input_grad" and tokens == many:
             through = replace(spec, epilogues=(Epilogue("silu", gate=True),))
             yield variant(through, default_config(through, tokens), tokens)

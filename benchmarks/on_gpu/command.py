@@ -6,28 +6,22 @@ in processes of its own (`isolated.py`).
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
+from benchmarks.on_gpu import arguments, device, isolated, parts, rows, tables
 from benchmarks.on_gpu import cases as all_cases
-from benchmarks.on_gpu import device, isolated, parts, rows, tables
 from benchmarks.on_gpu.deadline import Deadline
 from benchmarks.on_gpu.isolated import Left, Lost
-from benchmarks.on_gpu.rivals import RIVALS
 from benchmarks.on_gpu.rows import GpuDevice, GpuRow
-from benchmarks.on_gpu.tensors import DTYPES
 from benchmarks.on_gpu.verify import Verdict
 from benchmarks.rows import append
 
 # Seconds of each part of a whole run, which ends within eight minutes. What one leaves, the next may take.
 SHARES = {"verify": 60.0, "kernels": 150.0, "tuning": 60.0, "model": 110.0, "train": 50.0}
 _TO_MEASURE_S = 120.0  # for the rates of the GPU, seconds of which are its own; torch may be slow to import
-_EPILOG = "Rows are appended one by one. The cases that tell most come first; what there was no time for is named."
-Value = TypeVar("Value")
 
 
 @dataclass
@@ -59,21 +53,27 @@ class _Run:
             say(str(found))
 
 
-def main(
-    arguments: Sequence[str] | None = None, *, where: str = "cuda", prepare: Callable[[], None] | None = None
-) -> int:
+def main(given: Sequence[str] | None = None, *, where: str = "cuda", prepare: Callable[[], None] | None = None) -> int:
     """Verifies the kernels on the GPU at hand, then times them; the exit status, 1 where something was wrong.
 
     where: torch's device; prepare: what every process calls first. Both are for tests.
     """
-    asked = _parser().parse_args(arguments)
+    parser = arguments.parser(main.__doc__ or "")
+    asked = parser.parse_args(given)
     if asked.merge:
-        show(_merge(asked.merge, asked.json))
+        try:
+            show(_merge(asked.merge, asked.json))
+        except (OSError, ValueError) as error:
+            parser.error(str(error))
         return 0
     chosen = all_cases.cases(asked.models, asked.tokens, asked.sparsity, asked.block, asked.dtype)
     gpu = _gpu(where, prepare)
     if gpu is None:
         return 1
+    try:
+        append([], asked.json)  # rather now than after minutes
+    except OSError as error:
+        parser.error(f"expected a file for rows, got {error}")
     rates = ", ".join(f"{name} {rate:.0f} TFLOP/s" for name, rate in gpu.tflop_s.items())
     say(f"{gpu.name} ({gpu.target}), copy {gpu.copy_gb_s:.0f} GB/s, {rates}")
     run = _Run(asked.json, [])
@@ -122,57 +122,3 @@ def _merge(paths: Sequence[Path], json: Path) -> list[GpuRow]:
     append(merged, temporary)
     temporary.replace(json)
     return merged
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python benchmarks/gpu.py", description=main.__doc__, epilog=_EPILOG)
-
-    def several(name: str, kind: Callable[[str], Value], known: Sequence[Value], what: str, *, is_open: bool) -> None:
-        listed = ",".join(map(str, known))
-        parser.add_argument(
-            name, type=_values(kind, None if is_open else known), default=tuple(known), help=f"{what}; all: {listed}"
-        )
-
-    several("--only", str, parts.PARTS, "parts to run", is_open=False)
-    several("--models", str, tuple(all_cases.SHAPES), "whose layers", is_open=False)
-    several("--tokens", int, all_cases.TOKENS, "rows of the activation", is_open=True)
-    several("--sparsity", float, all_cases.SPARSITIES, "fractions of zero blocks", is_open=True)
-    several("--block", int, all_cases.BLOCKS, "edges of blocks", is_open=True)
-    several("--against", str, tuple(RIVALS), "others beside dense, where installed, or none", is_open=False)
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="of what is timed (default: bf16)")
-    parser.add_argument("--seconds", type=_seconds, help="for each part, in place of its share of eight minutes")
-    parser.add_argument("--json", type=Path, default=rows.PATH, help=f"where rows are appended (default: {rows.PATH})")
-    parser.add_argument("--merge", type=_file, action="append", help="merge the rows of such files; measure nothing")
-    return parser
-
-
-def _values(kind: Callable[[str], Value], known: Sequence[Value] | None) -> Callable[[str], tuple[Value, ...]]:
-    """Reads values with commas between them; known: those that there are."""
-
-    def read(text: str) -> tuple[Value, ...]:
-        parts_of_text = () if text in ("", "none") else text.split(",")
-        try:
-            found = tuple(kind(part) for part in parts_of_text)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(f"expected values with commas between them, got {text!r}") from error
-        if known is not None and (unknown := [value for value in found if value not in known]):
-            raise argparse.ArgumentTypeError(f"expected some of {', '.join(map(str, known))}, got {unknown[0]}")
-        return found
-
-    return read
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if seconds <= 0:
-        raise argparse.ArgumentTypeError(f"expected a positive number of seconds, got {text!r}")
-    return seconds
-
-
-def _file(text: str) -> Path:
-    if not Path(text).is_file():
-        raise argparse.ArgumentTypeError(f"expected a file of rows, got {text!r}")
-    return Path(text)

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.on_gpu import events, rivals
+from benchmarks.on_gpu.calls import MOST_ERROR, Truth, activations
 from benchmarks.on_gpu.cases import Case
 from benchmarks.on_gpu.isolated import Give, Lost
 from benchmarks.on_gpu.rivals import DENSE, OURS, Call, Rival, UnavailableError
 from benchmarks.on_gpu.rows import GpuDevice, GpuRow, row_of
-from benchmarks.on_gpu.tensors import DTYPES, SparseLayer, dense_weights, sparse_layers
-from benchmarks.on_gpu.verify import relative_error
-
-_MOST_ERROR = {"bf16": 2.0**-6, "fp16": 2.0**-9, "fp32": 1e-5}
-_ROWS = 64  # of a result that are verified before timing: float64 products are slow
+from benchmarks.on_gpu.tensors import DTYPES, dense_weights, rotation, sparse_layers
 
 
 def work(case: Case, give: Give, *, names: Sequence[str], device: GpuDevice, where: str) -> None:
@@ -26,15 +21,14 @@ def work(case: Case, give: Give, *, names: Sequence[str], device: GpuDevice, whe
 
     None where our result is wrong. names: of the rivals. where: torch's device.
     """
-    generator = torch.Generator(where).manual_seed(0)
+    x, generator = activations(case, where)
     layers = sparse_layers(case, where, generator)
     weight_bytes = sum(layer.num_bytes for layer in layers)
-    copies = [layers] + [_copied(layers) for _ in range(events.num_copies(weight_bytes, device.l2_bytes) - 1)]
-    x = torch.randn(case.tokens, case.shape.features, device=where, generator=generator).to(DTYPES[case.dtype])
+    copies = rotation(layers, events.num_copies(weight_bytes, device.l2_bytes))
     with torch.no_grad():
-        error = error_of(case, x, layers)
-        if not error <= _MOST_ERROR[case.dtype]:
-            give(Lost(case, f"expected a relative error of at most {_MOST_ERROR[case.dtype]:.1e}, got {error:.1e}"))
+        error = Truth(case, x, layers).error_of(rivals.ours(case, x, layers)())
+        if not error <= MOST_ERROR[case.dtype]:
+            give(Lost(case, f"expected a relative error of at most {MOST_ERROR[case.dtype]:.1e}, got {error:.1e}"))
             return
         dense_bytes = case.num_weights * x.element_size()
         calls: dict[str, events.Calls] = {
@@ -56,30 +50,10 @@ def work(case: Case, give: Give, *, names: Sequence[str], device: GpuDevice, whe
             _give_rows(case, device, calls, bytes_of, error, notes, give)
 
 
-def error_of(case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> float:
-    """That of some rows of our result, relative to float64."""
-    some = torch.linspace(0, case.tokens - 1, min(_ROWS, case.tokens), device=x.device).long()
-    result = rivals.ours(case, x, layers)()
-    assert isinstance(result, Tensor)
-    rows = x[some].double()
-    weights = [layer.dense(torch.float64) for layer in layers]
-    if case.op == "linear":
-        truth = F.linear(rows, weights[0])
-    elif case.op == "mlp":
-        truth = F.linear(F.silu(F.linear(rows, weights[0])), weights[1])
-    else:
-        truth = F.linear(F.silu(F.linear(rows, weights[0])) * F.linear(rows, weights[1]), weights[2])
-    return relative_error(result[some], truth)
-
-
 def _dense_calls(case: Case, x: Tensor, dense_bytes: int, device: GpuDevice, generator: torch.Generator) -> list[Call]:
     number = events.num_copies(dense_bytes, device.l2_bytes)
     where = x.device.type
     return [rivals.dense(case, x, dense_weights(case.layers, case.dtype, where, generator)) for _ in range(number)]
-
-
-def _copied(layers: Sequence[SparseLayer]) -> list[SparseLayer]:
-    return [replace(layer, operand=layer.operand.clone(), index=layer.index.clone()) for layer in layers]
 
 
 def _give_rows(

@@ -41,7 +41,7 @@ def part(
     if name == "kernels":
         return Part(partial(kernels.work, names=names, device=device, where=where), chosen)
     if name == "tuning":
-        return Part(partial(tuning.work, device=device, deadline=deadline, where=where), chosen)
+        return Part(tuning.Tuner(device, deadline, where).work, chosen)
     if name == "train":
         many = [case for case in chosen if case.tokens >= 2048 and case.op != "linear" and case.sparsity >= 0.8]
         return Part(partial(training.work, device=device, where=where), many)

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.on_gpu.calls import op_arguments, plain
 from benchmarks.on_gpu.cases import Case
 from benchmarks.on_gpu.tensors import SparseLayer
 from benchmarks.on_gpu.verify import relative_error
@@ -46,20 +47,15 @@ class UnavailableError(Exception):
 
 def ours(case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Call:
     """The op itself, by the dispatcher."""
-    operands = [part for layer in layers for part in (layer.operand, layer.index, None)]
-    block = [case.block, case.block]
-    hidden = [case.shape.hidden] if case.op != "linear" else []
+    arguments = op_arguments(case, x, ((layer.operand, layer.index) for layer in layers))
     run: Callable[..., Tensor] = getattr(torch.ops.blast, case.op).nograd
-    activation = "identity" if case.op == "linear" else "silu"
-    return lambda: run(x, *operands, None, *hidden, case.outputs, block, activation, ops.ABI)
+    return lambda: run(*arguments, ops.ABI)
 
 
 def dense(case: Case, x: Tensor, weights: Sequence[Tensor]) -> Call:
     """cuBLAS; gate and up as one product, activation and product of both in one kernel."""
-    if case.op == "linear":
-        return lambda: F.linear(x, weights[0])
-    if case.op == "mlp":
-        return lambda: F.linear(F.silu(F.linear(x, weights[0])), weights[1])
+    if case.op != "gated_mlp":
+        return lambda: plain(case, x, weights)
     both, down = torch.cat([weights[0], weights[1]]), weights[2]
     return lambda: F.linear(_silu_product(F.linear(x, both)), down)
 

@@ -107,10 +107,20 @@ def row_of(part: str, case: Case, candidate: str, device: GpuDevice, measured: M
 
 
 def read(path: Path) -> list[GpuRow]:
-    """The rows of a file; none where it is missing. A last line that was cut off is left out."""
+    """The rows of a file; none where it is missing. A last line that was cut off is left out.
+
+    Raises `ValueError` for a line that is no row.
+    """
     lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    contents = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [GpuRow(**{**content, "device": GpuDevice(**content["device"])}) for content in contents]
+    return [_row(line, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.endswith("\n")]
+
+
+def _row(line: str, where: str) -> GpuRow:
+    try:
+        content = json.loads(line)
+        return GpuRow(**{**content, "device": GpuDevice(**content["device"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"expected rows of benchmarks/gpu.py, got another line at {where}: {error}") from error
 
 
 def merged(runs: Iterable[Iterable[GpuRow]]) -> list[GpuRow]:

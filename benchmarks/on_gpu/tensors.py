@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,6 +37,15 @@ class SparseLayer:
 def sparse_layers(case: Case, device: str, generator: torch.Generator) -> list[SparseLayer]:
     """Packed layers of a case, with random values: no dense weight is ever made."""
     return [packed(shape, case.block, case.sparsity, DTYPES[case.dtype], device, generator) for shape in case.layers]
+
+
+def rotation(layers: list[SparseLayer], number: int) -> list[list[SparseLayer]]:
+    """The layers and copies of them, so many together: who runs them in turns finds none in a cache."""
+    copies = [
+        [replace(layer, operand=layer.operand.clone(), index=layer.index.clone()) for layer in layers]
+        for _ in range(number - 1)
+    ]
+    return [layers, *copies]
 
 
 def packed(

@@ -5,24 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.on_gpu import events
+from benchmarks.on_gpu.calls import activations, op_arguments, plain
 from benchmarks.on_gpu.cases import Case
 from benchmarks.on_gpu.isolated import Give
 from benchmarks.on_gpu.rivals import DENSE, OURS
 from benchmarks.on_gpu.rows import GpuDevice, row_of
-from benchmarks.on_gpu.tensors import DTYPES, dense_weights, random_mask
+from benchmarks.on_gpu.tensors import dense_weights, random_mask
 from blast_compile import layout, ops
 
 
 def work(case: Case, give: Give, *, device: GpuDevice, where: str) -> None:
     """Gives the rows of a case. where: torch's device."""
-    generator = torch.Generator(where).manual_seed(0)
+    x, generator = activations(case, where)
     weights = dense_weights(case.layers, case.dtype, where, generator)
     masks = [random_mask(shape, case.block, case.sparsity, where, generator) for shape in case.layers]
-    x = torch.randn(case.tokens, case.shape.features, device=where, generator=generator).to(DTYPES[case.dtype])
     _give_rows(case, "step", _steps(case, x, weights, masks), device, give)
     _give_rows(case, "weight_grad", _weight_grads(case, x, weights[0], masks[0], generator), device, give)
 
@@ -33,24 +32,14 @@ def _steps(
     leaves = [weight.detach().requires_grad_() for weight in weights]
     x = x.detach().requires_grad_()
     indices = [layout.masked_index(mask) for mask in masks]
-    block, hidden = [case.block, case.block], [case.shape.hidden] if case.op != "linear" else []
-    operands = [part for leaf, index in zip(leaves, indices, strict=True) for part in (leaf, index, None)]
-    activation = "identity" if case.op == "linear" else "silu"
+    arguments = op_arguments(case, x, zip(leaves, indices, strict=True))
     op: Callable[..., Tensor] = getattr(torch.ops.blast, case.op)
 
-    def ours() -> object:
-        y = op(x, *operands, None, *hidden, case.outputs, block, activation, ops.ABI)
+    def step(forward: Callable[[], Tensor]) -> object:
+        y = forward()
         return torch.autograd.grad(y, [x, *leaves], torch.ones_like(y))
 
-    def dense() -> object:
-        y = F.linear(x, leaves[0])
-        if case.op == "mlp":
-            y = F.linear(F.silu(y), leaves[1])
-        elif case.op == "gated_mlp":
-            y = F.linear(F.silu(y) * F.linear(x, leaves[1]), leaves[2])
-        return torch.autograd.grad(y, [x, *leaves], torch.ones_like(y))
-
-    return {OURS: ours, DENSE: dense}
+    return {OURS: lambda: step(lambda: op(*arguments, ops.ABI)), DENSE: lambda: step(lambda: plain(case, x, leaves))}
 
 
 def _weight_grads(

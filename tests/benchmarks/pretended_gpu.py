@@ -21,7 +21,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from benchmarks.on_gpu import cases, checks, command, device, isolated, model, rivals, tuning
+from benchmarks.on_gpu import cases, checks, command, device, isolated, model, rivals, search
 from benchmarks.on_gpu.deadline import Deadline
 from benchmarks.on_gpu.isolated import Work
 from benchmarks.on_gpu.rows import GpuDevice
@@ -176,8 +176,8 @@ def pretended() -> Iterator[None]:
             (checks, "checks", few_checks),
             (model, "LLAMAS", (LLAMA,)),
             (rivals, "RIVALS", rivals.RIVALS | {"stk": _rival}),
-            (tuning, "ProcessPoolExecutor", Here),
-            (tuning, "configs", lambda spec, tokens: list(_configs(spec, tokens))[:3]),
+            (search, "ProcessPoolExecutor", Here),
+            (search, "configs", lambda spec, tokens: list(_configs(spec, tokens))[:3]),
             (space, "reason_against", lambda *_: ""),
         ):
             stack.enter_context(patch.object(where, name, value))

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from benchmarks.on_gpu import cases, checks, command, events, rows, tables, tuning, verify
+from benchmarks.on_gpu import cases, checks, command, events, rows, search, tables, tuning, verify
 from benchmarks.on_gpu.checks import Check
 from benchmarks.on_gpu.deadline import Deadline
 from benchmarks.on_gpu.rivals import RIVALS, Rival, UnavailableError, prepare
@@ -173,8 +173,14 @@ def test_rows_merge_into_what_was_there(tmp_path: Path, capsys: pytest.CaptureFi
         (["--only", "speed"], "expected some of verify, kernels"),
         (["--models", "gpt-9"], "expected some of llama-1b"),
         (["--against", "none,us"], "expected some of torch BSR"),
-        (["--tokens", "many"], "expected values with commas"),
+        (["--only", ""], "expected values with commas"),
+        (["--tokens", "many"], "expected numbers of tokens from 1 on"),
+        (["--tokens", "16,0"], "expected numbers of tokens from 1 on"),
+        (["--sparsity", "90"], "expected fractions from 0 to below 1"),
+        (["--block", "48"], "expected powers of two from 16 to 256"),
         (["--seconds", "0"], "expected a positive number"),
+        (["--seconds", "nan"], "expected a positive number"),
+        (["--seconds", "inf"], "expected a positive number"),
         (["--merge", "missing.jsonl"], "expected a file of rows"),
     ],
 )
@@ -184,6 +190,19 @@ def test_arguments_that_cannot_be_are_refused(
     with pytest.raises(SystemExit, match="2"):
         command.main(arguments)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["prose", "[1]", '{"part": "kernels"}', '{"device": {"name": "H100"}}'])
+def test_lines_that_are_no_rows_are_named_and_nothing_is_merged(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    append([ROW], tmp_path / "all.jsonl")
+    before = (tmp_path / "all.jsonl").read_bytes()
+    (tmp_path / "a.jsonl").write_text(f"{line}\n")
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["--merge", str(tmp_path / "a.jsonl"), "--json", str(tmp_path / "all.jsonl")])
+    assert f"got another line at {tmp_path / 'a.jsonl'}:1" in capsys.readouterr().err
+    assert (tmp_path / "all.jsonl").read_bytes() == before
 
 
 def tuned(tokens: int) -> tuple[list[GpuRow], list[Record], str]:
@@ -204,12 +223,12 @@ def tuned(tokens: int) -> tuple[list[GpuRow], list[Record], str]:
     kernels.forget()
     with (
         patch.object(events, "measure", measure),
-        patch.object(tuning, "ProcessPoolExecutor", Here),
-        patch.object(tuning, "configs", lambda *_: iter(configs)),
+        patch.object(search, "ProcessPoolExecutor", Here),
+        patch.object(search, "configs", lambda *_: iter(configs)),
         patch.object(space, "reason_against", lambda *_: ""),
     ):
         given: list[object] = []
-        tuning.work(case, given.append, device=H100, deadline=Deadline.after(100), where="cpu")
+        tuning.Tuner(H100, Deadline.after(100), "cpu").work(case, given.append)
     kernels.forget()
     found = [row for row in given if isinstance(row, GpuRow)]
     records = [record for record in Database.default().records() if record.outcome == "chosen"]

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from benchmarks.on_gpu import cases, checks, command, events, model, rivals, rows, training
+from benchmarks.on_gpu import cases, checks, command, events, isolated, model, parts, rivals, rows, training
 from benchmarks.on_gpu.rows import GpuRow
 from tests.benchmarks import pretended_gpu
 from tests.benchmarks.pretended_gpu import PRETENDED, TINY, dry_run, pretended
@@ -139,6 +139,12 @@ def test_it_says_so_where_there_is_no_gpu() -> None:
     assert done.stdout == (
         "TargetError: expected a GPU that torch sees, got none; run this where torch.cuda.is_available()\n"
     )
+
+
+def test_a_whole_run_ends_within_eight_minutes() -> None:
+    """Even where its last item is begun at the last moment; overruns of earlier parts come out of the next ones."""
+    assert set(command.SHARES) == set(parts.PARTS)
+    assert sum(command.SHARES.values()) + isolated.GRACE_S <= 8 * 60 - 10, "the rates of the GPU take a while, too"
 
 
 @pytest.mark.slow

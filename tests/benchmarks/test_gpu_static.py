@@ -58,7 +58,7 @@ def test_tensor_cores_that_are_wanted(text: str, cores: tuple[str, ...]) -> None
         ({"spills": 9}, "a default config spills: 9 registers"),
         ({"programs": 0}, "a default config does not fit on a multiprocessor: no shared memory left for one program"),
         ({"cores": "mma"}, "uses mma, not wgmma"),
-        ({"wide": 50}, "loads 50 % of its bytes 16 at a time, not 75 % or more"),
+        ({"wide": 80}, "loads 80 % of its bytes 16 at a time, not 90 % or more"),
     ],
 )
 def test_rules(spoiled: dict[str, object], line: str) -> None:
@@ -75,11 +75,14 @@ def test_programs_that_wait_for_each_other_must_fit_together() -> None:
     assert line.endswith(" programs a multiprocessor wait for each other, and 1 fit")
 
 
-def test_narrow_loads_are_no_fault_of_ragged_sizes_and_small_tiles() -> None:
-    narrow = replace(FACTS, wide=50)
+def test_narrow_loads_are_no_fault_of_ragged_sizes_and_single_tokens() -> None:
+    narrow = replace(FACTS, wide=80)
     assert rules.broken(one("linear, packed, bf16, block 64, 2048 tokens, ragged, sm_90"), narrow) == []
-    small = one("linear, packed, bf16, block 32, 2048 tokens, gfx942")
-    assert rules.broken(small, replace(narrow, cores="mfma")) == []
+    assert rules.broken(one("linear, packed, bf16, block 64, 1 tokens, sm_90"), replace(narrow, cores="")) == []
+    for name in ("block 128, 2048 tokens, uneven, sm_90", "block 32, 2048 tokens, gfx942"):
+        variant = one(f"linear, packed, bf16, {name}")
+        (line,) = rules.broken(variant, replace(narrow, cores="mfma" if "gfx" in name else "wgmma"))
+        assert line.startswith("loads 80 %")
 
 
 def test_a_config_of_the_search_may_spill() -> None:
