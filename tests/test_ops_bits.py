@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from blast_compile.layout import Block
 from tests.op_cases import DTYPES, SOME, Case, check, make_call
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads")
@@ -36,9 +37,10 @@ def test_number_of_threads_does_not_change_a_bit(case: Case) -> None:
 
 
 @pytest.mark.usefixtures("needs_kernels")
+@pytest.mark.parametrize("block", [(32, 32), (16, 16)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_results_too_large_for_the_caches(dtype: torch.dtype) -> None:
-    call = make_call(Case("linear", dtype, form="packed", residual=True), (1025,), (64, 0, 1024))
+def test_results_too_large_for_the_caches(dtype: torch.dtype, block: Block) -> None:
+    call = make_call(Case("linear", dtype, block, "packed", residual=True), (1025,), (64, 0, 1024))
     y = call.run()
     check(y, call)
     assert call.residual is not None

@@ -398,6 +398,8 @@ struct Output {
 };
 
 constexpr int LINE_VECTORS = LINE / (VL * sizeof(X));
+constexpr bool HALF_LINES = CAN_STREAM && OUTPUT_EDGE == VL && LINE_VECTORS == 2;  // it takes two block rows to fill lines of y
+
 // Where a product's results go: rows of y, or the panel of the product that follows.
 struct Result {
   X* y;
@@ -406,6 +408,7 @@ struct Result {
   int64_t panel_steps;
   Status* status;
   bool streams;  // past the caches
+  Vec* halves = nullptr;  // of a line each: two vectors a token
 };
 
 // W outputs of a block row from `offset` on, for the MT tokens of a tile.
@@ -464,7 +467,13 @@ inline void strip(const Layer& gate, const Layer& up, const Row& gate_row, const
   }
   if constexpr (Stage::TO_PANEL)
     store_panel<MT, W>(acc, first_output, outputs, result.panel + first_token * result.panel_steps);
-  else if (result.streams)
+  else if (result.streams && HALF_LINES) {
+    const int half = int(row_start / OUTPUT_EDGE % 2);
+    for (int m = 0; m < MT; ++m) {
+      result.halves[2 * m + half] = acc[m][0];
+      if (half) stream_line(result.y + (first_token + m) * up.outputs + row_start - VL, result.halves + 2 * m);
+    }
+  } else if (result.streams)
     for (int m = 0; m < MT; ++m)
       for (int v = 0; v + LINE_VECTORS <= vectors<W>() && v * VL < outputs; v += LINE_VECTORS)
         stream_line(result.y + (first_token + m) * up.outputs + first_output + v * VL, &acc[m][v]);
@@ -493,6 +502,10 @@ void run_rows(const Rows& gate_rows, const Rows& up_rows, int64_t start, int64_t
   static thread_local Buffer gate_scratch[ROW_GROUP], up_scratch[ROW_GROUP];
   const Layer &gate = gate_rows.layer, &up = up_rows.layer;
   const int64_t steps = panel_steps(up.contractions);
+  Vec halves[HALF_LINES ? 2 * MAX_TILE : 1];
+  auto to = result;
+  to.halves = halves;
+  if (HALF_LINES && (ROW_GROUP % 2 || start % 2 || end % 2)) to.streams = false;
   for (; start < end; start += ROW_GROUP) {
     const int count = int(std::min<int64_t>(ROW_GROUP, end - start));
     Row gates[ROW_GROUP], ups[ROW_GROUP];
@@ -514,10 +527,10 @@ void run_rows(const Rows& gate_rows, const Rows& up_rows, int64_t start, int64_t
       with_tile(tiles.size(t), [&](auto mt) __attribute__((always_inline)) {
         for (int i = 0; i < count; ++i)
           row_of_tile<Stage, mt()>(gate, up, gates[i], ups[i], panel + tiles.start(t) * steps, tiles.start(t),
-                                   (start + i) * OUTPUT_EDGE, result);
+                                   (start + i) * OUTPUT_EDGE, to);
       });
   }
-  if (result.streams) finish_streams();
+  if (to.streams) finish_streams();
 }
 
 // All outputs of a span of tokens, by all threads of a parallel region; a task is a chunk of tokens times some block rows.
@@ -540,7 +553,7 @@ void share_rows(const Rows& gate_rows, const Rows& up_rows, const Word* panel, c
 // Results that no cache would keep for their reader go past the caches, if they fill whole lines.
 inline bool should_stream(const X* y, int64_t tokens, int64_t N) {
   const int64_t row_bytes = N * int64_t(sizeof(X));
-  const bool whole_lines = OUTPUT_EDGE * sizeof(X) % LINE == 0 && (uintptr_t(y) | row_bytes) % LINE == 0;
+  const bool whole_lines = (HALF_LINES || OUTPUT_EDGE * sizeof(X) % LINE == 0) && (uintptr_t(y) | row_bytes) % LINE == 0;
   return CAN_STREAM && whole_lines && tokens * row_bytes >= STREAM_BYTES;
 }
 
