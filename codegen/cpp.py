@@ -10,7 +10,8 @@ Map of a generated file, each part a template in `templates/cpp/`:
 then, of the forward products and the input gradient:
   rows         which blocks meet in a block row, and their words: where they lie, or gathered
   panel        activations, cut into tiles of tokens        stages       a product and its epilogue, by tiles and rows
-  turned       tiles of blocks with one vector of outputs   forward      epilogues, how threads share, the entry point
+  turned       tiles of blocks with one vector of outputs   split        where a config splits block rows
+  forward      epilogues, how threads share, the entry point
 or `weight_grad`: a product over tokens for each kept block.
 
 The file needs no header but the compiler's own, so it compiles in a second or three.
@@ -27,6 +28,7 @@ from blast_compile.codegen import epilogue
 from blast_compile.codegen.cpp_config import (
     VECTOR_LENGTHS,
     CpuConfig,
+    can_split,
     default_config,
     has_one_vector,
     has_pairs,
@@ -72,6 +74,7 @@ def supports(spec: Spec) -> bool:
 
 def generate(spec: Spec, config: CpuConfig | None = None) -> str:
     """The text of the kernel; the same spec and config give the same bytes."""
+    config = config or default_config(spec)
     isa, (bn, bk) = isa_of(spec), spec.block
     transposed = spec.op == "input_grad"
     contraction_edge, output_edge = (bn, bk) if transposed else (bk, bn)
@@ -84,7 +87,8 @@ def generate(spec: Spec, config: CpuConfig | None = None) -> str:
         .get_template(template)
         .render(
             spec=spec,
-            config=config or default_config(spec),
+            config=config,
+            split=config.split if can_split(spec) else 1,
             avx512=isa.startswith("avx512"),
             native_bf16=isa == "avx512_bf16",
             has_fp16="float16" in (spec.dtype, spec.weight_dtype),

@@ -24,7 +24,9 @@ class CpuConfig:
     are 4 to 16 a thread. share: what threads divide among them: tokens, each thread taking some through the whole op
     (a fused MLP), or block rows, one product after the other (an MLP in two steps); "auto" goes by the tokens.
     share_tokens: of one such part, at most. chains: of sums, for tiles of one or two tokens. unroll: steps of a
-    contraction in one turn of the loop. threads: at most, 0 for all that torch uses.
+    contraction in one turn of the loop. threads: at most, 0 for all that torch uses. split: parts of a block row's
+    blocks that different threads may sum up, in the last product of an op whose blocks are read where they lie; above
+    1, threads share block rows, whatever `share` says.
     """
 
     token_tile: int
@@ -42,6 +44,7 @@ class CpuConfig:
     chains: int = 4
     unroll: int = 1
     threads: int = 0
+    split: int = 1
 
     @property
     def tiles(self) -> tuple[int, ...]:
@@ -100,6 +103,11 @@ def is_direct(spec: Spec) -> bool:
     """Whether blocks are read where they lie; others are gathered into scratch first."""
     in_place = spec.layout == "packed" and spec.op != "input_grad"
     return in_place and not (has_pairs(spec) and spec.weight_dtype == "float32")
+
+
+def can_split(spec: Spec) -> bool:
+    """Whether the blocks of a row may go to several threads: a row that is gathered stays whole."""
+    return spec.op != "weight_grad" and is_direct(spec)
 
 
 def isa_of(spec: Spec) -> str:

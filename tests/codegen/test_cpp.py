@@ -110,6 +110,7 @@ def test_config_decides_the_text() -> None:
     assert cpp.generate(SMALL) == cpp.generate(SMALL, config)
     changes: list[dict[str, Any]] = [{"token_tile": 3}, {"vectors": 1}, {"panel_bytes": 4096}, {"row_group": 2}]
     changes += [{"span": 64}, {"share": "rows"}, {"share_tokens": 32}, {"chains": 2}, {"unroll": 2}, {"threads": 1}]
+    changes += [{"split": 2}]
     for change in changes:
         assert cpp.generate(SMALL, replace(config, **change)) != cpp.generate(SMALL)
 
@@ -124,6 +125,12 @@ def test_what_is_supported() -> None:
     assert not cpp.supports(replace(SMALL, dtype="float16", weight_dtype="bfloat16"))
     assert not cpp.supports(replace(SMALL, block=(7, 8)))
     assert not cpp.supports(replace(SMALL, block=(8, 7)))
+
+
+def test_gathered_rows_are_not_split() -> None:
+    for spec in (replace(SMALL, layout="masked"), replace(SMALL, op="input_grad"), replace(SMALL, op="weight_grad")):
+        split = cpp.generate(spec, replace(cpp.default_config(spec), split=2))
+        assert split.splitlines()[2:] == cpp.generate(spec).splitlines()[2:]
 
 
 @pytest.mark.parametrize(("isa", "registers"), [("portable", 16), ("avx2", 16), ("avx512", 32), ("avx512_bf16", 32)])

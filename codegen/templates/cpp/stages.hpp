@@ -2,8 +2,9 @@ constexpr int LINE_VECTORS = LINE / (VL * sizeof(X));
 constexpr bool HALF_LINES = CAN_STREAM && OUTPUT_EDGE == VL && LINE_VECTORS == 2;  // it takes two block rows to fill lines of y
 
 // Where a product's results go: rows of y, or the panel of the product that follows.
-struct Result {
-  X* y;
+template <class Y>
+struct ResultIn {
+  Y* y;
   const X* residual;
   Word* panel;
   int64_t panel_steps;
@@ -11,6 +12,7 @@ struct Result {
   bool streams;  // past the caches
   Vec* halves = nullptr;  // of a line each: two vectors a token
 };
+using Result = ResultIn<X>;
 
 // W outputs of a block row from `offset` on, for the MT tokens of a tile.
 template <int MT, int W, int64_t FETCHED>
@@ -37,8 +39,8 @@ inline Vec load_up_to(const auto* p, int n) { return n >= VL ? load(p) : load_pa
 
 // One strip of W outputs for the MT tokens of a tile.
 template <class Stage, int MT, int W, int64_t FETCHED = 0>
-inline void strip(const Layer& gate, const Layer& up, const Row& gate_row, const Row& up_row, const Word* tile,
-                  int64_t first_token, int64_t row_start, int64_t offset, const Result& result) {
+inline void strip(const Layer& gate, const Layer& up, const auto& gate_row, const auto& up_row, const Word* tile,
+                  int64_t first_token, int64_t row_start, int64_t offset, const auto& result) {
   const int64_t first_output = row_start + offset;
   const int outputs = int(std::min<int64_t>(W, up.outputs - first_output));
   if (!Stage::TO_PANEL && !result.streams)  // the lines of y arrive while the product is computed
@@ -84,8 +86,8 @@ inline void strip(const Layer& gate, const Layer& up, const Row& gate_row, const
 }
 
 template <class Stage, int MT>
-inline void row_of_tile(const Layer& gate, const Layer& up, const Row& gate_row, const Row& up_row, const Word* tile,
-                        int64_t first_token, int64_t row_start, const Result& result) {
+inline void row_of_tile(const Layer& gate, const Layer& up, const auto& gate_row, const auto& up_row, const Word* tile,
+                        int64_t first_token, int64_t row_start, const auto& result) {
 {%- if direct %}
   constexpr int MOST = 3 * MT <= MAX_TILE ? 2 * STRIP : STRIP;  // few tokens leave registers, and read wide blocks in longer runs
 {%- else %}
@@ -105,8 +107,8 @@ inline void row_of_tile(const Layer& gate, const Layer& up, const Row& gate_row,
 // The outputs of block rows [start, end) for tiles [first_tile, end_tile). ROW_GROUP rows at a time go over each tile, so that
 // their results lie side by side in y.
 template <class Stage>
-void run_rows(const Rows& gate_rows, const Rows& up_rows, int64_t start, int64_t end, const Word* panel, const Tiles& tiles,
-              int64_t first_tile, int64_t end_tile, const Result& result) {
+void run_rows(const auto& gate_rows, const auto& up_rows, int64_t start, int64_t end, const Word* panel, const Tiles& tiles,
+              int64_t first_tile, int64_t end_tile, const auto& result) {
   static thread_local Buffer gate_scratch[ROW_GROUP], up_scratch[ROW_GROUP];
   const Layer &gate = gate_rows.layer, &up = up_rows.layer;
   const int64_t steps = panel_steps(up.contractions);
@@ -127,8 +129,9 @@ void run_rows(const Rows& gate_rows, const Rows& up_rows, int64_t start, int64_t
       has_memory &= ups[i].count >= 0;
     }
     if (!has_memory) {
+      Status& status = *result.status;
 #pragma omp atomic write
-      *result.status = NO_MEMORY;
+      status = NO_MEMORY;
       break;
     }
     for (int64_t t = first_tile; t < end_tile; ++t)
