@@ -6,6 +6,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -66,6 +67,7 @@ class KernelKey:
 
 _Key = tuple[Spec, CpuConfig | None]
 _kernels: dict[_Key, Kernel] = {}
+_is_private: ContextVar[bool] = ContextVar("is_private", default=False)
 _lock = threading.Lock()  # for the locks
 _locks: dict[_Key, threading.Lock] = {}  # one a kernel, so that different kernels are built at once
 
@@ -172,20 +174,28 @@ def made(key: CppKey | KernelKey, source: Callable[[], str], what: str) -> Path:
 def using(find: Callable[[], Found], use: Callable[[Found], T]) -> T:
     """What `use` makes of a file in the store, or of several.
 
-    They are found again where another process removed one before it was used.
+    They are found again where another process removed one before it was used and, where that goes on, made in a private
+    folder.
     """
-    for _ in range(_TRIES - 1):
+    for _ in range(_TRIES):
         found = find()
         try:
             return use(found)
         except (BuildError, OSError):
             if all(path.exists() for path in ([found] if isinstance(found, Path) else found)):
                 raise
-    return use(find())
+    warn_once("store cleared", "another process clears the store again and again; this one keeps a kernel for itself")
+    privately = _is_private.set(True)
+    try:
+        return use(find())
+    finally:
+        _is_private.reset(privately)
 
 
 def open_store() -> Store:
-    """The store of this user, or a private one for this process where that is refused."""
+    """The store of this user, or a private one for this process where that is refused or cleared all the time."""
+    if _is_private.get():
+        return Store(folders.private_folder())
     try:
         return Store.default()
     except StoreError as error:
