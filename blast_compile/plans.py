@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from blast_compile import checks, compat, kernels, layout, specs
-from blast_compile.calls import Call, Layer, layer_of_weight_grad, layers_of, shapes_of, tokens_of
+from blast_compile.calls import Call, Layer, layer_of_weight_grad, layers_of, tokens_of
 from blast_compile.codegen.spec import Epilogue, Op, Spec
 from blast_compile.gpu import kernels as gpu_kernels
 from blast_compile.gpu.device import target_of
@@ -64,6 +64,19 @@ def plan_of(op: Op, call: Call) -> Plan:
     return found
 
 
+def weight_grad_plan_of(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Block, abi: int) -> Plan:
+    """The plan of a weight gradient, remembered as `plan_of` remembers; raises as `plan_weight_grad` does."""
+    checks.check_gradient(grad, x)
+    of_grad = (grad.dtype, grad.device, grad.shape[-1])
+    key = ("weight_grad", of_grad, x.dtype, x.device, x.shape[-1], *block, abi, _form(weight, index, None))
+    found = _plans.get(key)
+    if found is None:
+        made = compat.outside_dynamo(plan_weight_grad)
+        found = _older.pop(key, None) or made(grad, x, weight, index, block, abi)
+        _remember(key, found)
+    return found
+
+
 def num_remembered() -> int:
     """How many plans are remembered, at most twice `MOST_PLANS`."""
     return len(_plans) + len(_older)
@@ -95,24 +108,18 @@ def plan(op: Op, call: Call) -> Plan:
     checks.check_activation(call.activation)
     layers = _checked(op, call)
     epilogues, pinned = specs.epilogues_of(op, call), config_of(call.abi)
-    kernel = _choose(op, call.x, layers, call.block, epilogues, pinned)
-    constants = constants_of(op, layers)
-    if kernel.run is None or pinned is not None or call.x.device.type != "cpu":
-        return Plan(kernel, constants)
-    spec = specs.make_spec(op, call.x, layers, call.block, epilogues, kernels.cpu_target())
-    assert isinstance(spec, Spec)
-    tuned = serving.tuned_kernels(spec, shapes_of(op, call), tokens_of(call.x), partial(density_of, op, call))
-    return Plan(kernel, constants, tuned)
+    return _planned(op, call.x, layers, call.block, epilogues, pinned, partial(density_of, op, call))
 
 
-def plan_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Block) -> Plan:
-    """The plan of a weight gradient; raises as `plan` does."""
+def plan_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Block, abi: int = 0) -> Plan:
+    """The plan of a weight gradient, made anew; raises as `plan` does."""
     layer = layer_of_weight_grad(grad, x, weight, index)
     checks.check_layer(grad, layer, block)
     checks.check_gradient(grad, x)
     if grad.dtype != x.dtype:
         return Plan(Kernel("reference", reason="gradient and input differ in dtype"))
-    return Plan(_choose("weight_grad", x, [layer], block, ()), constants_of("weight_grad", [layer]))
+    density = partial(serving.density, [(weight, index)], [layout.grid((layer.N, layer.K), block)])
+    return _planned("weight_grad", x, [layer], block, (), config_of(abi), density)
 
 
 def spec_of(op: Op, call: Call, target: str) -> Spec | str:
@@ -133,6 +140,25 @@ def _checked(op: Op, call: Call) -> list[Layer]:
     for layer in layers:
         checks.check_layer(call.x, layer, call.block)
     return layers
+
+
+def _planned(
+    op: Op,
+    x: Tensor,
+    layers: Sequence[Layer],
+    block: Block,
+    epilogues: tuple[Epilogue, ...],
+    pinned: PinnedConfig | None,
+    density: Callable[[], float | None],
+) -> Plan:
+    """The kernel that serves layers, and on a CPU those that were tuned for fewer tokens, unless a config is pinned."""
+    kernel, constants = _choose(op, x, layers, block, epilogues, pinned), constants_of(op, layers)
+    if kernel.run is None or pinned is not None or x.device.type != "cpu":
+        return Plan(kernel, constants)
+    spec = specs.make_spec(op, x, layers, block, epilogues, kernels.cpu_target())
+    assert isinstance(spec, Spec)
+    shapes = tuple((layer.N, layer.K) for layer in layers)
+    return Plan(kernel, constants, serving.tuned_kernels(spec, shapes, tokens_of(x), density))
 
 
 def _choose(

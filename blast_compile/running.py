@@ -60,18 +60,15 @@ def product(op: Op, call: Call) -> Tensor:
     return y
 
 
-def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Any, _abi: int = 0) -> Tensor:
+def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Any, abi: int = 0) -> Tensor:
     """`grad.T @ x` on the kept blocks, zeros elsewhere, in the form of `weight`."""
-    plan = plans.plan_weight_grad(grad, x, weight, index, block)
+    plan = plans.weight_grad_plan_of(grad, x, weight, index, block, abi)
     if plan.run is None or not x.numel() or not grad.numel():
         return reference.weight_grad(grad, x, weight, index, block)
     grad_rows, x_rows = _rows(grad), _rows(x)
     out = torch.empty_like(weight) if weight.dim() == 3 else pages.zeros_like(weight)
-    (tokens, N), K, num_blocks = grad_rows.shape, x.shape[-1], plan.constants[0][-1]
-    numbers = [_num_threads(), tokens, _address(grad_rows), grad_rows.stride(0), N, _address(x_rows)]
-    numbers += (x_rows.stride(0), K, -(-N // block[0]), num_blocks, _address(index), out.data_ptr())
-    numbers += out.stride()[:2]
-    if not _succeeds("weight_grad", plan.run, numbers):
+    numbers = weight_grad_numbers(_num_threads(), grad_rows, x_rows, index, out, block, plan.constants[0][-1])
+    if not _succeeds("weight_grad", plan.at(len(x_rows)).run or plan.run, numbers):
         raise checks.damage_weight_grad(grad, x, weight, index, block)
     return out
 
@@ -98,6 +95,18 @@ def kernel_numbers(
     for (weight, index, bias), of_layer in zip(layers, constants, strict=True):
         numbers += (_address(weight), _address(index), _address(bias), *of_layer)
     return numbers
+
+
+def weight_grad_numbers(
+    threads: int, grad: Tensor, x: Tensor, index: Tensor, out: Tensor, block: Any, num_blocks: int
+) -> list[int]:
+    """The arguments of a kernel, as in `weight_grad.cpp.jinja`; the tensors must outlive the call.
+
+    grad: rows `[M, N]`. x: rows `[M, K]`. out: as the weight.
+    """
+    (tokens, N), K = grad.shape, x.shape[1]
+    numbers = [threads, tokens, _address(grad), grad.stride(0), N, _address(x), x.stride(0), K, -(-N // block[0])]
+    return [*numbers, num_blocks, _address(index), out.data_ptr(), *out.stride()[:2]]
 
 
 def _reference(op: Op, call: Call) -> Tensor:

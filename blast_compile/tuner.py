@@ -17,7 +17,7 @@ from blast_compile.log import logger
 from blast_compile.report.watch import watch
 from blast_compile.tuning.database import Database
 from blast_compile.tuning.problem import Problem
-from blast_compile.tuning.problems import distinct, try_problem
+from blast_compile.tuning.problems import distinct, gradients_of, try_problem
 from blast_compile.tuning.search import SEARCHES, SearchName
 from blast_compile.tuning.tune import Tuned, tune_all
 from blast_compile.wrappers import bare
@@ -71,14 +71,16 @@ def tune(
     trials: int | None = None,
     search: SearchName = "guided",
     again: bool = False,
+    gradients: bool = False,
     progress: Callable[[str], None] | None = None,
     example_kwargs: Mapping[str, Any] | None = None,
 ) -> TuneReport:
     """Measures the kernels of a model's sparse layers, for `tokens` rows of activations or those of the inputs.
 
     The model runs once on the inputs, as in `explain`. Later calls in this process and in others use what was found;
-    `again` measures what is known already. Ctrl-C ends the search and keeps all that was measured. Raises `LayerError`
-    where no layer is sparse, and `TuningError` where `tokens` or `search` are none that there are.
+    `again` measures what is known already, `gradients` also the kernels of the backward pass. Ctrl-C ends the search
+    and keeps all that was measured. Raises `LayerError` where no layer is sparse, and `TuningError` where `tokens` or
+    `search` are none that there are.
     """
     if search not in SEARCHES or min(tokens or (1,)) < 1:
         raise TuningError(
@@ -92,7 +94,10 @@ def tune(
     ]
     if not found:
         raise LayerError("expected a model with sparse layers, got none that ran: run sparsify_ first")
-    problems = list(distinct((p for p in found if isinstance(p, Problem)), tuple(tokens or ())))
+    posed = [problem for problem in found if isinstance(problem, Problem)]
+    if gradients:
+        posed += [of_layer for problem in posed for of_layer in gradients_of(problem)]
+    problems = list(distinct(posed, tuple(tokens or ())))
     skipped = tuple(dict.fromkeys(reason for reason in found if isinstance(reason, str)))
     database = Database.default()
     native.load()  # so that the op is timed as compiled models call it

@@ -71,6 +71,13 @@ def test_tuning_a_model_keeps_plans_that_the_next_run_knows() -> None:
 
 
 @torch.no_grad()
+def test_gradients_are_tuned_where_they_are_asked_for() -> None:
+    report = blast.tune(model(), x_of(3), tokens=(16,), trials=1, gradients=True)
+    assert [done.problem.op for done in report.tuned] == ["linear", "input_grad", "weight_grad"]
+    assert all(done.state == "tuned" and done.record.op_us and done.record.dense_us for done in report.tuned)
+
+
+@torch.no_grad()
 def test_the_faster_config_is_chosen_and_a_noisy_one_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
     times: dict[str, list[float]] = {"better": [80.0] * 20, "noisy": [60.0, 170.0] * 10, "default": [100.0] * 20}
     assert session._wins(times["better"], times["default"])

@@ -14,16 +14,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from blast_compile import kernels, launch
+from blast_compile import kernels, launch, reference
 from blast_compile.codegen import cpp
 from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Spec
 from blast_compile.errors import ScratchError
 from blast_compile.kernels import Kernel
+from blast_compile.ops import ABI
 from blast_compile.tuning.database import Database
 from blast_compile.tuning.machine import device_name
 from blast_compile.tuning.problem import Problem
-from blast_compile.tuning.problems import problem_of
+from blast_compile.tuning.problems import gradients_of, problem_of
 from blast_compile.tuning.records import Record, now
 from tests.op_cases import Call, Case, check, make_call
 from tests.plan_folders import keep_plans_in
@@ -93,6 +94,31 @@ def test_the_tuned_kernel_is_what_runs(tokens: int, monkeypatch: pytest.MonkeyPa
                 run()
         else:
             check(run(), call)
+
+
+@pytest.mark.parametrize("tokens", [16, 400])
+def test_the_tuned_kernel_of_a_weight_gradient_is_what_runs(tokens: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    call = make_call(CASE, (tokens,))
+    (layer,), N = call.layers, call.layers[0].clean.shape[0]
+    *_, posed = gradients_of(problem(call))
+    config = replace(cpp.default_config(posed.spec), token_tile=4)
+    Database.default().add(Record(posed.at(16), repr(config), "chosen", device_name(), 1.0, date=now()))
+    refuses = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: 2)
+    find = kernels.kernel_for
+
+    def kernel_for(spec: Spec, config: CpuConfig | None = None) -> Kernel:
+        return find(spec) if config is None else Kernel("tuned", refuses)
+
+    launch.forget()
+    monkeypatch.setattr(kernels, "kernel_for", kernel_for)
+    grad = torch.randn(tokens, N, generator=torch.Generator().manual_seed(0))
+    arguments = (grad, call.x, layer.operand, layer.index, [32, 32], ABI)
+    if tokens <= 64:
+        with pytest.raises(ScratchError):
+            torch.ops.blast.weight_grad.nograd(*arguments)
+    else:
+        expected = reference.weight_grad(*arguments[:-2], (32, 32))
+        torch.testing.assert_close(torch.ops.blast.weight_grad.nograd(*arguments), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_plan_of_a_neighbour_is_used_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:

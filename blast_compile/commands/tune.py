@@ -35,6 +35,9 @@ def tune(
     ] = None,
     search: Annotated[Literal["guided", "exhaustive", "random"], typer.Option(help="How they are chosen.")] = "guided",
     again: Annotated[bool, typer.Option("--again", help="Measure what is known already, too.")] = False,
+    gradients: Annotated[
+        bool, typer.Option("--gradients", help="Tune the kernels of the backward pass, too; for training.")
+    ] = False,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -60,6 +63,7 @@ def tune(
                 trials=trials,
                 search=search,
                 again=again,
+                gradients=gradients,
                 progress=progress,
                 example_kwargs=kwargs,
             )

@@ -25,6 +25,12 @@ def sparse_op(op: Op, call: Call, config: CpuConfig) -> Callable[[], Tensor]:
     return partial(getattr(torch.ops.blast, op).nograd, *write_call(op, call), pin(0, PinnedConfig.of(config)))
 
 
+def sparse_weight_grad(call: Call, grad: Tensor, config: CpuConfig) -> Callable[[], Tensor]:
+    """The operator of a weight gradient, with the kernel of `config`; gives it in the form of the weight."""
+    op, (weight, index, _) = torch.ops.blast.weight_grad.nograd, call.layers[0]
+    return partial(op, grad, call.x, weight, index, call.block, pin(0, PinnedConfig.of(config)))
+
+
 def dense_op(op: Op, call: Call, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Callable[[], Tensor]:
     """The op of a call on dense weights `[N, K]` in place of its own; gives `[M, N]`."""
     if op == "input_grad":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from blast_compile.codegen.spec import Op
 from blast_compile.errors import BlastError
 from blast_compile.tuning.problem import Problem
 
+_GRADIENTS: tuple[Op, ...] = ("input_grad", "weight_grad")
 _UNKNOWN_DENSITY = 0.5  # of a masked layer whose index has no values to read
 
 
@@ -54,6 +56,13 @@ def distinct(problems: Iterable[Problem], tokens: Sequence[int] = ()) -> Iterato
             if sized.bucket not in seen:
                 seen.add(sized.bucket)
                 yield sized
+
+
+def gradients_of(problem: Problem) -> Iterator[Problem]:
+    """The problems that the backward pass of a forward op poses: of each layer, the gradients of input and weight."""
+    for shape, num_blocks in zip(problem.shapes, problem.num_blocks, strict=True):
+        for op in _GRADIENTS if num_blocks else ():
+            yield replace(problem, spec=replace(problem.spec, op=op, epilogues=()), shapes=(shape,))
 
 
 def try_problem(op: Op, arguments: Sequence[Any], indices: Sequence[Tensor | None] = ()) -> Problem | str:

@@ -30,7 +30,7 @@ from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.records import Record, now
 from blast_compile.tuning.space import Space
 from blast_compile.tuning.timing import Timing, rounds_of
-from blast_compile.tuning.workload import Workload
+from blast_compile.tuning.workload_gradient import workload_of
 
 Progress = Callable[[str], None]
 _COMPILERS = 2
@@ -47,7 +47,7 @@ class Session:
     ) -> None:
         self.problem, self.database, self.budget, self.space = problem, database, budget, space
         self.machine = this_cpu(problem.threads)
-        self.workload = Workload(problem)
+        self.workload = workload_of(problem)
         self.default = self._built(space.default)
         self.num_trials = 0
         self._progress = progress

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
 from blast_compile.codegen import cpp
-from blast_compile.codegen.cpp_config import CpuConfig, num_registers, output_edge
+from blast_compile.codegen.cpp_config import CpuConfig, can_split, num_registers, output_edge
 from blast_compile.codegen.spec import Spec
-from blast_compile.tuning.cost_cpu import shares_tokens
+from blast_compile.tuning.cost_cpu import num_rows, shares_tokens
 from blast_compile.tuning.fragments import Choice, Fragment, Integer, PowerOfTwo
 from blast_compile.tuning.problem import Problem
 
 _REGISTERS = {"avx512_bf16": 32, "avx512": 32, "avx2": 16, "portable": 16}
 _KIB = 1024
+_OF_WEIGHT_GRADS = ("token_tile", "vectors", "unroll", "threads")
+_NO_ROWS = "a weight gradient has tiles of inputs by outputs, and no rows of results"
+_ROWS_A_THREAD = 4  # block rows of uneven length even out from here on
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Space:
                 yield config
 
     def random(self, rng: random.Random) -> CpuConfig:
-        """A point that may be tried; fields that change nothing keep their defaults."""
+        """A point that may be tried; fields that gain nothing keep their defaults."""
         while True:
             config = _with(self.default, {name: fragment.random(rng) for name, fragment in self.fragments.items()})
             idle = [name for name, _ in _idle(self.problem, config)]
@@ -81,18 +84,21 @@ def space_of(problem: Problem) -> Space:
         "chains": PowerOfTwo(4, 1, 8),
         "unroll": PowerOfTwo(1, 1, 4),
         "threads": Choice((0, 1)),
+        "split": PowerOfTwo(1, 1, 16),
     }
+    if problem.op == "weight_grad":
+        fragments = {name: fragments[name] for name in _OF_WEIGHT_GRADS}
     return Space(problem, default, fragments)
 
 
 def reason_against(problem: Problem, config: CpuConfig) -> str:
-    """Why a config is not tried: it cannot run, or it does what another one does; empty where nothing is against it."""
+    """Why a config is not tried: it cannot run, or gains nothing over another; empty where nothing is against it."""
     if reason := is_runnable(problem.spec, config):
         return reason
     default = cpp.default_config(problem.spec)
     for name, why in _idle(problem, config):
         if getattr(config, name) != getattr(default, name):
-            return f"{name} changes nothing: {why}"
+            return f"{name} gains nothing: {why}"
     return ""
 
 
@@ -102,11 +108,17 @@ def is_runnable(spec: Spec, config: CpuConfig) -> str:
 
 
 def _idle(problem: Problem, config: CpuConfig) -> Iterator[tuple[str, str]]:
-    """The fields that change nothing beside the others, and why."""
+    """The fields that gain nothing beside the others, and why."""
+    if problem.op == "weight_grad":
+        yield from ((name.name, _NO_ROWS) for name in fields(CpuConfig) if name.name not in _OF_WEIGHT_GRADS)
+        if problem.threads == 1:
+            yield "threads", "there is one thread"
+        return
     default = cpp.default_config(problem.spec)
     tokens, threads = problem.tokens, min(problem.threads, config.threads or problem.threads)
     shared = shares_tokens(problem, config, threads)
     usual = shares_tokens(problem, replace(config, share="auto"), threads)
+    whole = shares_tokens(problem, replace(config, split=1), threads)
     for name, is_idle, why in (
         ("prefetch_bytes", not cpp.is_direct(problem.spec), "gathered blocks are fetched by fetch_ahead"),
         ("fetch_ahead", cpp.is_direct(problem.spec), "blocks are read where they lie"),
@@ -118,6 +130,10 @@ def _idle(problem: Problem, config: CpuConfig) -> Iterator[tuple[str, str]]:
         ("token_tile", tokens <= 4, "there are fewer tokens than a tile has"),
         ("chains", tokens > 64, "tiles of one or two tokens are rare"),
         ("threads", problem.threads == 1, "there is one thread"),
+        ("split", not can_split(problem.spec), "gathered rows are whole"),
+        ("split", threads == 1, "there is one thread"),
+        ("split", whole, "threads share tokens"),
+        ("split", num_rows(problem) >= _ROWS_A_THREAD * threads, "there are block rows enough"),
         ("stream_bytes", tokens * problem.outputs * problem.x_bytes < 64 * _KIB, "results are small"),
     ):
         if is_idle:
@@ -144,3 +160,4 @@ def _impossible(spec: Spec, config: CpuConfig) -> Iterator[tuple[str, bool]]:
     distances = (config.prefetch_bytes, config.fetch_ahead, config.threads)
     yield "distances must not be negative, nor far", not all(0 <= distance <= 2**20 for distance in distances)
     yield "a span is too long", config.span > 2**20
+    yield "a row has 1 to 64 parts", not 1 <= config.split <= 64

@@ -29,11 +29,15 @@ _ROUNDING_FACTOR = 1.5  # of a 16-bit reference's own error: sums in another ord
 
 
 @dataclass(frozen=True)
-class _Copy:
-    """One set of operands and its result, `[M, N]`."""
+class Copy:
+    """One set of operands and its result: `[M, N]` or, of a weight gradient, in the form of the weight.
+
+    grad: of a call's result, `[M, N]`, where the weight gradient is what is taken.
+    """
 
     call: Call
     y: Tensor
+    grad: Tensor | None = None
 
 
 class Workload:
@@ -59,21 +63,21 @@ class Workload:
         assert run is not None, kernel
         addresses = [arguments.buffer_info()[0] for arguments in self._arguments]
 
-        def run_all() -> None:
+        def call_all() -> None:
             for address in addresses:
                 run(address)
 
-        return run_all
+        return call_all
 
     def op(self, config: CpuConfig) -> Callable[[], None]:
         """One pass of the op as a model calls it, with the kernel of a config: what `dense` may be compared with."""
-        return partial(_run_all, [sparse_op(self.problem.op, copy.call, config) for copy in self._copies])
+        return partial(run_all, [self._op(copy, config) for copy in self._copies])
 
     def verify(self, kernel: Kernel) -> float:
         """The relative error of a kernel against the reference in float64; a `TuningError` where it is no rounding."""
         assert kernel.run is not None, kernel
         copy, (truth, bound) = self._copies[0], self._truth
-        copy.y.fill_(math.nan)
+        self._spoil(copy.y)
         status = kernel.run(self._arguments[0].buffer_info()[0])
         error = _relative_error(copy.y[self._rows], truth)
         if status != 0 or not error <= bound:  # NaN is not
@@ -96,9 +100,9 @@ class Workload:
         ]
         biases = [_to(dtype, bias) for _, _, bias in self._copies[0].call.layers]
         pairs = zip(self._copies, weights, strict=False)
-        return partial(_run_all, [dense_op(problem.op, copy.call, of_copy, biases) for copy, of_copy in pairs])
+        return partial(run_all, [dense_op(problem.op, copy.call, of_copy, biases) for copy, of_copy in pairs])
 
-    def _copy(self) -> _Copy:
+    def _copy(self) -> Copy:
         problem, dtype = self.problem, _TORCH[self.problem.dtype]
         epilogues = problem.spec.epilogues
         biases = [flag for e in epilogues for flag in ((e.gate_bias, e.bias) if e.gate else (e.bias,))] or [False]
@@ -110,7 +114,14 @@ class Workload:
         y = torch.zeros(problem.tokens, problem.outputs, dtype=dtype)
         residual = torch.zeros_like(y) if epilogues and epilogues[-1].residual else None
         activation = epilogues[0].activation if epilogues else "identity"
-        return _Copy(Call(x, layers, residual, problem.sizes, problem.block, activation), y)
+        return Copy(Call(x, layers, residual, problem.sizes, problem.block, activation), y)
+
+    def _op(self, copy: Copy, config: CpuConfig) -> Callable[[], Tensor]:
+        return sparse_op(self.problem.op, copy.call, config)
+
+    def _spoil(self, y: Tensor) -> None:
+        """Leaves nothing in a result that a kernel might not write."""
+        y.fill_(math.nan)
 
     def _layer(self, shape: tuple[int, int], num_blocks: int, has_bias: bool) -> Tensors:
         (N, K), (bn, bk), dtype = shape, self.problem.block, _TORCH[self.problem.spec.weight_dtype]
@@ -124,7 +135,7 @@ class Workload:
         bias = torch.randn(N, generator=self._generator).to(dtype) if has_bias else None
         return weight, layout.packed_index(kept) if is_packed else layout.masked_index(kept), bias
 
-    def _numbers(self, copy: _Copy) -> list[int]:
+    def _numbers(self, copy: Copy) -> list[int]:
         call, op = copy.call, self.problem.op
         constants = constants_of(op, layers_of(op, call))
         x, threads = call.x, self.problem.threads
@@ -132,8 +143,8 @@ class Workload:
 
     @property
     def _rows(self) -> list[int]:
-        last = self.problem.tokens - 1
-        return sorted({round(i * last / (_NUM_ROWS - 1)) for i in range(_NUM_ROWS)})
+        last = len(self._copies[0].y) - 1
+        return [] if last < 0 else sorted({round(i * last / (_NUM_ROWS - 1)) for i in range(_NUM_ROWS)})
 
     @cached_property
     def _truth(self) -> tuple[Tensor, float]:
@@ -156,7 +167,8 @@ def _to(dtype: torch.dtype, tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype)
 
 
-def _run_all(calls: list[Callable[[], Tensor]]) -> None:
+def run_all(calls: list[Callable[[], Tensor]]) -> None:
+    """Calls each."""
     for call in calls:
         call()
 

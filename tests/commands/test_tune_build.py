@@ -25,7 +25,7 @@ def test_tune_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return TuneReport((), ("no kernels for float64",), tmp_path, False)
 
     monkeypatch.setattr("blast_compile.tuner.tune", tune)
-    options = ("--tokens", "1,16", "--budget", "2m", "--search", "random", "--trials", "3", "--again")
+    options = ("--tokens", "1,16", "--budget", "2m", "--search", "random", "--trials", "3", "--again", "--gradients")
     output = call("tune", LINEAR, *options, exit_code=1)
     assert "not tuned: no kernels for float64" in output
     assert "error: nothing was tuned" in output
@@ -37,6 +37,7 @@ def test_tune_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             "trials": 3,
             "search": "random",
             "again": True,
+            "gradients": True,
             "example_kwargs": {},
             "rows": 16,
         }

@@ -56,6 +56,22 @@ def test_small_register_tiles_cost_arithmetic() -> None:
     assert seconds(of, token_tile=4, vectors=1) > 1.2 * seconds(of)
 
 
+def test_split_rows_occupy_threads_that_would_wait() -> None:
+    of, many = problem(4, 0.5, shapes=((32, 65536),), threads=4), problem(4, 0.5, shapes=((512, 8192),), threads=4)
+    four = replace(HERE, units=4, bandwidth=1e11)
+    default = cpp.default_config(of.spec)
+    predicted = {split: cost.predict(of, replace(default, split=split), four) for split in (1, 2, 4)}
+    assert predicted[1] > 1.2 * predicted[2] > 1.2**2 * predicted[4]
+    assert seconds(many) < seconds(many, split=4), "the sums cost something"
+
+
+def test_weight_gradients_cost_what_their_tiles_do() -> None:
+    of = problem(512, 0.5, shapes=((4096, 1024),), target="cpu:avx512", op="weight_grad", epilogues=())
+    assert cost.limit(of, HERE) < seconds(of) < seconds(of.at(2048))
+    assert seconds(of, token_tile=4, vectors=1) > 1.2 * seconds(of)
+    assert seconds(of) < seconds(of, threads=1)
+
+
 def test_sharing_follows_the_templates() -> None:
     packed, masked = problem(100), problem(100, layout="masked")
     config = cpp.default_config(packed.spec)
@@ -63,7 +79,9 @@ def test_sharing_follows_the_templates() -> None:
     assert not shares_tokens(packed, replace(config, share="rows"), 2)
     assert not shares_tokens(packed.at(config.token_tile * 4 - 1), config, 2)
     assert shares_tokens(packed.at(config.token_tile * 4 - 1), replace(config, share="tokens"), 2)
+    assert not shares_tokens(packed, replace(config, split=2), 2)
     assert not shares_tokens(masked, config, 2), "its panel fits"
+    assert shares_tokens(masked.at(10**6), replace(config, split=2), 2), "gathered rows are whole"
     assert shares_tokens(masked, replace(config, share="tokens"), 2)
 
 

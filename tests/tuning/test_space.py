@@ -65,11 +65,15 @@ def test_every_point_that_is_offered_may_be_tried(of: object) -> None:
         (16, {"unroll": 3}, "unrolled too far"),
         (16, {"share": "columns"}, "no such way of sharing"),
         (16, {"panel_bytes": 0}, "sizes must be positive"),
-        (16, {"fetch_ahead": 5}, "fetch_ahead changes nothing: blocks are read where they lie"),
-        (512, {"task_bytes": 32768}, "task_bytes changes nothing: threads share tokens"),
-        (16, {"share_tokens": 32}, "share_tokens changes nothing: threads share block rows"),
-        (2, {"token_tile": 6}, "token_tile changes nothing: there are fewer tokens than a tile has"),
-        (512, {"share": "tokens"}, "share changes nothing: auto does the same"),
+        (16, {"fetch_ahead": 5}, "fetch_ahead gains nothing: blocks are read where they lie"),
+        (512, {"task_bytes": 32768}, "task_bytes gains nothing: threads share tokens"),
+        (16, {"share_tokens": 32}, "share_tokens gains nothing: threads share block rows"),
+        (2, {"token_tile": 6}, "token_tile gains nothing: there are fewer tokens than a tile has"),
+        (512, {"share": "tokens"}, "share gains nothing: auto does the same"),
+        (512, {"split": 2}, "split gains nothing: threads share tokens"),
+        (16, {"split": 2}, "split gains nothing: there are block rows enough"),
+        (16, {"split": 2, "threads": 1}, "split gains nothing: there is one thread"),
+        (16, {"split": 0}, "a row has 1 to 64 parts"),
     ],
 )
 def test_reasons_against_a_point(tokens: int, changes: dict[str, int], reason: str) -> None:
@@ -78,7 +82,27 @@ def test_reasons_against_a_point(tokens: int, changes: dict[str, int], reason: s
     assert reason_against(of, config).startswith(reason)
 
 
-@pytest.mark.parametrize("name", ["token_tile", "vectors", "row_group", "span", "share_tokens", "task_bytes"])
+def test_weight_gradients_are_searched_by_their_tiles() -> None:
+    of = problem(512, op="weight_grad", epilogues=(), target="cpu:avx512")
+    space = space_of(of)
+    assert set(space.fragments) == {"token_tile", "vectors", "unroll", "threads"}
+    rows = replace(space.default, row_group=8)
+    assert reason_against(of, rows).startswith("row_group gains nothing: a weight gradient has tiles")
+    assert len(list(space.all())) > 30
+    assert reason_against(of, space.random(random.Random(0))) == ""
+
+
+def test_rows_are_split_where_they_are_few_and_read_in_place() -> None:
+    few = problem(16, shapes=((128, 4096),))
+    split = replace(cpp.default_config(few.spec), split=4)
+    assert reason_against(few, split) == ""
+    assert split in space_of(few).only("split").all()
+    gathered = problem(16, shapes=((128, 4096),), layout="masked")
+    config = replace(cpp.default_config(gathered.spec), split=4)
+    assert reason_against(gathered, config) == "split gains nothing: gathered rows are whole"
+
+
+@pytest.mark.parametrize("name", ["token_tile", "vectors", "row_group", "span", "share_tokens", "task_bytes", "split"])
 @pytest.mark.parametrize("value", [0, -1, 2**63])
 def test_absurd_numbers_cannot_run(name: str, value: int) -> None:
     config: CpuConfig = replace(cpp.default_config(problem().spec), **{name: value})  # type: ignore[arg-type]

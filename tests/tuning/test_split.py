@@ -40,6 +40,12 @@ def test_sums_of_split_rows_are_right_whatever_the_threads(case: Case) -> None:
         check(results[1], call)
 
 
+def test_results_too_large_for_the_caches() -> None:
+    """Half a line of results a block row: other kernels would write two rows past the caches at once."""
+    call = make_call(Case("linear", torch.bfloat16, (16, 16), form="packed"), (4100,), (64, 0, 160))
+    check(run_split(call, 2), call)
+
+
 def test_split_rows_are_summed_up_in_another_order() -> None:
     call = make_call(CASES[0], (40,), (4096, 0, 90), density=0.5)
     assert not torch.equal(run_split(call, 8), call.run()), "the kernel that was asked for did not run"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Literal
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from blast_compile.errors import TuningError
 from blast_compile.kernels import Kernel
 from blast_compile.tuning import called, workload
 from blast_compile.tuning.problem import Problem
-from blast_compile.tuning.problems import problem_of
+from blast_compile.tuning.problems import gradients_of, problem_of
 from blast_compile.tuning.workload import Workload
+from blast_compile.tuning.workload_gradient import workload_of
 from tests.op_cases import SOME, Case, make_call
 
 pytestmark = pytest.mark.usefixtures("two_threads", "needs_kernels")
@@ -38,6 +40,22 @@ def test_the_default_kernel_of_every_op_is_verified(case: Case) -> None:
     assert 1 <= work.num_dense_calls <= work.num_calls
     results = called_results(work, cpp.default_config(found.spec))
     assert all(torch.equal(y, copy.y) for y, copy in zip(results, work._copies, strict=True))
+
+
+@pytest.mark.parametrize("case", [SOME[0], SOME[1]], ids=str)
+def test_gradients_are_verified_as_they_are_called(case: Case) -> None:
+    found = problem_of(case.op, make_call(case, (9,)).args[:-1])
+    assert isinstance(found, Problem)
+    of_input, of_weight = gradients_of(found)
+    assert (of_input.op, of_weight.op) == ("input_grad", "weight_grad")
+    for each in (of_input, of_weight):
+        work, kernel = workload_of(each), kernels.kernel_for(each.spec)
+        assert 0 < work.verify(kernel) < 0.02
+        work.calls(kernel)()
+        work.dense()
+        assert 1 <= work.num_dense_calls <= work.num_calls
+        results = called_results(work, cpp.default_config(each.spec))
+        assert all(torch.equal(y, copy.y) for y, copy in zip(results, work._copies, strict=True))
 
 
 def called_results(work: Workload, config: cpp.CpuConfig) -> list[torch.Tensor]:
@@ -80,6 +98,24 @@ def test_a_wrong_kernel_is_refused(damage: str) -> None:
         if damage == "zeros":
             work._copies[0].y[0] = 0.0
         return status + (damage == "status")
+
+    with pytest.raises(TuningError, match="it is not timed"):
+        work.verify(replace(kernel, run=wrong))
+
+
+@pytest.mark.parametrize("layout", ["masked", "packed"])
+def test_a_weight_gradient_that_lacks_blocks_is_refused(layout: Literal["masked", "packed"]) -> None:
+    found = problem_of("linear", make_call(Case("linear", form=layout, bias=False), (9,)).args[:-1])
+    assert isinstance(found, Problem)
+    *_, of_weight = gradients_of(found)
+    work, kernel = workload_of(of_weight), kernels.kernel_for(of_weight.spec)
+
+    def wrong(address: int) -> int:
+        assert kernel.run is not None
+        status = kernel.run(address)
+        y = work._copies[0].y
+        y[: len(y) // 2] = 0.0
+        return status
 
     with pytest.raises(TuningError, match="it is not timed"):
         work.verify(replace(kernel, run=wrong))
