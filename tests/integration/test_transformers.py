@@ -20,6 +20,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 import blast_compile as blast
 from blast_compile.errors import CheckpointError, OptionsError
 from blast_compile.integrations.transformers import BlastConfig
+from blast_compile.layers import SparseLayer
 from tests.checkpoint.saved import assert_same_state, largest_tensor
 from tests.families import FAMILIES, MORE_FAMILIES, OTHER_FAMILIES, output, sparse
 from tests.models import classes
@@ -101,6 +102,24 @@ def test_a_base_model_and_one_with_a_head_load_each_other(form: str, tmp_path: P
     model.model.save_pretrained(tmp_path / "base")
     headed = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base")
     assert_same_state(headed.model, model.model)
+
+
+def test_a_file_takes_its_kept_weights_and_index(tmp_path: Path) -> None:
+    """No spare blocks of size classes; names and shapes of the header are what else there is, within 2 %."""
+    settings = {**FAMILIES["llama"].settings, "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 1}
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(transformers.LlamaConfig(**settings))  # type: ignore[no-untyped-call]
+    blast.pack_(blast.sparsify_(model, blast.BlockSparse(block=32, sparsity=1 - 170 / 512)))
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
+    assert sum(layer.weight.shape[0] for layer in layers.values()) > 1.02 * 170 * len(layers)
+    model.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    for name, layer in layers.items():
+        num_rows = layer.shape[0] // 32
+        assert stored[f"{name}.weight"].nbytes == 170 * 32 * 32 * 4
+        assert stored[f"{name}.block_index"].nbytes == (num_rows + 1 + 170) * 4
+    on_disk = (tmp_path / "model.safetensors").stat().st_size
+    assert on_disk <= 1.02 * sum(tensor.nbytes for tensor in stored.values())
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
