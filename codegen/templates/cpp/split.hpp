@@ -62,8 +62,8 @@ void share_parts(const Rows& gate_rows, const Rows& up_rows, const Word* panel, 
     run_rows<Part>(rows, rows, num_rows * group / groups, num_rows * (group + 1) / groups, panel, tiles,
                    tiles.count * chunk / chunks, tiles.count * (chunk + 1) / chunks, to);
   }
-  Result to = result;
-  if (HALF_LINES) to.streams = false;  // rows of outputs are added up one by one
+  Result sum = result;
+  sum.streams = false;  // block rows so few have small results
 #pragma omp for schedule(static)
   for (int64_t i = 0; i < tiles.count * num_rows; ++i) {
     const int64_t tile = i / num_rows, row_start = i % num_rows * OUTPUT_EDGE, first = tiles.start(tile);
@@ -71,8 +71,7 @@ void share_parts(const Rows& gate_rows, const Rows& up_rows, const Word* panel, 
     const SummedRow ups{from, up.outputs, part_size, up.outputs - row_start};
     const SummedRow gates{from + PARTS * part_size, up.outputs, part_size, up.outputs - row_start};
     with_tile(tiles.size(tile), [&](auto mt) __attribute__((always_inline)) {
-      row_of_tile<Stage, mt()>(gate, up, gates, ups, nullptr, first, row_start, to);
+      row_of_tile<Stage, mt()>(gate, up, gates, ups, nullptr, first, row_start, sum);
     });
-    if (to.streams) finish_streams();
   }
 }
