@@ -41,7 +41,7 @@ class Axis:
         steps = _STEPS if math.log10(self.high / self.low) < 3 else _STEPS[:1]
         powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
         values = (step * 10.0**power for power in powers for step in steps)
-        return [Tick(self.place(value), f"{value:g}") for value in values if self.low <= value <= self.high]
+        return [Tick(self.place(value), _text(value)) for value in values if self.low <= value <= self.high]
 
 
 @dataclass(frozen=True)
@@ -94,3 +94,7 @@ class Plot:
     def path(self, line: Line) -> str:
         """The points of a line, as SVG wants them."""
         return " ".join(f"{self.x.place(x)},{self.y.place(y)}" for x, y in line.points)
+
+
+def _text(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:g}"

@@ -47,6 +47,21 @@ def test_parts_without_content_are_left_out(report: Report) -> None:
     assert 'id="layers"' in page
 
 
+def test_what_was_not_timed_says_why(report: Report) -> None:
+    ops = tuple(replace(op, untimed="no kernels for float64") for op in report.ops)
+    page = html(replace(report, ops=ops, measurements=(), trials=(), totals=()), {})
+    assert page.count("not timed: no kernels for float64") == len(ops)
+    assert "Nothing was timed" in page
+    assert "nothing was tuned on this machine yet" not in page
+    assert "nothing was tuned on this machine yet" in html(replace(report, trials=()), {})
+
+
+def test_reasons_take_a_column_only_where_there_are_some(report: Report) -> None:
+    fused = tuple(replace(layer, reason="") for layer in report.sparse)
+    assert "why it is in no fused MLP" in html(report, {})
+    assert "why it is in no fused MLP" not in html(replace(report, sparse=fused), {})
+
+
 def pixels(uri: str) -> list[list[int]]:
     """Opacities of an image of grey and alpha without filters."""
     data = b64decode(uri.partition(",")[2])

@@ -115,6 +115,31 @@ def test_marks_lie_under_the_roof(page: Page) -> None:
     assert all(top > level for top in tops)
 
 
+def test_warnings_open_by_a_click(page: Page) -> None:
+    box = page.locator("#warnings")
+    assert box.get_attribute("open") is not None, "few of them are open from the start"
+    assert box.locator("summary").text_content() == "1 warning: the model ran as 2 graphs"
+
+
+@pytest.mark.parametrize("width", [1280, 480])
+def test_tables_scroll_and_the_page_does_not(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    scroll, cell = page.locator(".scroll:has(#layers)"), page.locator("#layers tbody td").first
+    before = cell.bounding_box()
+    scroll.evaluate("element => { element.scrollLeft = 200; }")
+    assert scroll.evaluate("element => element.scrollLeft") > 0, "the table is wider than the page"
+    assert cell.bounding_box() == before, "the name of a layer stays beside its figures"
+
+
+def test_numbers_stand_under_their_heads(page: Page) -> None:
+    for table in page.locator("table").all():
+        heads = table.locator("th").all()
+        for head, cell in zip(heads, table.locator("tbody tr").first.locator("td").all(), strict=True):
+            is_number = cell.get_attribute("data-value") is not None
+            assert head.evaluate("element => getComputedStyle(element).textAlign") == ("right" if is_number else "left")
+
+
 def test_masks_are_images_that_load(page: Page, masks: dict[str, Tensor]) -> None:
     images = page.locator("#masks img").all()
     assert len(images) == len(masks)

@@ -20,7 +20,7 @@ def test_an_axis_may_run_upwards() -> None:
 
 def test_ticks_are_sparse_on_long_axes_and_dense_on_short_ones() -> None:
     assert [tick.text for tick in Axis("", 0.5, 30.0, 0, 1).ticks] == ["0.5", "1", "2", "5", "10", "20"]
-    assert [tick.text for tick in Axis("", 1.0, 1e4, 0, 1).ticks] == ["1", "10", "100", "1000", "10000"]
+    assert [tick.text for tick in Axis("", 1.0, 1e4, 0, 1).ticks] == ["1", "10", "100", "1,000", "10,000"]
 
 
 @pytest.mark.parametrize(
