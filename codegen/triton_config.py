@@ -71,7 +71,7 @@ def default_config(spec: Spec, num_tokens: int, *, is_ragged: bool = False) -> T
     products = 2 if is_through or is_ragged else num_products(spec)
     most = _MOST_TOKENS // 2 if spec.dtype == "float32" else _MOST_TOKENS
     if spec.op == "weight_grad":
-        return _weight_grad_config(spec, most, warp_size)
+        return _weight_grad_config(spec, most, warp_size, is_ragged)
     if num_tokens == 1:
         return _vector_config(bn, bk, warp_size)
     tokens = min(max(MIN_EDGE, 1 << (num_tokens - 1).bit_length()), most)
@@ -84,7 +84,8 @@ def default_config(spec: Spec, num_tokens: int, *, is_ragged: bool = False) -> T
         # wgmma is an instruction of four warps; on AMD a thread's share of the smaller operand is 16 bytes or more
         least = 4 if not is_hip else max(1, min(4, min(tokens, outputs) * depth * num_bytes // (16 * warp_size)))
         num_warps = min(max(least, tokens * outputs // (32 * warp_size)), 8)
-        if spec.target == "cuda:sm_90" and _is_fast(spec) and products == 1 and outputs == _MOST_TOKENS:
+        has_room = products == 1 and not any(epilogue.bias and epilogue.residual for epilogue in spec.epilogues)
+        if spec.target == "cuda:sm_90" and _is_fast(spec) and has_room and outputs == _MOST_TOKENS:
             num_warps = 4  # so two programs fit, whatever registers they take; with eight warps some are alone
     else:  # sixteen bytes a thread when the smaller operand is copied
         num_warps = min(max(1, min(tokens, outputs) * depth * num_bytes // (16 * warp_size)), 4)
@@ -189,10 +190,10 @@ def _vector_config(bn: int, bk: int, warp_size: int) -> TritonConfig:
     return TritonConfig(1, outputs, inputs, num_warps, 4 if warp_size == 32 else 2)
 
 
-def _weight_grad_config(spec: Spec, most: int, warp_size: int) -> TritonConfig:
+def _weight_grad_config(spec: Spec, most: int, warp_size: int, is_ragged: bool) -> TritonConfig:
     """Two or more small blocks of a row side by side read the gradient once; 64 tokens deep."""
     bn, bk = spec.block
-    outputs, inputs = min(bn, most), min(bk, most)
+    outputs, inputs = min(bn, most // 2 if is_ragged else most), min(bk, most)
     blocks = max(1, most // inputs) if inputs == bk else 1
     num_warps = min(max(4 if most == 128 else 1, outputs * inputs * blocks // (32 * warp_size)), 8)
     return TritonConfig(min(64, most // 2), outputs, inputs, num_warps, 3 if warp_size == 32 else 2, blocks=blocks)

@@ -48,6 +48,7 @@ class Variant:
         parts = [spec.op, spec.layout, dtype, f"block {spec.block[0]}", f"{self.tokens} tokens"]
         parts += [self.helper] if self.helper else []
         parts += ["through an activation"] if spec.op == "input_grad" and spec.epilogues else []
+        parts += ["without bias"] if spec.op == "linear" and not spec.epilogues[0].bias else []
         parts += ["uneven"] * self.is_uneven + ["ragged"] * self.is_ragged
         parts += ["transposed"] * self.is_transposed + ["wide"] * self.is_wide
         parts += differences(self.config, self.usual)
@@ -134,9 +135,12 @@ def _of_op(op: Op, layout: Layout, target: str) -> Iterator[Variant]:
     for block, tokens in itertools.product(_OTHER_BLOCKS, (few, many)):
         spec = spec_of(op, layout, target, block, bf16)
         yield variant(spec, default_config(spec, tokens), tokens)
-        if block == _OTHER_BLOCKS[-1]:  # GPT-2-XL has 1600 features
+        if (block, tokens) == (_OTHER_BLOCKS[-1], many):  # GPT-2-XL has 1600 features
             yield variant(spec, default_config(spec, tokens), tokens, is_uneven=True)
             yield variant(spec, default_config(spec, tokens, is_ragged=True), tokens, is_ragged=True)
+            if op == "linear":
+                unbiased = replace(spec, epilogues=(Epilogue(residual=True),))
+                yield variant(unbiased, default_config(unbiased, tokens), tokens)
         if op == "input_grad" and tokens == many:
             through = replace(spec, epilogues=(Epilogue("silu", gate=True),))
             yield variant(through, default_config(through, tokens), tokens)

@@ -29,8 +29,7 @@ class GpuPool:
         request = {
             "spec": asdict(job.spec),
             "config": asdict(job.config),
-            "is_ragged": job.is_ragged,
-            "is_transposed": job.is_transposed,
+            "settings": {name: value for name, value in vars(job).items() if name.startswith("is_")},
         }
         answer = self._ask(json.dumps(request))
         if "error" in answer:

@@ -120,10 +120,12 @@ def test_default_tile_grows_with_tokens_and_stays_inside_the_block() -> None:
 
 
 def test_default_tiles_of_large_blocks() -> None:
-    """On Hopper four warps take a whole tile, and eight a gated pair; elsewhere, and of ragged rows, less fits."""
+    """On Hopper four warps take a tile with a light epilogue, eight a gated pair; elsewhere, or ragged, less fits."""
     large = {name: replace(SPECS[name], block=(128, 128), target="cuda:sm_90") for name in ("packed", "gated_packed")}
     found = {name: default_config(spec, 2048) for name, spec in large.items()}
-    assert [(c.outputs, c.num_warps) for c in found.values()] == [(128, 4), (128, 8)]
+    assert [(c.outputs, c.num_warps) for c in found.values()] == [(128, 8), (128, 8)]
+    light = replace(large["packed"], epilogues=(Epilogue(residual=True),))
+    assert default_config(light, 2048) == replace(found["packed"], num_warps=4)
     ragged = [default_config(spec, 2048, is_ragged=True) for spec in large.values()]
     assert [(c.outputs, c.num_warps) for c in ragged] == [(64, 8), (64, 8)]
     older = [default_config(replace(spec, target="cuda:sm_80"), 2048) for spec in large.values()]
