@@ -31,6 +31,7 @@ class CrossKey:
     source_sha256: str
     target: str
     triton: str
+    is_uneven: bool
     is_ragged: bool
     is_transposed: bool
 
@@ -100,6 +101,7 @@ def _gpu(job: Job, pool: GpuPool) -> Built:
         hashlib.sha256(job.source.encode()).hexdigest(),
         job.spec.target,
         version("triton"),
+        job.is_uneven,
         job.is_ragged,
         job.is_transposed,
     )

@@ -14,6 +14,7 @@ from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.spec_text import describe
 from blast_compile.codegen.triton import TritonConfig
+from blast_compile.codegen.triton_config import ALIGNED
 from blast_compile.codegen.triton_fit import fit
 from blast_compile.errors import TargetError
 from blast_compile.gpu import kernels as gpu_kernels
@@ -25,13 +26,15 @@ class Job:
     """One kernel to be compiled.
 
     tokens: the numbers of tokens it is for: those asked for or, with a tuned config, those it was tuned for.
-    is_ragged, is_transposed: as in `triton_cross`; false on CPUs, whose kernels read sizes and strides when they run.
+    is_uneven, is_ragged, is_transposed: as in `triton_cross`; false on CPUs, whose kernels read sizes and strides when
+    they run.
     """
 
     spec: Spec
     config: CpuConfig | TritonConfig
     source: str
     tokens: tuple[int, ...]
+    is_uneven: bool = False
     is_ragged: bool = False
     is_transposed: bool = False
 
@@ -77,6 +80,9 @@ def _gpu_job(need: Need, step: Spec, is_last: bool, tokens: int) -> Job:
     """At the config that the runtime would choose for such a layer."""
     call, bucket = need.call, gpu_kernels.bucket(tokens)
     shape = (call.sizes[-1], call.sizes[0]) if is_last else (call.sizes[0], call.x.shape[-1])
-    config = fit(step, triton.default_config(step, bucket), bucket, layout.grid(shape, step.block))
+    is_ragged = any(size % ALIGNED for size in shape)
+    untuned = triton.default_config(step, bucket, is_ragged=is_ragged)
+    config = fit(step, untuned, bucket, layout.grid(shape, step.block))
     source = triton.triton_source(step, config)
-    return Job(step, config, source, (tokens,), need.is_ragged, need.is_transposed)
+    is_uneven = triton.meets_short_blocks(step, shape) and not is_ragged
+    return Job(step, config, source, (tokens,), is_uneven, is_ragged, need.is_transposed)

@@ -36,13 +36,6 @@ class Need:
     call: Call
 
     @property
-    def is_ragged(self) -> bool:
-        """Whether a size is no multiple of the block."""
-        sizes = [self.call.x.shape[-1], *self.call.sizes]
-        edges = {*self.call.block}
-        return any(size % edge for size in sizes for edge in edges)
-
-    @property
     def is_transposed(self) -> bool:
         """Whether weights lie with their outputs adjacent in memory, as those of a `Conv1D` do."""
         first = self.call.layers[0][0]
