@@ -50,7 +50,7 @@ def timed(ordered: list[TritonConfig], times: dict[TritonConfig, float]) -> tupl
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("block", [64, 128])
 @pytest.mark.parametrize(("near_bytes", "tile"), [(16, 2000), (60, 300)])
-def test_few_are_timed_and_one_that_is_nearly_best_is_found(
+def test_few_are_timed_and_the_best_or_nearly_is_found(
     tokens: int, op: Op, block: int, near_bytes: int, tile: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a pretended GPU whose cache and latency are other than the costs take them to be, with noise."""
@@ -62,9 +62,9 @@ def test_few_are_timed_and_one_that_is_nearly_best_is_found(
     noise = random.Random(0)
     times = {c: triton_cost.cycles(spec, c, tokens, layer) * noise.uniform(1.0, 1.1) for c in ordered}
     number, least = timed(ordered, times)
-    assert number <= 56
-    assert number < len(ordered) or len(ordered) < 60
-    assert least <= 1.1 * min(times.values())
+    assert number <= (2 + search._PATIENCE) * search._AT_ONCE
+    assert len(ordered) > 2 * number
+    assert least <= 1.02 * min(times.values())
 
 
 def test_patience_ends_with_batches_in_vain() -> None:
