@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from torch._inductor import config
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from blast_compile import compat
@@ -25,6 +26,11 @@ def test_isa_agrees_with_what_the_kernel_reports() -> None:
     assert runnable[-1] == compat.cpu_isa()
     for isa, needs in wanted.items():
         assert (isa in runnable) == needs.issubset(flags)
+
+
+def test_a_compiler_that_cannot_be_executed_is_none(tmp_path: Path) -> None:
+    with config.patch({"cpp.cxx": (str(tmp_path),)}):
+        assert not compat.can_inductor_compile_for_cpu()
 
 
 def test_isa_honours_what_torch_was_told() -> None:

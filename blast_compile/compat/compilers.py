@@ -36,7 +36,7 @@ def compile_with(
 
 
 def can_inductor_compile_for_cpu() -> bool:
-    """Whether Inductor finds a C++ compiler, by its own settings.
+    """Whether Inductor finds a C++ compiler, by its own settings. It raises where one cannot be executed.
 
     `torch._inductor.cpp_builder.get_cpp_compiler`: run 2.13, read 2.11.
     """
@@ -45,7 +45,7 @@ def can_inductor_compile_for_cpu() -> bool:
 
     try:
         get_cpp_compiler()
-    except InvalidCxxCompiler:
+    except (InvalidCxxCompiler, OSError):
         return False
     return True
 
