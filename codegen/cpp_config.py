@@ -64,7 +64,8 @@ def default_config(spec: Spec) -> CpuConfig:
         token_tile, vectors = (32 if has_one_vector(spec) else 28), 1
     else:
         token_tile, vectors = 12, 2
-    row_group = 4 if is_direct(spec) else 2  # gathered rows fill the L2 cache sooner
+    # Rows of one vector fill lines of results by twos; others gain nothing from neighbours, and their weights leave L1.
+    row_group = (4 if has_one_vector(spec) else 1) if is_direct(spec) else 2
     return CpuConfig(token_tile, vectors, panel_bytes=5 * 256 * 1024, row_group=row_group)
 
 

@@ -26,7 +26,7 @@ RECORDINGS = Path(__file__).parents[2] / "benchmarks" / "results" / "searches-ti
 def rough(config: CpuConfig) -> float:
     """Fields that matter each for themselves, two that matter together, and some noise that is always the same."""
     tile = 1.0 + 0.05 * abs(config.token_tile - 8)
-    rows = 1.0 + 0.08 * abs(math.log2(config.row_group) - 3)
+    rows = 1.0 + 0.08 * abs(math.log2(config.row_group) - 1)
     together = 0.95 if config.unroll == 2 and config.token_tile == 8 else 1.0
     return tile * rows * together * (1 + 0.01 * (zlib.crc32(repr(config).encode()) % 7) / 7)
 
