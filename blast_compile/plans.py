@@ -57,11 +57,7 @@ def plan_of(op: Op, call: Call) -> Plan:
     x, layers, residual, sizes, block, activation, abi = call
     forms = [_form(*layer) for layer in layers]
     key = (op, x.dtype, x.device, x.shape[-1], residual is None, sizes, *block, activation, abi, *forms)
-    found = _plans.get(key)
-    if found is None:
-        found = _older.pop(key, None) or compat.outside_dynamo(plan)(op, call)
-        _remember(key, found)
-    return found
+    return _plans.get(key) or _remembered(key, plan, op, call)
 
 
 def weight_grad_plan_of(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Block, abi: int) -> Plan:
@@ -69,12 +65,7 @@ def weight_grad_plan_of(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, 
     checks.check_gradient(grad, x)
     of_grad = (grad.dtype, grad.device, grad.shape[-1])
     key = ("weight_grad", of_grad, x.dtype, x.device, x.shape[-1], *block, abi, _form(weight, index, None))
-    found = _plans.get(key)
-    if found is None:
-        made = compat.outside_dynamo(plan_weight_grad)
-        found = _older.pop(key, None) or made(grad, x, weight, index, block, abi)
-        _remember(key, found)
-    return found
+    return _plans.get(key) or _remembered(key, plan_weight_grad, grad, x, weight, index, block, abi)
 
 
 def num_remembered() -> int:
@@ -88,16 +79,18 @@ def forget() -> None:
     _older.clear()
 
 
-def _remember(key: tuple[Any, ...], plan: Plan) -> None:
-    """Makes room first, where there are too many plans: those that were not asked for since the last time go.
+def _remembered(key: tuple[Any, ...], make: Callable[..., Plan], *arguments: Any) -> Plan:
+    """A plan of long ago, or a new one. Where there are too many, those not asked for since the last time go.
 
     Packed weights differ in their number of blocks, so a process that loads one model after another meets new kinds of
     calls for ever.
     """
     global _plans, _older
+    found = _older.pop(key, None) or compat.outside_dynamo(make)(*arguments)
     if len(_plans) >= MOST_PLANS:
         _older, _plans = _plans, {}
-    _plans[key] = plan
+    _plans[key] = found
+    return found
 
 
 def plan(op: Op, call: Call) -> Plan:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from blast_compile import reference
+from blast_compile.calls import layer_of_weight_grad
 from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.plans import constants_of
 from blast_compile.running import weight_grad_numbers
 from blast_compile.tuning.called import sparse_weight_grad
 from blast_compile.tuning.problem import Problem
@@ -44,9 +46,9 @@ class WeightGradWorkload(Workload):
         y.fill_(math.nan if y.dim() == 3 else 0.0)  # of a dense one, kernels write the kept blocks alone
 
     def _numbers(self, copy: Copy) -> list[int]:
-        (weight, index, _), block = copy.call.layers[0], self.problem.block
-        num_blocks = len(weight) if weight.dim() == 3 else index.numel() - len(index)
-        return weight_grad_numbers(self.problem.threads, _grad(copy), copy.call.x, index, copy.y, block, num_blocks)
+        grad, x, (weight, index, _) = _grad(copy), copy.call.x, copy.call.layers[0]
+        ((*_, num_blocks),) = constants_of("weight_grad", [layer_of_weight_grad(grad, x, weight, index)])
+        return weight_grad_numbers(self.problem.threads, grad, x, index, copy.y, self.problem.block, num_blocks)
 
     def _by_reference(self, dtype: torch.dtype) -> Tensor:
         copy = self._copies[0]
