@@ -97,14 +97,8 @@ def _cpu(job: Job) -> Built:
 
 
 def _gpu(job: Job, pool: GpuPool) -> Built:
-    key = CrossKey(
-        hashlib.sha256(job.source.encode()).hexdigest(),
-        job.spec.target,
-        version("triton"),
-        job.is_uneven,
-        job.is_ragged,
-        job.is_transposed,
-    )
+    source_sha256 = hashlib.sha256(job.source.encode()).hexdigest()
+    key = CrossKey(source_sha256, job.spec.target, version("triton"), **job.sizes)
 
     def make() -> dict[str, bytes]:
         logger.info("cross-compiling a kernel for %s", job.spec)

@@ -29,7 +29,7 @@ class GpuPool:
         request = {
             "spec": asdict(job.spec),
             "config": asdict(job.config),
-            "settings": {name: value for name, value in vars(job).items() if name.startswith("is_")},
+            "sizes": job.sizes,
         }
         answer = self._ask(json.dumps(request))
         if "error" in answer:

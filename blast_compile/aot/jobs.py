@@ -43,6 +43,11 @@ class Job:
         """Whether a C++ compiler makes it."""
         return self.spec.target.startswith("cpu:")
 
+    @property
+    def sizes(self) -> dict[str, bool]:
+        """What `cross_compile` is told of the sizes and strides of launches."""
+        return {"is_uneven": self.is_uneven, "is_ragged": self.is_ragged, "is_transposed": self.is_transposed}
+
 
 def plan_jobs(
     needs: Iterable[Need], targets: Sequence[str], tokens: Sequence[int], records: Sequence[Record] = ()
