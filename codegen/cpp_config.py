@@ -55,13 +55,16 @@ class CpuConfig:
 def default_config(spec: Spec) -> CpuConfig:
     """Fills the register file: 12 x 2 sums, two weights and an activation in 32 registers, or 6 x 2 in 16.
 
-    Blocks with outputs for one AVX-512 vector take 32 tokens, in vectors. All by `benchmarks/run.py cpu-linear`.
+    Blocks with outputs for one AVX-512 vector take 32 tokens, in vectors; with fewer, 28 x 1. All by
+    `benchmarks/run.py cpu-linear`.
     """
     isa = isa_of(spec)
     if not isa.startswith("avx512"):
         token_tile, vectors = 6, 2
-    elif spec.op != "weight_grad" and output_edge(spec) <= VECTOR_LENGTHS[isa]:
-        token_tile, vectors = (32 if has_one_vector(spec) else 28), 1
+    elif has_one_vector(spec):
+        token_tile, vectors = 32, 1
+    elif spec.op != "weight_grad" and output_edge(spec) < VECTOR_LENGTHS[isa]:
+        token_tile, vectors = 28, 1
     else:
         token_tile, vectors = 12, 2
     # Rows of one vector fill lines of results by twos; others gain nothing from neighbours, and their weights leave L1.
