@@ -36,7 +36,7 @@ def compile_with(
 
 
 def can_inductor_compile_for_cpu() -> bool:
-    """Whether Inductor finds a C++ compiler, by its own settings. It raises where one cannot be executed.
+    """Whether Inductor finds a C++ compiler, by its own settings, that can be executed.
 
     `torch._inductor.cpp_builder.get_cpp_compiler`: run 2.13, read 2.11.
     """
