@@ -1,4 +1,4 @@
-"""Builds and loads `launch.cpp`, the ops' hot path in C++, against the headers of the torch that runs.
+"""Builds and loads `cpp/launch.cpp`, the ops' hot path in C++, against the headers of the torch that runs.
 
 With it a call takes some microseconds less; without it (no compiler, another torch than it was written for) the ops run
 through `launch.py` and give the same results. It comes with a bundle, or is built once a machine and kept in the store.
@@ -21,7 +21,7 @@ from blast_compile import bundles, env, kernels
 from blast_compile.errors import BuildError
 from blast_compile.log import logger
 
-_SOURCE = Path(__file__).with_name("launch.cpp")
+_SOURCES = Path(__file__).with_name("cpp")
 _TORCH = Path(torch.__file__).parent
 
 _lock = threading.Lock()
@@ -80,14 +80,14 @@ def is_bundled() -> bool:
 
 
 def source_sha256() -> str:
-    """Of `launch.cpp`."""
-    return hashlib.sha256(_SOURCE.read_bytes()).hexdigest()
+    """Of `launch.cpp` and its headers."""
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(_SOURCES.iterdir()))).hexdigest()
 
 
 def shared_object() -> Path:
     """The file of the C++ form, from a bundle, the store, or compiled now; raises `BuildError` or `OSError`."""
     bundled = bundles.launcher(torch.__version__, source_sha256())
-    return bundled or kernels.compiled(_SOURCE.read_text(), _flags(), "the launcher")
+    return bundled or kernels.compiled((_SOURCES / "launch.cpp").read_text(), _flags(), "the launcher")
 
 
 def _is_wanted() -> bool:
@@ -124,7 +124,7 @@ def _attached(path: Path) -> ctypes.CDLL:
 
 
 def _flags() -> tuple[str, ...]:
-    version = f'-DBLAST_TORCH_VERSION="{torch.__version__}"'  # part of the store's key, read by nobody
+    key = (f'-DBLAST_TORCH_VERSION="{torch.__version__}"', f'-DBLAST_SOURCES="{source_sha256()}"')  # read by nobody
     cxx11_abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    folders = (f"-I{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}")
-    return ("-O2", "-std=c++20", "-fPIC", "-shared", "-w", version, cxx11_abi, *folders, "-ltorch_cpu", "-lc10")
+    folders = (f"-I{_SOURCES}", f"-I{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}")
+    return ("-O2", "-std=c++20", "-fPIC", "-shared", "-w", *key, cxx11_abi, *folders, "-ltorch_cpu", "-lc10")

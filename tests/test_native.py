@@ -164,9 +164,8 @@ def test_a_process_with_and_without(settings: dict[str, str], loaded: str) -> No
 
 
 def test_another_torch_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    source = tmp_path / "launch.cpp"
-    source.write_text('extern "C" bool blast_attach() { return false; }')
-    monkeypatch.setattr(native, "_SOURCE", source)
+    (tmp_path / "launch.cpp").write_text('extern "C" bool blast_attach() { return false; }')
+    monkeypatch.setattr(native, "_SOURCES", tmp_path)
     monkeypatch.setattr(native, "_library", None)
     monkeypatch.setattr(native, "_has_failed", False)
     with caplog.at_level(logging.INFO, "blast_compile"):

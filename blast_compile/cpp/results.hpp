@@ -1,0 +1,130 @@
+// Where results are written: large ones on large pages, and the largest in memory that waits for the next of their kind.
+//
+// malloc returns what takes 32 MB and more to the system as soon as it is freed (mallopt(3), M_MMAP_THRESHOLD), so each such
+// result would be fresh memory, and clearing it may cost as much as its product: at 2048 tokens and 95 % 2 of 6.6 ms. While
+// freed memory waits here, the system may take its pages, should it need them (MADV_FREE).
+#pragma once
+
+#include <ATen/EmptyTensor.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <c10/core/Allocator.h>
+#include <sys/mman.h>
+
+#include <atomic>
+#include <cstring>
+#include <mutex>
+#include <vector>
+
+namespace blast {
+
+inline std::atomic<bool> is_alone{false};  // in a forked child, which has lost OpenMP's threads
+
+#if defined(MADV_HUGEPAGE) && defined(MADV_FREE)
+
+constexpr size_t LARGE_PAGE = size_t(2) << 20;       // bytes
+constexpr size_t LARGE_RESULT = 4 * LARGE_PAGE;      // from here on pages of 4 KiB cost more
+constexpr size_t MOST_OF_MALLOC = size_t(32) << 20;  // what is smaller malloc keeps itself
+constexpr size_t MOST_WAITING = size_t(256) << 20;
+
+// Asks for large pages where a whole one lies in this memory; as pages.py does for gradients.
+inline void ask_for_large_pages(const void* memory, size_t size) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(memory);
+  const uintptr_t start = (address + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE, end = (address + size) / LARGE_PAGE * LARGE_PAGE;
+  if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+}
+
+struct Memory {
+  void* address;
+  size_t size;  // bytes, whole large pages
+
+  // Memory of at least `size` bytes from the system.
+  static Memory map(size_t size) {
+    size = (size + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
+    void* mapped = mmap(nullptr, size + LARGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    TORCH_CHECK_WITH(OutOfMemoryError, mapped != MAP_FAILED, "expected ", size, " bytes for a result, got no memory");
+    const size_t before = -reinterpret_cast<uintptr_t>(mapped) % LARGE_PAGE;
+    char* address = static_cast<char*>(mapped) + before;
+    if (before) munmap(mapped, before);
+    if (before < LARGE_PAGE) munmap(address + size, LARGE_PAGE - before);
+    ask_for_large_pages(address, size);
+    return {address, size};
+  }
+  void unmap() const { munmap(address, size); }
+};
+
+class Waiting {
+ public:
+  // The smallest memory that holds `size` bytes and not far more, or fresh one.
+  Memory take(size_t size) {
+    std::unique_lock lock(mutex_);
+    auto best = memories_.end();
+    for (auto memory = memories_.begin(); memory != memories_.end(); ++memory)
+      if (memory->size >= size && memory->size / 2 <= size && (best == memories_.end() || memory->size < best->size))
+        best = memory;
+    if (best == memories_.end()) {
+      lock.unlock();
+      return Memory::map(size);
+    }
+    const Memory found = *best;
+    memories_.erase(best);
+    bytes_ -= found.size;
+    return found;
+  }
+  // Those that wait longest go where there are too many.
+  void give(Memory memory) {
+    madvise(memory.address, memory.size, MADV_FREE);
+    std::lock_guard lock(mutex_);
+    memories_.push_back(memory);
+    bytes_ += memory.size;
+    while (bytes_ > MOST_WAITING) {
+      bytes_ -= memories_.front().size;
+      memories_.front().unmap();
+      memories_.erase(memories_.begin());
+    }
+  }
+
+ private:
+  std::mutex mutex_;
+  std::vector<Memory> memories_;  // the one that waits longest first
+  size_t bytes_ = 0;
+};
+
+// A forked child does without what waits: a thread of its parent may have held the lock.
+class LargeResults final : public c10::Allocator {
+ public:
+  c10::DataPtr allocate(size_t size) override {
+    auto* memory = new Memory(is_alone ? Memory::map(size) : waiting().take(size));
+    return {memory->address, memory, &free, c10::Device(c10::DeviceType::CPU)};
+  }
+  void copy_data(void* to, const void* from, size_t size) const override { std::memcpy(to, from, size); }
+
+ private:
+  static Waiting& waiting() {
+    static Waiting* waiting = new Waiting;  // never destroyed: a tensor may outlive this library's statics
+    return *waiting;
+  }
+  static void free(void* context) {
+    const std::unique_ptr<Memory> memory(static_cast<Memory*>(context));
+    is_alone ? memory->unmap() : waiting().give(*memory);
+  }
+};
+
+inline at::Tensor empty_result(c10::IntArrayRef sizes, const at::TensorOptions& options) {
+  static LargeResults large;
+  constexpr c10::DispatchKeySet CPU(c10::DispatchKey::CPU);
+  const size_t size = c10::multiply_integers(sizes) * options.dtype().itemsize();
+  if (size >= MOST_OF_MALLOC)
+    return at::detail::empty_generic(sizes, &large, CPU, c10::typeMetaToScalarType(options.dtype()), std::nullopt);
+  at::Tensor y = at::empty(sizes, options);
+  if (size >= LARGE_RESULT) ask_for_large_pages(y.const_data_ptr(), size);
+  return y;
+}
+
+#else
+
+inline at::Tensor empty_result(c10::IntArrayRef sizes, const at::TensorOptions& options) { return at::empty(sizes, options); }
+
+#endif
+
+}  // namespace blast
