@@ -13,8 +13,8 @@
 #include <string>
 #include <utility>
 
+#include "memory.hpp"
 #include "plans.hpp"
-#include "results.hpp"
 
 namespace blast {
 namespace {
@@ -114,6 +114,7 @@ extern "C" bool blast_attach() try {
       auto launcher = std::make_unique<blast::Launcher>(op);
       library->impl((std::string(op) + overload).c_str(), torch::CppFunction::makeFromBoxedFunctor(std::move(launcher)));
     }
+  library->impl("_zeros_like", torch::CppFunction::makeFromUnboxedFunction(&blast::zeros_like));
   pthread_atfork(nullptr, nullptr, [] { blast::is_alone = true; });
   library.release();  // for the rest of the process
   return true;

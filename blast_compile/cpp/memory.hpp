@@ -1,15 +1,21 @@
-// Where results are written: large ones on large pages, and the largest in memory that waits for the next of their kind.
+// Where large results and gradients are written: on large pages, in memory that waits for the next of its kind.
 //
-// malloc returns what takes 32 MB and more to the system as soon as it is freed (mallopt(3), M_MMAP_THRESHOLD), so each such
-// result would be fresh memory, and clearing it may cost as much as its product: at 2048 tokens and 95 % 2 of 6.6 ms. While
-// freed memory waits here, the system may take its pages, should it need them (MADV_FREE).
+// malloc returns what takes 32 MB and more to the system as soon as it is freed (mallopt(3), M_MMAP_THRESHOLD), and much of
+// the rest once a step of training has freed its gradients. Such a tensor would be fresh memory each time, and clearing that
+// may cost as much as its product: a result of 32 MB at 95 % 2 of 6.6 ms. While freed memory waits here, the system may take
+// its pages, should it need them (MADV_FREE).
 #pragma once
 
 #include <ATen/EmptyTensor.h>
+#include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros_like.h>
 #include <c10/core/Allocator.h>
 #include <sys/mman.h>
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 #include <atomic>
 #include <cstring>
@@ -22,10 +28,14 @@ inline std::atomic<bool> is_alone{false};  // in a forked child, which has lost 
 
 #if defined(MADV_HUGEPAGE) && defined(MADV_FREE)
 
-constexpr size_t LARGE_PAGE = size_t(2) << 20;       // bytes
+constexpr size_t PAGE = 4096;  // bytes, as all below
+constexpr size_t LARGE_PAGE = size_t(2) << 20;
 constexpr size_t LARGE_RESULT = 4 * LARGE_PAGE;      // from here on pages of 4 KiB cost more
-constexpr size_t MOST_OF_MALLOC = size_t(32) << 20;  // what is smaller malloc keeps itself
-constexpr size_t MOST_WAITING = size_t(256) << 20;
+constexpr size_t MOST_OF_MALLOC = size_t(32) << 20;  // smaller results malloc keeps itself
+constexpr size_t LARGE_GRADIENT = 2 * LARGE_PAGE;    // from here on gradients wait
+constexpr size_t MOST_WAITING = size_t(512) << 20;
+
+constexpr c10::DispatchKeySet CPU(c10::DispatchKey::CPU);
 
 // Asks for large pages where a whole one lies in this memory; as pages.py does for gradients.
 inline void ask_for_large_pages(const void* memory, size_t size) {
@@ -36,13 +46,13 @@ inline void ask_for_large_pages(const void* memory, size_t size) {
 
 struct Memory {
   void* address;
-  size_t size;  // bytes, whole large pages
+  size_t size;
 
   // Memory of at least `size` bytes from the system.
   static Memory map(size_t size) {
-    size = (size + LARGE_PAGE - 1) / LARGE_PAGE * LARGE_PAGE;
+    size = (size + PAGE - 1) / PAGE * PAGE;
     void* mapped = mmap(nullptr, size + LARGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    TORCH_CHECK_WITH(OutOfMemoryError, mapped != MAP_FAILED, "expected ", size, " bytes for a result, got no memory");
+    TORCH_CHECK_WITH(OutOfMemoryError, mapped != MAP_FAILED, "expected ", size, " bytes for a result or a gradient, got no memory");
     const size_t before = -reinterpret_cast<uintptr_t>(mapped) % LARGE_PAGE;
     char* address = static_cast<char*>(mapped) + before;
     if (before) munmap(mapped, before);
@@ -91,7 +101,7 @@ class Waiting {
 };
 
 // A forked child does without what waits: a thread of its parent may have held the lock.
-class LargeResults final : public c10::Allocator {
+class LargeTensors final : public c10::Allocator {
  public:
   c10::DataPtr allocate(size_t size) override {
     auto* memory = new Memory(is_alone ? Memory::map(size) : waiting().take(size));
@@ -110,20 +120,49 @@ class LargeResults final : public c10::Allocator {
   }
 };
 
+inline c10::Allocator& large_tensors() {
+  static LargeTensors allocator;
+  return allocator;
+}
+
 inline at::Tensor empty_result(c10::IntArrayRef sizes, const at::TensorOptions& options) {
-  static LargeResults large;
-  constexpr c10::DispatchKeySet CPU(c10::DispatchKey::CPU);
   const size_t size = c10::multiply_integers(sizes) * options.dtype().itemsize();
   if (size >= MOST_OF_MALLOC)
-    return at::detail::empty_generic(sizes, &large, CPU, c10::typeMetaToScalarType(options.dtype()), std::nullopt);
+    return at::detail::empty_generic(sizes, &large_tensors(), CPU, c10::typeMetaToScalarType(options.dtype()), std::nullopt);
   at::Tensor y = at::empty(sizes, options);
   if (size >= LARGE_RESULT) ask_for_large_pages(y.const_data_ptr(), size);
   return y;
 }
 
+// Zeros in memory of whole lines; many go past the caches, which spares reading what is overwritten.
+inline void clear(void* memory, size_t size) {
+  constexpr int64_t LINE = 64, MANY = 16 << 20;
+  auto lines = [&](int64_t first, int64_t last) {
+    char* from = static_cast<char*>(memory) + first * LINE;
+#ifdef __SSE2__
+    if (size >= MANY) {
+      for (char* to = from; to < from + (last - first) * LINE; to += 16) _mm_stream_si128(reinterpret_cast<__m128i*>(to), __m128i{});
+      return _mm_sfence();
+    }
+#endif
+    std::memset(from, 0, (last - first) * LINE);
+  };
+  const int64_t count = int64_t(size) / LINE;
+  is_alone ? lines(0, count) : at::parallel_for(0, count, 1 << 14, lines);
+}
+
+// A gradient before its kept blocks are written.
+inline at::Tensor zeros_like(const at::Tensor& weight) {
+  if (weight.nbytes() < LARGE_GRADIENT || !weight.is_non_overlapping_and_dense()) return at::zeros_like(weight);
+  at::Tensor zeros = at::detail::empty_strided_generic(weight.sizes(), weight.strides(), &large_tensors(), CPU, weight.scalar_type());
+  clear(zeros.mutable_data_ptr(), (zeros.nbytes() + 63) / 64 * 64);  // memory comes in whole pages
+  return zeros;
+}
+
 #else
 
 inline at::Tensor empty_result(c10::IntArrayRef sizes, const at::TensorOptions& options) { return at::empty(sizes, options); }
+inline at::Tensor zeros_like(const at::Tensor& weight) { return at::zeros_like(weight); }
 
 #endif
 
