@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks import verify
 from benchmarks.first_call import BLOCK, SPARSITY
-from blast_compile import aot, kernels
+from blast_compile import aot, objects
 from blast_compile.demo.model import Size, llama, packed_and_masked_dense
 from blast_compile.packing import pack_
 from blast_compile.serve import use_bundle
@@ -45,7 +45,7 @@ def first_calls(request: dict[str, Any]) -> dict[str, Any]:
 
     Raises `RuntimeError` where something was compiled.
     """
-    kernels.made = _refuse
+    objects.made = _refuse
     size = Size(**request["size"])
     packed, dense = packed_and_masked_dense(llama(size), CONFIG)
     tokens = torch.arange(size.prompt)[None] % size.vocabulary

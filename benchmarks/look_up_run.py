@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from benchmarks.first_call import BLOCK
-from blast_compile import kernels, native, plans
+from blast_compile import kernels, native, objects, plans
 from blast_compile.demo.model import Size, llama
 from blast_compile.packing import pack_
 from blast_compile.surgery import BlockSparse, sparsify_
@@ -59,7 +59,7 @@ def run(what: str, size: Size) -> dict[str, Any]:
             model(torch.arange(size.prompt)[None], use_cache=False)
             _tune(size)
         else:
-            kernels.made = _only_found(kernels.made)
+            objects.made = _only_found(objects.made)
             model(torch.arange(size.prompt)[None], use_cache=False)
     loaded = len([kernel for kernel in kernels._kernels.values() if kernel.run is not None])
     return {"wall_ms": clock.wall_ms, "cpu_ms": clock.cpu_ms, "plans": clock.num_calls - 1, "kernels": loaded}
@@ -73,7 +73,7 @@ def _tune(size: Size) -> None:
         problem = Problem(spec, (shape,), size.prompt, 0.3, torch.get_num_threads())
         config = next(iter(space_of(problem).neighbours(space_of(problem).default)))
         database.add(Record(problem, repr(config), "chosen", database.device, median_us=1.0, default_us=2.0))
-        kernels.shared_object(spec, config)
+        objects.shared_object(spec, config)
 
 
 def _only_found(made: Callable[..., Path]) -> Callable[..., Path]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from blast_compile import bundles, env, kernels
+from blast_compile import bundles, env, objects
 from blast_compile.errors import BuildError
 from blast_compile.log import logger
 
@@ -87,7 +87,7 @@ def source_sha256() -> str:
 def shared_object() -> Path:
     """The file of the C++ form, from a bundle, the store, or compiled now; raises `BuildError` or `OSError`."""
     bundled = bundles.launcher(torch.__version__, source_sha256())
-    return bundled or kernels.compiled((_SOURCES / "launch.cpp").read_text(), _flags(), "the launcher")
+    return bundled or objects.compiled((_SOURCES / "launch.cpp").read_text(), _flags(), "the launcher")
 
 
 def _is_wanted() -> bool:
@@ -107,7 +107,7 @@ def _load_once(path: Callable[[], Path]) -> None:
     if _library is not None or _has_failed:
         return
     try:
-        _library = kernels.using(path, _attached)
+        _library = objects.using(path, _attached)
     except (BuildError, OSError) as error:
         _has_failed = True
         logger.info("calls go through Python, some microseconds slower: %s", str(error).splitlines()[0])

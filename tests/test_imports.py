@@ -20,6 +20,7 @@ ORDER = (
     ("codegen",),
     ("store", "shelf", "manifest", "folders", "inventory", "state_file"),
     ("bundles",),
+    ("objects",),
     ("kernels", "native", "calls", "specs", "checks", "plans", "running", "launch", "hidden_grads", "gpu", "tuning"),
     ("ops", "gradients", "layer_grads", "transforms"),
     ("layers", "probe", "twins", "forms", "integrations"),

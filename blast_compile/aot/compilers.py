@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from blast_compile import kernels, native
+from blast_compile import native, objects
 from blast_compile.aot.cpu_code import cpu_facts
 from blast_compile.aot.gpu_pool import GpuPool
 from blast_compile.aot.jobs import Job
@@ -68,7 +68,7 @@ def compile_all(jobs: Sequence[Job], workers: int, done: Callable[[Built], None]
     try:
         # What takes longest goes first: the launcher includes torch's headers.
         has_cpu = any(job.is_cpu for job in jobs)
-        launcher = executor.submit(kernels.using, native.shared_object, Path.read_bytes) if has_cpu else None
+        launcher = executor.submit(objects.using, native.shared_object, Path.read_bytes) if has_cpu else None
         order = sorted(range(len(jobs)), key=lambda number: jobs[number].is_cpu)
         futures = {number: executor.submit(make, jobs[number]) for number in order}
         built = [futures[number].result() for number in range(len(jobs))]
@@ -93,7 +93,7 @@ def _cpu(job: Job) -> Built:
         facts: dict[str, Fact] = dict(cpu_facts(path))
         return Built(job, path.read_bytes(), facts=facts)  # fails where the facts are of a file that is gone
 
-    return kernels.using(partial(kernels.shared_object, job.spec, job.config), read)
+    return objects.using(partial(objects.shared_object, job.spec, job.config), read)
 
 
 def _gpu(job: Job, pool: GpuPool) -> Built:
@@ -108,7 +108,7 @@ def _gpu(job: Job, pool: GpuPool) -> Built:
         facts = json.dumps(_numbers(compiled)).encode()
         return {"kernel.py": job.source.encode(), "binary": binary, "facts.json": facts, **texts}
 
-    return kernels.using(lambda: kernels.open_store().get_or_make(key, make), partial(_judged, job))
+    return objects.using(lambda: objects.open_store().get_or_make(key, make), partial(_judged, job))
 
 
 def _judged(job: Job, entry: Path) -> Built:

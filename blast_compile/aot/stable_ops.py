@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from blast_compile import kernels, ops
+from blast_compile import objects, ops
 from blast_compile.aot.jobs import Job
 from blast_compile.codegen import build
 from blast_compile.codegen.spec import Op, Spec
@@ -55,15 +55,15 @@ def link(jobs: Sequence[Job], workers: int) -> bytes:
         raise BuildError("expected CPU kernels of forward products, got none; build for a CPU")
     source = _SOURCE.read_text().replace('#include "kernel_table.hpp"', _table(chosen))
 
-    def objects() -> list[Path]:
+    def compiled() -> list[Path]:
         with ThreadPoolExecutor(workers) as pool:
             return list(pool.map(_object, range(len(chosen)), chosen))
 
-    def linked(objects: list[Path]) -> bytes:
+    def linked(files: list[Path]) -> bytes:
         what = "the operators on torch's stable ABI"
-        return kernels.using(lambda: kernels.compiled(source, _flags(objects), what), Path.read_bytes)
+        return objects.using(lambda: objects.compiled(source, _flags(files), what), Path.read_bytes)
 
-    return kernels.using(objects, linked)
+    return objects.using(compiled, linked)
 
 
 def key_of(spec: Spec) -> str:
@@ -104,10 +104,10 @@ def _object(number: int, job: Job) -> Path:
     """A kernel as an object file, under an entry point of its own."""
     shared = build.flags(job.spec.target.removeprefix("cpu:"))
     flags = tuple("-c" if flag == "-shared" else flag for flag in shared)
-    return kernels.compiled(job.source, (*flags, f"-Dblast_run={_entry(number)}"), f"a kernel to link for {job.spec}")
+    return objects.compiled(job.source, (*flags, f"-Dblast_run={_entry(number)}"), f"a kernel to link for {job.spec}")
 
 
-def _flags(objects: Sequence[Path]) -> tuple[str, ...]:
+def _flags(files: Sequence[Path]) -> tuple[str, ...]:
     language = ("-O2", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-w", "-fvisibility=hidden")
     places = (f"-DTORCH_TARGET_VERSION={_TARGET_VERSION}", f"-I{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}")
-    return (*language, *places, *map(str, objects), "-ltorch_cpu", "-lc10")
+    return (*language, *places, *map(str, files), "-ltorch_cpu", "-lc10")

@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from blast_compile import compat, kernels, layout
+from blast_compile import compat, layout, objects
 from blast_compile.codegen import triton, triton_build
 from blast_compile.codegen.spec import Op, Spec
 from blast_compile.codegen.triton import TritonConfig
@@ -169,7 +169,7 @@ def load(step: Spec, config: TritonConfig) -> TritonKernel:
     """The kernel of one step at a config, its text kept in the store."""
     source = triton.triton_source(step, config)
     key = TritonKey(hashlib.sha256(source.encode()).hexdigest())
-    entry = kernels.open_store().get_or_make(key, lambda: {triton_build.file_name(source): source.encode()})
+    entry = objects.open_store().get_or_make(key, lambda: {triton_build.file_name(source): source.encode()})
     debug(1, "kernel for %s at %s: %s", step, config, entry)
     return triton_build.load_kernel(step, config, entry)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from blast_compile import kernels
+from blast_compile import objects
 from blast_compile.codegen import triton
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton import TritonConfig
@@ -53,7 +53,7 @@ def reason_against(spec: Spec, config: TritonConfig) -> str:
     """Why a kernel at `config` is rejected, "" where it is not."""
     source = triton.triton_source(spec, config)
     key = FitKey(hashlib.sha256(source.encode()).hexdigest(), import_triton().__version__)
-    entry = kernels.open_store().get_or_make(key, lambda: {"fit.json": json.dumps(_judged(spec, config)).encode()})
+    entry = objects.open_store().get_or_make(key, lambda: {"fit.json": json.dumps(_judged(spec, config)).encode()})
     return str(json.loads((entry / "fit.json").read_text()))
 
 

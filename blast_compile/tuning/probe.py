@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from blast_compile import kernels
+from blast_compile import kernels, objects
 from blast_compile.codegen import build
 from blast_compile.codegen.spec import Dtype
 from blast_compile.tuning.processor import l3_bytes
@@ -67,7 +67,7 @@ def probe() -> Callable[[int], int]:
     """The compiled `probe.cpp`."""
     isa = kernels.cpu_target().removeprefix("cpu:")
     source = Path(__file__).with_name("probe.cpp").read_text()
-    return kernels.using(lambda: kernels.compiled(source, build.flags(isa), "the probe of this machine"), build.load)
+    return objects.using(lambda: objects.compiled(source, build.flags(isa), "the probe of this machine"), build.load)
 
 
 def _best(call: Callable[[], object]) -> float:

@@ -72,7 +72,7 @@ def _chosen(problem: Problem, device: str) -> tuple[Record, ...]:
         databases = [Database.default(device), *(Database(folder, device) for folder in bundles.plan_folders())]
         return next((chosen for database in databases if (chosen := database.chosen(problem))), ())
     except StoreError as error:
-        warn_once("store refused", f"{error}; every kernel runs at its default")  # as kernels.py says it, once
+        warn_once("store refused", f"{error}; every kernel runs at its default")  # as objects.py says it, once
         return ()
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blast_compile import kernels, ops, plans
+from blast_compile import kernels, objects, ops, plans
 from blast_compile.aot.jobs import Job
 from blast_compile.aot.stable_ops import key_of, link
 from blast_compile.calls import read_call
@@ -94,7 +94,7 @@ def test_a_process_without_this_package(tmp_path: Path) -> None:
 
 
 def test_what_another_process_prunes_before_it_is_linked_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, removed = kernels.made, list[Path]()
+    made, removed = objects.made, list[Path]()
 
     def with_prune(key: Any, source: Any, what: str) -> Path:
         if what.startswith("the operators") and not removed:
@@ -103,7 +103,7 @@ def test_what_another_process_prunes_before_it_is_linked_is_made_again(monkeypat
                 shutil.rmtree(entry)
         return made(key, source, what)
 
-    monkeypatch.setattr(kernels, "made", with_prune)
+    monkeypatch.setattr(objects, "made", with_prune)
     assert link([job(make_call(CASES[1], (2, 3)))], workers=1).startswith(b"\x7fELF")
     assert len(removed) == 1
     assert removed[0].exists()

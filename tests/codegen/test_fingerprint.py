@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from blast_compile import kernels
+from blast_compile import objects
 from blast_compile.codegen import cpp, fingerprint
 from blast_compile.codegen.spec import Epilogue, Spec
 
@@ -41,7 +41,7 @@ def test_a_kernel_of_the_cpu_is_made_from_what_its_key_says() -> None:
     assert {path.name for path in seen} >= {"cpp.py", "cpp_config.py", "epilogue.py", "activations.py", "spec.py"}
     layout_for_types_alone, errors = "blast_compile.layout", "blast_compile.errors"
     assert others - set(sys.stdlib_module_names) <= {"jinja2", "sympy", layout_for_types_alone, errors}
-    assert {name for name, _ in kernels._libraries()} == {"jinja2", "sympy"}
+    assert {name for name, _ in objects._libraries()} == {"jinja2", "sympy"}
 
 
 def test_templates_count_too() -> None:
@@ -51,19 +51,19 @@ def test_templates_count_too() -> None:
 
 @pytest.mark.usefixtures("empty_store", "needs_kernels")
 def test_a_kernel_in_the_store_is_found_without_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = kernels.shared_object(SPEC)
+    path = objects.shared_object(SPEC)
     assert path.with_name("kernel.cpp").read_text() == cpp.generate(SPEC)
     monkeypatch.setattr(cpp, "generate", lambda *_: pytest.fail("the text was generated"))
-    assert kernels.shared_object(SPEC) == kernels.shared_object(SPEC, cpp.default_config(SPEC)) == path
+    assert objects.shared_object(SPEC) == objects.shared_object(SPEC, cpp.default_config(SPEC)) == path
 
 
 @pytest.mark.usefixtures("empty_store", "needs_kernels")
 def test_other_generators_make_other_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys: list[kernels.KernelKey] = []
-    monkeypatch.setattr(kernels, "made", lambda key, *_: keys.append(key))
-    kernels.shared_object(SPEC)
-    monkeypatch.setattr(kernels, "fingerprint", lambda: "another")
-    kernels.shared_object(SPEC)
-    monkeypatch.setattr(kernels, "_libraries", lambda: (("jinja2", "99"),))
-    kernels.shared_object(SPEC)
+    keys: list[objects.KernelKey] = []
+    monkeypatch.setattr(objects, "made", lambda key, *_: keys.append(key))
+    objects.shared_object(SPEC)
+    monkeypatch.setattr(objects, "fingerprint", lambda: "another")
+    objects.shared_object(SPEC)
+    monkeypatch.setattr(objects, "_libraries", lambda: (("jinja2", "99"),))
+    objects.shared_object(SPEC)
     assert len(set(keys)) == 3

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from blast_compile import compat, env, kernels
+from blast_compile import compat, env, objects
 from blast_compile.codegen import build, cpp
 from blast_compile.codegen.spec import Op
 from blast_compile.env import Isa
@@ -98,7 +98,7 @@ def test_without_memory_kernels_say_so_and_are_right_once_there_is_some(
 ) -> None:
     use_isa(isa)
     calls = [raw_call(make_call(case, (700,), (300, 290, 280)), op if op in GRADIENTS else None)]
-    kernel = kernels.shared_object(calls[0].spec)
+    kernel = objects.shared_object(calls[0].spec)
     assert run_outside(plain_driver, kernel, calls, "starved", tmp_path) == ""
 
 
@@ -108,6 +108,6 @@ def test_pages_beside_tensors_stay_untouched(
 ) -> None:
     use_isa(isa)
     calls = list(calls_of(op, case, SIZES))
-    kernel = kernels.shared_object(calls[0].spec)
+    kernel = objects.shared_object(calls[0].spec)
     for place in ("start", "end"):
         assert run_outside(plain_driver, kernel, calls, place, tmp_path) == ""

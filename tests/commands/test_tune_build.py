@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from blast_compile import kernels
+from blast_compile import kernels, objects
 from blast_compile.bundles import Bundle
 from blast_compile.errors import BuildError
 from blast_compile.tuner import TuneReport
@@ -101,15 +101,15 @@ def test_build_writes_a_bundle(tmp_path: Path) -> None:
 def test_kernels_that_are_pruned_before_they_are_used_are_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, handed_out = kernels.made, set[object]()
+    made, handed_out = objects.made, set[object]()
 
-    def with_prune(key: kernels.CppKey | kernels.KernelKey, source: Callable[[], str], what: str) -> Path:
+    def with_prune(key: objects.CppKey | objects.KernelKey, source: Callable[[], str], what: str) -> Path:
         path = made(key, source, what)
         is_there = key in handed_out
         handed_out.add(key)
         return path if is_there else tmp_path / "pruned" / "kernel.so"
 
-    monkeypatch.setattr(kernels, "made", with_prune)
+    monkeypatch.setattr(objects, "made", with_prune)
     (built,) = call_json("build", LINEAR, "--out", str(tmp_path / "bundle"), "--tokens", "16")["kernels"]
     assert built["facts"]["size_bytes"] > 0
     contents = Bundle.open(tmp_path / "bundle").contents
