@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -76,6 +77,15 @@ def test_failing_compiler_is_quoted(compiler: Compiler) -> None:
     assert str(path) in str(caught.value)
 
 
+@pytest.fixture
+def ctrl_c_counts() -> Iterator[None]:
+    """What a shell starts in the background ignores Ctrl-C, and so do the processes that it starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_counts")
 @pytest.mark.parametrize("script", ["kill -INT $$; sleep 20", "exit 130"])
 def test_a_compiler_ended_by_ctrl_c_is_no_missing_kernel(
     script: str, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
