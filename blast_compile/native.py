@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from blast_compile import bundles, env, objects
+from blast_compile import bundles, env, objects, running
 from blast_compile.errors import BuildError
 from blast_compile.log import logger
 
@@ -81,7 +81,7 @@ def is_bundled() -> bool:
 
 def source_sha256() -> str:
     """Of `launch.cpp` and its headers."""
-    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(_SOURCES.iterdir()))).hexdigest()
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(_SOURCES.glob("*.[ch]pp")))).hexdigest()
 
 
 def shared_object() -> Path:
@@ -115,8 +115,8 @@ def _load_once(path: Callable[[], Path]) -> None:
 
 def _attached(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    library.blast_attach.restype = ctypes.c_bool
-    if not library.blast_attach():
+    library.blast_attach.argtypes, library.blast_attach.restype = [ctypes.c_bool], ctypes.c_bool
+    if not library.blast_attach(running.is_alone()):
         raise BuildError(
             f"expected torch {torch.__version__} to take the launcher, got a refusal; results are the same"
         )
@@ -127,4 +127,16 @@ def _flags() -> tuple[str, ...]:
     key = (f'-DBLAST_TORCH_VERSION="{torch.__version__}"', f'-DBLAST_SOURCES="{source_sha256()}"')  # read by nobody
     cxx11_abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     folders = (f"-I{_SOURCES}", f"-I{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}")
-    return ("-O2", "-std=c++20", "-fPIC", "-shared", "-w", *key, cxx11_abi, *folders, "-ltorch_cpu", "-lc10")
+    return (
+        "-O2",
+        "-std=c++20",
+        "-fPIC",
+        "-shared",
+        "-fopenmp",
+        "-w",
+        *key,
+        cxx11_abi,
+        *folders,
+        "-ltorch_cpu",
+        "-lc10",
+    )

@@ -1,4 +1,4 @@
-"""Shared objects of generated C++: named by all that they depend on, found in the store or compiled now."""
+"""Shared objects of C++: named by all that they depend on, found in the store or compiled now."""
 
 from __future__ import annotations
 

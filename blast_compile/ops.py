@@ -6,9 +6,8 @@ Weights have the dtype of `x`, or float32 beside a 16-bit `x`.
 
 Each op has two overloads. `default` carries the autograd formula of `gradients.py`; `nograd` carries none and
 costs a few microseconds less a call, for graphs compiled without gradients. Beside them `launch.cpp` finds `_plain_*`,
-the op in Python, and `_plan_*`, the plan of a call; `_zeros_like` is memory for a gradient. Every schema has an
-`int abi`: fake and autograd formulas are baked into torch's compile caches, so a change of formula must come with a new
-`ABI`.
+the op in Python, and `_plan_*`, the plan of a call. Every schema has an `int abi`: fake and autograd formulas are
+baked into torch's compile caches, so a change of formula must come with a new `ABI`.
 
 Behind `abi` stands a probe for each layer, float32 `[R, C]`, that no result depends on. Its gradient is `block_norms`:
 where the probe is not zero, the norms of the blocks of the dense weight gradient, dropped blocks too. The values are
@@ -26,7 +25,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.library import Library
 
-from blast_compile import compat, gradients, hidden_grads, launch, layer_grads, pages, transforms
+from blast_compile import compat, gradients, hidden_grads, launch, layer_grads, transforms
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import LayerError
 from blast_compile.gpu import hidden_grads as gpu_hidden_grads
@@ -148,6 +147,5 @@ def _register_hidden_grad(name: str, hidden: str, results: str) -> None:
 for _name, _arguments in _ARGUMENTS.items():
     _register(_name, _arguments)
 _register_block_norms()
-_define("_zeros_like", "(Tensor weight) -> Tensor", pages.zeros_like)
 for _hidden_grad, (_hidden, _results) in _HIDDEN_GRADS.items():
     _register_hidden_grad(_hidden_grad, _hidden, _results)

@@ -13,15 +13,30 @@ _LARGE_PAGE = 2 * 1024 * 1024
 _ADVICE = {"MADV_HUGEPAGE": 14, "MADV_COLLAPSE": 25}  # linux/mman.h
 
 
-def zeros_like(tensor: Tensor) -> Tensor:
+_lib = torch.library.Library("blast", "FRAGMENT")  # type: ignore[no-untyped-call]
+_lib.define("_zeros_like(Tensor weight) -> Tensor")  # type: ignore[no-untyped-call]
+
+
+def zeros_like(weight: Tensor) -> Tensor:
     """`torch.zeros_like`, several times faster on Linux for tensors of many megabytes.
 
-    Asks the kernel for large pages behind the new memory (`madvise(2)`, MADV_HUGEPAGE): 33 MB of bfloat16 took 1.7 ms
-    for 7.6 on pages of 4 KiB. Where the system has none, nothing but the time differs.
+    `cpp/memory.hpp` is another form of it, once `native` has loaded it.
     """
-    zeros = torch.empty_like(tensor)
+    zeros: Tensor = torch.ops.blast._zeros_like(weight)
+    return zeros
+
+
+def _zeros_like(weight: Tensor) -> Tensor:
+    """Asks the kernel for large pages behind the new memory (`madvise(2)`, MADV_HUGEPAGE).
+
+    33 MB of bfloat16 took 1.7 ms for 7.6 on pages of 4 KiB. Where the system has none, nothing but the time differs.
+    """
+    zeros = torch.empty_like(weight)
     _advise(zeros, "MADV_HUGEPAGE")
     return zeros.zero_()
+
+
+_lib.impl("_zeros_like", _zeros_like, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 
 def gather_on_large_pages(tensor: Tensor) -> None:

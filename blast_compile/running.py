@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blast_compile import checks, compat, plans, reference
+from blast_compile import checks, compat, pages, plans, reference
 from blast_compile.calls import Call, Tensors, write_call
 from blast_compile.checks import check_residual
 from blast_compile.codegen.spec import Op
@@ -36,6 +36,11 @@ def _stay_alone() -> None:
 
 
 os.register_at_fork(after_in_child=_stay_alone)
+
+
+def is_alone() -> bool:
+    """Whether this process is a forked child, which has no threads but its own."""
+    return _num_threads is _one_thread
 
 
 def product(op: Op, call: Call) -> Tensor:
@@ -66,7 +71,7 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: A
     if plan.run is None or not x.numel() or not grad.numel():
         return reference.weight_grad(grad, x, weight, index, block)
     grad_rows, x_rows = _rows(grad), _rows(x)
-    out = torch.empty_like(weight) if weight.dim() == 3 else torch.ops.blast._zeros_like(weight)
+    out = torch.empty_like(weight) if weight.dim() == 3 else pages.zeros_like(weight)
     numbers = weight_grad_numbers(_num_threads(), grad_rows, x_rows, index, out, block, plan.constants[0][-1])
     if not _succeeds("weight_grad", plan.at(len(x_rows)).run or plan.run, numbers):
         raise checks.damage_weight_grad(grad, x, weight, index, block)

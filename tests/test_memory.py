@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from blast_compile import native
+from tests.mappings import have_large_pages, is_mapped, kb_of
 from tests.op_cases import Call, Case, make_call
 
 pytestmark = pytest.mark.usefixtures("needs_kernels", "two_threads")
@@ -36,10 +39,8 @@ def run(call: Call, x: Tensor) -> Tensor:
     return result
 
 
-def mapped(address: int) -> bool:
-    lines = Path("/proc/self/maps").read_text().splitlines()
-    ranges = [[int(end, 16) for end in line.split()[0].split("-")] for line in lines]
-    return any(start <= address < end for start, end in ranges)
+def run_script(text: str) -> None:
+    subprocess.run([sys.executable, "-c", text], cwd=Path(__file__).parents[1], check=True, timeout=120)
 
 
 def test_free_memory_is_used_again(call: Call) -> None:
@@ -49,7 +50,7 @@ def test_free_memory_is_used_again(call: Call) -> None:
     first.fill_(float("nan"))
     for _ in range(10):
         del first
-        assert mapped(address)
+        assert is_mapped(address)
         first = run(call, call.x)
         assert first.data_ptr() == address
     again, first = first, run(call, -call.x)
@@ -72,16 +73,46 @@ def test_what_waits_is_bounded(call: Call) -> None:
     addresses = [result.data_ptr() for result in results]
     del results
     gc.collect()
-    assert sum(map(mapped, addresses)) * 40 <= 512
+    assert sum(map(is_mapped, addresses)) * 40 <= 512
+
+
+def test_what_is_too_large_drives_nothing_out(call: Call) -> None:
+    y = run(call, call.x)
+    address = y.data_ptr()
+    del y
+    large = run(call, torch.cat([call.x] * 15))
+    assert large.nbytes > 512 * MB
+    del large
+    assert is_mapped(address)
+
+
+def test_the_system_may_take_what_waits(call: Call) -> None:
+    y = run(call, call.x)
+    address = y.data_ptr()
+    assert kb_of(address, "LazyFree") == 0
+    del y
+    assert kb_of(address, "LazyFree") >= 32 * 1024
+
+
+@pytest.mark.skipif(not have_large_pages(), reason="needs large pages")
+def test_results_and_gradients_lie_on_large_pages(call: Call) -> None:
+    for tensor in (run(call, call.x), torch.ops.blast._zeros_like(torch.empty(4097, 1025))):
+        assert tensor.data_ptr() % 2**21 == 0
+        assert kb_of(tensor.data_ptr(), "AnonHugePages") >= tensor.nbytes // 2**21 * 2048
 
 
 def test_much_larger_memory_is_not_taken(call: Call) -> None:
     results = [run(call, torch.cat([call.x] * 8)) for _ in range(2)]
     addresses = [result.data_ptr() for result in results]
     del results
-    [waiting] = filter(mapped, addresses)  # two are more than may wait
+    [waiting] = filter(is_mapped, addresses)  # two are more than may wait
+    larger, small = run(call, torch.cat([call.x] * 2)), run(call, call.x)
+    smaller = small.data_ptr()
+    del larger
+    del small
+    assert run(call, call.x).data_ptr() == smaller
     y = run(call, call.x)
-    assert mapped(waiting)
+    assert is_mapped(waiting)
     assert y.data_ptr() != waiting
 
 
@@ -114,7 +145,7 @@ def test_gradients_begin_as_zeros(shape: tuple[int, int], dtype: torch.dtype) ->
             address = zeros.data_ptr()
             del zeros
     if whole.nbytes >= 4 * MB:
-        assert mapped(address)
+        assert is_mapped(address)
 
 
 def test_threads_do_not_share_results(call: Call) -> None:
@@ -128,15 +159,62 @@ def test_threads_do_not_share_results(call: Call) -> None:
         assert all(pool.map(work, range(3)))
 
 
+_SHORT_OF_MEMORY = """
+import resource
+import pytest, torch
+from blast_compile import native, ops
+assert native.load()
+zeros_like, MB = torch.ops.blast._zeros_like, 2**20
+small, large, larger = (torch.empty(size * MB, dtype=torch.uint8) for size in (40, 200, 600))
+waiting = [zeros_like(small) for _ in range(12)]
+del waiting
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 50 * MB, -1))
+assert not zeros_like(large).any()
+with pytest.raises(torch.OutOfMemoryError, match="expected 629145600 bytes for .*, got no memory; free"):
+    zeros_like(larger)
+"""
+
+
+def test_what_waits_goes_before_memory_ends() -> None:
+    run_script(_SHORT_OF_MEMORY)
+
+
 def test_a_forked_child_leaves_its_parents_memory(call: Call) -> None:
     flipped = -call.x
+    waiting = run(call, flipped).data_ptr()
     y, truth, of_child = run(call, call.x), expected(call, call.x), expected(call, flipped).numpy()
-    run(call, call.x)  # waits
+    assert y.data_ptr() == waiting  # what waited is in use, and a child sees it
+    waiting = run(call, call.x).data_ptr()
     if (child := os.fork()) == 0:
+        was_left = not is_mapped(waiting) and np.array_equal(y.numpy(), truth.numpy())
         results = [run(call, flipped), run(call, flipped)]
         is_right = all(np.array_equal(result.numpy(), of_child) for result in results)  # torch.equal needs its threads
-        del results, y
-        os._exit(0 if is_right else 1)
+        zeros = torch.ops.blast._zeros_like(results[0])
+        is_right &= not zeros.numpy().any()
+        address = zeros.data_ptr()
+        del results, y, zeros
+        os._exit(0 if was_left and is_right and not is_mapped(address) else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert torch.equal(y, truth)
+    assert is_mapped(waiting)
     assert torch.equal(run(call, call.x), truth)
+
+
+_LATE = """
+import os, torch
+from blast_compile import native, ops
+from tests.mappings import have_large_pages, is_mapped, kb_of
+from tests.op_cases import Case, make_call
+call = make_call(Case("linear", form="packed"), (64,), sizes=(2048, 0, 2048))
+x = torch.randn(2048, 2048) @ torch.randn(2048, 2048)  # on threads
+if (child := os.fork()) == 0:
+    assert native.load()
+    call.run()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_the_launcher_may_be_loaded_in_a_forked_child() -> None:
+    run_script(_LATE)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 import re
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,8 +11,7 @@ from torch._subclasses import FakeTensorMode
 
 import blast_compile as blast
 from blast_compile import pages
-
-LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+from tests.mappings import have_large_pages, kb_of
 
 
 @pytest.mark.usefixtures("poisoned_memory")
@@ -21,7 +19,7 @@ LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 @pytest.mark.parametrize("shape", [(0, 5), (3, 5), (2048, 2048)])
 def test_zeros_like(shape: tuple[int, int], dtype: torch.dtype) -> None:
     for like in (torch.ones(shape, dtype=dtype), torch.ones(shape, dtype=dtype).t()):
-        zeros = pages.zeros_like(like)
+        zeros = pages._zeros_like(like)
         assert torch.equal(zeros, torch.zeros_like(like))
         assert zeros.dtype == dtype
         assert zeros.stride() == torch.empty_like(like).stride()
@@ -37,28 +35,17 @@ def test_other_memory_is_left_alone() -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pages, "_c_library", Watched)
-        zeros = pages.zeros_like(torch.empty(5 * 2**20, dtype=torch.uint8))
-        pages.zeros_like(torch.empty(2**20, dtype=torch.uint8))
+        zeros = pages._zeros_like(torch.empty(5 * 2**20, dtype=torch.uint8))
+        pages._zeros_like(torch.empty(2**20, dtype=torch.uint8))
     [(start, length)] = asked
     assert start % 2**21 == length % 2**21 == 0
     assert zeros.data_ptr() <= start < start + length <= zeros.data_ptr() + zeros.numel()
 
 
-def kb_on_large_pages(address: int) -> int:
-    """Of the mapping that holds an address, by the kernel's own account."""
-    is_it, found = False, 0
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if mapping := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
-            is_it = int(mapping[1], 16) <= address < int(mapping[2], 16)
-        elif is_it and line.startswith("AnonHugePages:"):
-            found += int(line.split()[1])
-    return found
-
-
 def can_collapse() -> bool:
     release = re.match(r"(\d+)\.(\d+)", platform.release())
     is_new = release is not None and (int(release[1]), int(release[2])) >= (6, 1)
-    return is_new and LARGE_PAGES.exists() and "[never]" not in LARGE_PAGES.read_text()
+    return is_new and have_large_pages()
 
 
 @pytest.mark.skipif(not can_collapse(), reason="needs Linux 6.1 with large pages")
@@ -68,7 +55,7 @@ def test_masked_weights_lie_on_large_pages() -> None:
     blast.sparsify_(torch.nn.Sequential(layer), blast.BlockSparse(sparsity=0.5, block=32, targets=["0"]))
     assert layer.weight.data_ptr() == address
     assert torch.equal(layer.weight, before)
-    assert kb_on_large_pages(address + 2**24) >= 24 * 1024
+    assert kb_of(address + 2**24, "AnonHugePages") >= 24 * 1024
 
 
 def test_tensors_without_memory_are_left_alone() -> None:

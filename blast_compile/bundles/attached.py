@@ -41,7 +41,7 @@ def find(spec: Spec, *, config: str | None = None, tokens: int | None = None) ->
 
 
 def launcher(torch: str, source_sha256: str) -> Path | None:
-    """The operators' hot path for this version of torch and of `launch.cpp`, or None."""
+    """The operators' hot path for this version of torch and of its sources, or None."""
     for bundle in _attached:
         for entry in bundle.contents.launchers:
             if (entry.torch, entry.source_sha256) == (torch, source_sha256):

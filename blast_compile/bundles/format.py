@@ -49,7 +49,7 @@ class Artifact:
 
 @dataclass(frozen=True)
 class LauncherFile:
-    """The operators' hot path in C++ for one torch: that of `launch.cpp` with this sha256."""
+    """The operators' hot path in C++ for one torch: of sources with this sha256."""
 
     torch: str
     source_sha256: str

@@ -2,7 +2,7 @@
 //
 // Of each op it holds one boxed kernel for CPU tensors. What it does not know, it asks Python: the op `_plan_*` for the plan
 // of a new kind of call, and `_plain_*`, which is launch.py, for calls that no kernel serves as they are (nothing to compute,
-// strided activations, an unlike residual, a damaged index, a freed storage) and for their errors.
+// strided activations, an unlike residual, a damaged index, a freed storage) and for their errors. `_zeros_like` is its own.
 
 #include <ATen/Parallel.h>
 #include <pthread.h>
@@ -106,8 +106,9 @@ class Launcher : public c10::OperatorKernel {
 }  // namespace
 }  // namespace blast
 
-// Puts a launcher under every op that has a plan; false where the ops are not what this file was written for.
-extern "C" bool blast_attach() try {
+// Puts a launcher under every op that has a plan; false where the ops are not what this file was written for. is_alone: in a
+// process that was forked already.
+extern "C" bool blast_attach(bool is_alone) try {
   auto library = std::make_unique<torch::Library>(torch::Library::IMPL, "blast", c10::DispatchKey::CPU, __FILE__, __LINE__);
   for (const char* op : {"linear", "gated_linear", "mlp", "gated_mlp", "input_grad"})
     for (const char* overload : {"", ".nograd"}) {
@@ -116,6 +117,7 @@ extern "C" bool blast_attach() try {
     }
   library->impl("_zeros_like", torch::CppFunction::makeFromUnboxedFunction(&blast::zeros_like));
   pthread_atfork(nullptr, nullptr, [] { blast::is_alone = true; });
+  blast::is_alone = is_alone;
   library.release();  // for the rest of the process
   return true;
 } catch (const std::exception&) {
