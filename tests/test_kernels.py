@@ -14,16 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import blast_compile as blast
-from blast_compile import compat, env, kernels, launch, objects
+from blast_compile import compat, env, kernels, launch
 from blast_compile.backend import blast as backend
-from blast_compile.codegen import build
 from blast_compile.codegen.spec import Epilogue, Spec
 from blast_compile.compat import machine
 from blast_compile.env import Isa
 from blast_compile.errors import OptionsError, TargetError
 from blast_compile.kernels import Kernel
 from blast_compile.layers import SparseLayer
-from blast_compile.store import Store
 from tests.op_cases import Call, Case, check, make_call
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -120,21 +118,6 @@ def test_without_a_store_kernels_live_for_the_process(
     check_some_specs(runs=True)
     (warning,) = warnings(caplog)
     assert str(folder) in warning
-
-
-@pytest.mark.usefixtures("needs_kernels", "empty_store")
-def test_a_store_that_is_cleared_all_the_time_costs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    def compiled() -> Path:
-        return objects.compiled('extern "C" int blast_run(const void*) { return 7; }', ("-shared", "-fPIC"), "a kernel")
-
-    def load_too_late(path: Path) -> Callable[[int], int]:
-        Store.default().clear()  # as another process might, before each use
-        return build.load(path)
-
-    run = objects.using(compiled, load_too_late)
-    assert run(0) == 7
-    assert warnings(caplog) == ["another process clears the store again and again; this one keeps a kernel for itself"]
-    assert objects.open_store().root == Store.default().root
 
 
 def _no_compiler(_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:

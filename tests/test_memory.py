@@ -131,6 +131,12 @@ def test_results_are_tensors_like_others(call: Call) -> None:
     assert y.untyped_storage().nbytes() == 0
 
 
+def test_profilers_see_them(call: Call) -> None:
+    with torch.profiler.profile(profile_memory=True) as profile:
+        y = run(call, call.x)
+    assert sum(event.self_cpu_memory_usage for event in profile.key_averages()) == y.nbytes
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(0, 5), (3, 5), (2049, 1025), (4099, 4001)])
 def test_gradients_begin_as_zeros(shape: tuple[int, int], dtype: torch.dtype) -> None:

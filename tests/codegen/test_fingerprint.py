@@ -6,14 +6,10 @@ import ast
 import sys
 from pathlib import Path
 
-import pytest
-
 from blast_compile import objects
-from blast_compile.codegen import cpp, fingerprint
-from blast_compile.codegen.spec import Epilogue, Spec
+from blast_compile.codegen import fingerprint
 
 FOLDER = Path(fingerprint.__file__).resolve().parent
-SPEC = Spec("linear", "float32", "float32", (16, 16), (Epilogue(),), "packed", "cpu:portable")
 
 
 def imported(path: Path) -> set[str]:
@@ -47,23 +43,3 @@ def test_a_kernel_of_the_cpu_is_made_from_what_its_key_says() -> None:
 def test_templates_count_too() -> None:
     suffixes = {path.suffix for path in (FOLDER / "templates" / "cpp").iterdir()}
     assert suffixes <= fingerprint._SUFFIXES
-
-
-@pytest.mark.usefixtures("empty_store", "needs_kernels")
-def test_a_kernel_in_the_store_is_found_without_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    path = objects.shared_object(SPEC)
-    assert path.with_name("kernel.cpp").read_text() == cpp.generate(SPEC)
-    monkeypatch.setattr(cpp, "generate", lambda *_: pytest.fail("the text was generated"))
-    assert objects.shared_object(SPEC) == objects.shared_object(SPEC, cpp.default_config(SPEC)) == path
-
-
-@pytest.mark.usefixtures("empty_store", "needs_kernels")
-def test_other_generators_make_other_entries(monkeypatch: pytest.MonkeyPatch) -> None:
-    keys: list[objects.KernelKey] = []
-    monkeypatch.setattr(objects, "made", lambda key, *_: keys.append(key))
-    objects.shared_object(SPEC)
-    monkeypatch.setattr(objects, "fingerprint", lambda: "another")
-    objects.shared_object(SPEC)
-    monkeypatch.setattr(objects, "_libraries", lambda: (("jinja2", "99"),))
-    objects.shared_object(SPEC)
-    assert len(set(keys)) == 3

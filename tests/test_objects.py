@@ -1,0 +1,50 @@
+"""Shared objects in the store: found by what they are made from, made in private where it is cleared all the time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from blast_compile import objects
+from blast_compile.codegen import build, cpp
+from blast_compile.codegen.spec import Epilogue, Spec
+from blast_compile.store import Store
+
+pytestmark = pytest.mark.usefixtures("empty_store", "needs_kernels")
+SPEC = Spec("linear", "float32", "float32", (16, 16), (Epilogue(),), "packed", "cpu:portable")
+
+
+def test_a_kernel_in_the_store_is_found_without_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = objects.shared_object(SPEC)
+    assert path.with_name("kernel.cpp").read_text() == cpp.generate(SPEC)
+    monkeypatch.setattr(cpp, "generate", lambda *_: pytest.fail("the text was generated"))
+    assert objects.shared_object(SPEC) == objects.shared_object(SPEC, cpp.default_config(SPEC)) == path
+
+
+def test_other_generators_make_other_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[objects.KernelKey] = []
+    monkeypatch.setattr(objects, "made", lambda key, *_: keys.append(key))
+    objects.shared_object(SPEC)
+    monkeypatch.setattr(objects, "fingerprint", lambda: "another")
+    objects.shared_object(SPEC)
+    monkeypatch.setattr(objects, "_libraries", lambda: (("jinja2", "99"),))
+    objects.shared_object(SPEC)
+    assert len(set(keys)) == 3
+
+
+def test_a_store_that_is_cleared_all_the_time_costs_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    def compiled() -> Path:
+        return objects.compiled('extern "C" int blast_run(const void*) { return 7; }', ("-shared", "-fPIC"), "a kernel")
+
+    def load_too_late(path: Path) -> Callable[[int], int]:
+        Store.default().clear()  # as another process might, before each use
+        return build.load(path)
+
+    run = objects.using(compiled, load_too_late)
+    assert run(0) == 7
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        "another process clears the store again and again; this one keeps a kernel for itself"
+    ]
+    assert objects.open_store().root == Store.default().root
