@@ -35,7 +35,12 @@ VARIABLES = (
     ),
     Variable("BLAST_DEBUG", "0 to 4", "0", "What is logged: 1 decisions, 2 pass differences, 3 source, 4 timings."),
     Variable("BLAST_ISA", ", ".join(ISAS), "the best of this machine", "Instruction set of generated CPU kernels."),
-    Variable("BLAST_NATIVE", "0, 1", "1", "Whether calls go through the launcher in C++, or through Python, which keeps no freed memory."),
+    Variable(
+        "BLAST_NATIVE",
+        "0, 1",
+        "1",
+        "Whether calls go through the launcher in C++, or through Python, which keeps no freed memory.",
+    ),
 )
 
 
