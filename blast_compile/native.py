@@ -86,8 +86,15 @@ def source_sha256() -> str:
 
 def shared_object() -> Path:
     """The file of the C++ form, from a bundle, the store, or compiled now; raises `BuildError` or `OSError`."""
-    bundled = bundles.launcher(torch.__version__, source_sha256())
-    return bundled or objects.compiled((_SOURCES / "launch.cpp").read_text(), _flags(), "the launcher")
+    sha256 = source_sha256()
+    bundled = bundles.launcher(torch.__version__, sha256)
+    return bundled or objects.compiled((_SOURCES / "launch.cpp").read_text(), _flags(sha256), "the launcher")
+
+
+def torch_flags() -> tuple[str, ...]:
+    """For a shared object against the torch that runs; `-ltorch_cpu -lc10` go behind what else it is linked from."""
+    language = ("-O2", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-w")
+    return (*language, f"-I{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}")
 
 
 def _is_wanted() -> bool:
@@ -123,20 +130,7 @@ def _attached(path: Path) -> ctypes.CDLL:
     return library
 
 
-def _flags() -> tuple[str, ...]:
-    key = (f'-DBLAST_TORCH_VERSION="{torch.__version__}"', f'-DBLAST_SOURCES="{source_sha256()}"')  # read by nobody
+def _flags(sha256: str) -> tuple[str, ...]:
+    key = (f'-DBLAST_TORCH_VERSION="{torch.__version__}"', f'-DBLAST_SOURCES="{sha256}"')  # read by nobody
     cxx11_abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
-    folders = (f"-I{_SOURCES}", f"-I{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}")
-    return (
-        "-O2",
-        "-std=c++20",
-        "-fPIC",
-        "-shared",
-        "-fopenmp",
-        "-w",
-        *key,
-        cxx11_abi,
-        *folders,
-        "-ltorch_cpu",
-        "-lc10",
-    )
+    return (*torch_flags(), *key, cxx11_abi, f"-I{_SOURCES}", "-ltorch_cpu", "-lc10")

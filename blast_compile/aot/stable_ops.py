@@ -6,9 +6,7 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import torch
-
-from blast_compile import objects, ops
+from blast_compile import native, objects, ops
 from blast_compile.aot.jobs import Job
 from blast_compile.codegen import build
 from blast_compile.codegen.spec import Op, Spec
@@ -16,7 +14,6 @@ from blast_compile.env import ISAS
 from blast_compile.errors import BuildError
 
 _SOURCE = Path(__file__).with_name("ops.cpp")
-_TORCH = Path(torch.__file__).parent
 _TARGET_VERSION = "0x020b000000000000"  # the oldest torch that the package runs with, 2.11
 _OPS: tuple[Op, ...] = ("linear", "gated_linear", "mlp", "gated_mlp")
 
@@ -108,6 +105,5 @@ def _object(number: int, job: Job) -> Path:
 
 
 def _flags(files: Sequence[Path]) -> tuple[str, ...]:
-    language = ("-O2", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-w", "-fvisibility=hidden")
-    places = (f"-DTORCH_TARGET_VERSION={_TARGET_VERSION}", f"-I{_TORCH / 'include'}", f"-L{_TORCH / 'lib'}")
-    return (*language, *places, *map(str, files), "-ltorch_cpu", "-lc10")
+    of_stable_abi = ("-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={_TARGET_VERSION}")
+    return (*native.torch_flags(), *of_stable_abi, *map(str, files), "-ltorch_cpu", "-lc10")
