@@ -20,8 +20,9 @@ from blast_compile.compat.tensors import (
     has_rows_in_values,
     is_fake,
     is_traced_by_fx,
+    is_whole_memory,
     map_values,
-    shares_whole_memory,
+    shares_memory,
 )
 
 __all__ = [
@@ -37,13 +38,14 @@ __all__ = [
     "has_triton",
     "is_fake",
     "is_traced_by_fx",
+    "is_whole_memory",
     "known_equal",
     "map_values",
     "one_level_function",
     "outside_dynamo",
     "redispatch_below_autograd",
     "runnable_isas",
-    "shares_whole_memory",
+    "shares_memory",
     "size_hint",
     "static_size",
     "without_autocast",
