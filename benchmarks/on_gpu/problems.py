@@ -68,7 +68,7 @@ def _through_silu(d_hidden: Tensor, taken: list[Tensor]) -> Tensor:
 
 
 def _layer(check: Check, shape: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Operand, index and the clean weight in float64; what must not be read is NaN."""
+    """Operand, mask or index, and the clean weight in float64; what must not be read is NaN."""
     R, C = layout.grid(shape, check.block)
     kept = torch.rand(R, C, generator=generator) < check.density
     weight = (torch.randn(shape, generator=generator) * shape[1] ** -0.5).to(check.dtype)
@@ -77,7 +77,7 @@ def _layer(check: Check, shape: tuple[int, int], generator: torch.Generator) -> 
     if check.layout == "packed":
         return layout.pack(poisoned, kept, check.block), layout.packed_index(kept), clean
     operand = poisoned.t().contiguous().t() if check.layout == "transposed" else poisoned
-    return operand, layout.masked_index(kept), clean
+    return operand, layout.mask_values(kept), clean
 
 
 def _zeros_like(weight: Tensor) -> Tensor:
