@@ -8,12 +8,12 @@ same bytes. Triton itself is not needed here: `triton_build` loads what comes ou
 Programs are output-stationary: one program owns a tile of the result and walks over the kept blocks of one block row,
 so nothing is added by atomics, an empty row costs its epilogue alone, and the same plan gives the same bits.
 
-A masked weight is walked over by a list of its kept blocks, `[R, 1 + C]`: of each row a count, then that many columns. It
-is scratch, made of the mask at each call by `list_kept`, a kernel beside the others, for torch's own operators would cost
-several launches; so an edited mask is seen, and nothing is kept that could be out of date.
+Kernels walk over a masked weight by a list of its kept blocks, `[R, 1 + C]`: of each block row a count, then that many
+columns. `list_kept`, a small kernel beside each of them, makes it of the mask at each call, in scratch: so an edited
+mask is seen, and nothing is kept that could be out of date. Torch's own operators would take several launches.
 
-An input gradient is a product with the transposed weight, through a transposed index (`triton_index`) and no copy of
-the values: of a mask, the transposed view. With an epilogue, that of the layer before, it goes on through that layer's activation:
+An input gradient is a product with the transposed weight, through a transposed index or mask (`triton_index`) and no
+copy of the values. With an epilogue, that of the layer before, it goes on through that layer's activation:
 `acc * act'(up)`, or beside a gate `acc * act(gate)` and `acc * up * act'(gate)`.
 
 An MLP runs as its products, one launch each; `triton_launch_mlp` runs a few tokens through all of it in one launch.

@@ -1,8 +1,8 @@
 """Runs loaded Triton products: on CUDA tensors, or on CPU tensors through Triton's interpreter.
 
-Nothing here reads what lies on a device, so the host never waits. Weights, masks, indices, biases and residuals are as in
-`reference.py`. order: int32 `[R]`, a permutation of the block rows of the weight (of its block columns, for an input
-gradient), where the kernel's config is ordered. num_programs: the grid, where it is persistent.
+Nothing here reads what lies on a device, so the host never waits. Weights, masks and indices, biases and residuals are
+as in `reference.py`. order: int32 `[R]`, a permutation of the block rows of the weight (of its block columns, for an
+input gradient), where the kernel's config is ordered. num_programs: the grid, where it is persistent.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -82,8 +81,9 @@ def launch_input_grad(
 ) -> tuple[Tensor, Tensor | None]:
     """`reference.input_grad`, `[..., K]`; through the activation of the layer before, where the spec has an epilogue.
 
-    transposed_index: of `triton_index`, or a transposed mask. up, gate: what that activation took, `[..., K]`: its argument, or, beside a
-    gate, the other factor and its argument. The second result is the gradient of `gate`, None without one.
+    transposed_index: of `triton_index`, from a mask or an index. up, gate: what that activation took, `[..., K]`: its
+    argument, or, beside a gate, the other factor and its argument. The second result is the gradient of `gate`, None
+    without one.
     """
     operand = weight.t() if weight.dim() == 2 else weight
     layers = {"": (operand, transposed_index, None)}

@@ -24,8 +24,9 @@ def launch_mlp(
 ) -> Tensor:
     """`reference.mlp`, or `reference.gated_mlp` with a gate: one launch, whose programs wait for each other twice.
 
-    Weight, mask or index, and bias of each layer. num_programs: one launch a phase, each of that many programs, which need not
-    fit on the device at once. Else the interpreter, which runs one program after another, runs a single one.
+    Of each layer weight, mask or index, and bias. num_programs: one launch a phase, each of that many programs, which
+    need not fit on the device at once. Else the interpreter, which runs one program after another, runs a single one.
+    Masks are listed in launches before.
     """
     check_device(kernel, x)
     spec, config = kernel.spec, kernel.config

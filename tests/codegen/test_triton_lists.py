@@ -24,7 +24,7 @@ def expected(mask: Tensor) -> Tensor:
     R, C = mask.shape
     found = torch.full((R, 1 + C), UNWRITTEN, dtype=torch.int32)
     for row in range(R):
-        columns = [column for column in range(C) if not float(mask[row, column]) == 0.0]
+        columns = [column for column in range(C) if float(mask[row, column]) != 0.0]
         found[row, : 1 + len(columns)] = torch.tensor([len(columns), *columns])
     return found
 
