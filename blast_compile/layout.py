@@ -49,6 +49,23 @@ def spread(kept: Tensor, shape: tuple[int, int], block: Block) -> Tensor:
     return kept.repeat_interleave(block[0], 0)[: shape[0]].repeat_interleave(block[1], 1)[:, : shape[1]]
 
 
+def clear_(dense_NK: Tensor, kept: Tensor, block: Block) -> None:
+    """Makes the blocks of a matrix `[N, K]` that are not kept, bool `[R, C]`, zero in place, whatever they held."""
+    dropped = ~kept.to(dense_NK.device)
+    (N, K), (bn, bk) = dense_NK.shape, block
+    for rows, n in ((slice(0, N // bn), bn), (slice(N // bn, None), N % bn)):
+        for columns, k in ((slice(0, K // bk), bk), (slice(K // bk, None), K % bk)):
+            of_part = dropped[rows, columns]
+            if n and k and of_part.numel():
+                part = dense_NK[rows.start * bn :, columns.start * bk :][: len(of_part) * n, : of_part.shape[1] * k]
+                part.view(-1, n, of_part.shape[1], k).masked_fill_(of_part[:, None, :, None], 0)
+
+
+def holds_more_than(dense_NK: Tensor, kept: Tensor, block: Block) -> bool:
+    """Whether a matrix `[N, K]` holds anything but zeros outside its kept blocks, bool `[R, C]`."""
+    return bool((to_blocks(dense_NK != 0, block).flatten(2).any(-1) & ~kept.to(dense_NK.device)).any())
+
+
 def mask_values(kept: Tensor) -> Tensor:
     """The mask of a masked layer, float32, from bool `[R, C]`."""
     return kept.to(torch.float32)

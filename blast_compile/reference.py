@@ -1,8 +1,8 @@
 """The truth: every op in plain torch, for tests, for benchmarks, and where no kernel exists.
 
 Same names, arguments and shapes as the ops in `ops.py` (without `abi`). A weight is dense `[N, K]` and `index` its mask
-`[R, C]`, or it is packed values `[nnz, bk, bn]` with their index; see `layout.py`. `x` is `[..., K]`, results are `[..., N]` in the
-dtype of `x`.
+`[R, C]`, or it is packed values `[nnz, bk, bn]` with their index; see `layout.py`. `x` is `[..., K]`, results are
+`[..., N]` in the dtype of `x`.
 """
 
 from __future__ import annotations

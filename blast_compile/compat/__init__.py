@@ -15,7 +15,14 @@ from blast_compile.compat.dispatch import (
 )
 from blast_compile.compat.graphs import copy_graph_module, known_equal, size_hint, static_size
 from blast_compile.compat.machine import cpu_isa, has_triton, runnable_isas
-from blast_compile.compat.tensors import has_rows_in_values, is_fake, is_traced_by_fx, map_values
+from blast_compile.compat.tensors import (
+    has_plain_values,
+    has_rows_in_values,
+    is_fake,
+    is_traced_by_fx,
+    map_values,
+    shares_whole_memory,
+)
 
 __all__ = [
     "any_has_tangent",
@@ -25,6 +32,7 @@ __all__ = [
     "copy_graph_module",
     "cpu_isa",
     "frozen_weights",
+    "has_plain_values",
     "has_rows_in_values",
     "has_triton",
     "is_fake",
@@ -35,6 +43,7 @@ __all__ = [
     "outside_dynamo",
     "redispatch_below_autograd",
     "runnable_isas",
+    "shares_whole_memory",
     "size_hint",
     "static_size",
     "without_autocast",
