@@ -1,8 +1,8 @@
-"""Sparse layers: a linear layer by another class, with the same parameters, read reads through a mask.
+"""Sparse layers: a linear layer by another class, with the same parameters, read through a mask.
 
-A masked layer keeps its dense `weight`, in which dropped blocks are zeros, and a buffer `block_mask` of floats; a packed
-one keeps a parameter of the same name with the kept blocks alone, and their index. Either is an input of every captured
-graph: editing weight or mask needs no recompile, and never goes stale. Nothing that follows from them is kept.
+A masked layer keeps its dense `weight`, in which dropped blocks are zeros, and a buffer `block_mask` of floats; a
+packed one keeps a parameter of the same name with the kept blocks alone, and their index. Either is an input of every
+captured graph: editing weight or mask needs no recompile, and never goes stale. Nothing that follows from them is kept.
 
 A masked layer may carry a probe (`probe.py`), which tells the norms of the blocks of its dense weight gradient.
 """
@@ -209,6 +209,11 @@ class PackedLinear(PackedLayer, nn.Linear):  # type: ignore[misc]  # the same
     """A packed `nn.Linear`."""
 
     plain_class = nn.Linear
+
+
+def mask_buffers(layer: nn.Module) -> tuple[str, ...]:
+    """The buffers of a layer that say which blocks are kept; none of a dense one."""
+    return layer.mask_buffers if isinstance(layer, SparseLayer) else ()
 
 
 def is_transposed(layer: nn.Module) -> bool:

@@ -92,7 +92,7 @@ def check_words(counts: Tensor, columns: Tensor) -> Tensor:
     """
     rows = torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
     places = torch.arange(columns.numel(), device=columns.device) - (counts.cumsum(0) - counts)[rows]
-    hashed = (columns + places * 0x9E3779B1) & _WORD
+    hashed = (columns + 1 + places * 0x9E3779B1) & _WORD
     hashed = ((hashed ^ hashed >> 15) * 0x85EBCA6B) & _WORD
     words = torch.full_like(counts, 0x27D4EB2F).index_add_(0, rows, hashed ^ hashed >> 13) & _WORD
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)

@@ -29,7 +29,7 @@ def readable(layer: SparseLayer, state: State, prefix: str) -> State:
     """
     weight = state.get(prefix + "weight")
     if weight is not None and weight.dim() != layer.weight.dim():
-        raise MaskError(_of_other_form(layer, weight, is_sparse=_names_a_mask(state, prefix)))
+        raise MaskError(_of_other_form(layer, prefix, weight, is_sparse=_names_a_mask(state, prefix)))
     if layer.form == "masked":
         return _readable_by_masked(cast("MaskedLayer", layer), state, prefix)
     return _readable_by_packed(cast("PackedLayer", layer), state, prefix)
@@ -101,11 +101,11 @@ def _names_a_mask(state: State, prefix: str) -> bool:
     return any(prefix + name in state for name in ("block_mask", "block_index"))
 
 
-def _of_other_form(layer: SparseLayer, weight: Tensor, *, is_sparse: bool) -> str:
+def _of_other_form(layer: SparseLayer, prefix: str, weight: Tensor, *, is_sparse: bool) -> str:
     hint = "load it before pack_" if layer.form == "packed" else "call pack_ on the model before loading it"
     if is_sparse:
         hint += f", or save it after {'pack_' if layer.form == 'packed' else 'unpack_'}"
     return (
-        f"expected a {layer.form} weight of {layer.weight.dim()} dimensions for {layer}, got one of shape "
+        f"expected a {layer.form} {prefix}weight of {layer.weight.dim()} dimensions for {layer}, got one of shape "
         f"{tuple(weight.shape)}; {hint}"
     )
