@@ -50,9 +50,7 @@ def describe_state(
     `CheckpointError` where weight and mask do not go together.
     """
     stored, entries = dict(state_dict), {}
-    for name, layer in sparse_layers(model).items():
-        for wrapper in _WRAPPERS:
-            name = name.replace(wrapper, "")
+    for layer, (name, *other_names) in _names_of_layers(model).items():
         found = _state_of(name, layer, stored)
         if found is None:
             continue
@@ -64,7 +62,22 @@ def describe_state(
             found["weight"], found["block_index"] = _stripped(name, found["weight"], found["block_index"], num_rows)
         entries[name] = _describe(name, layer, found["block_index"], is_packed=is_packed)
         stored |= {f"{name}.{key}": tensor for key, tensor in found.items()}
+        for other in other_names:
+            stored.pop(f"{other}.block_index", None)
+            if f"{other}.weight" in stored and "weight" in found:
+                stored[f"{other}.weight"] = found["weight"]  # tied, as libraries see by its memory
     return stored, entries
+
+
+def _names_of_layers(model: nn.Module) -> dict[SparseLayer, list[str]]:
+    """Every name of each sparse layer, as a state dict has it."""
+    names: dict[SparseLayer, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, SparseLayer):
+            for wrapper in _WRAPPERS:
+                name = name.replace(wrapper, "")
+            names.setdefault(module, []).append(name)
+    return names
 
 
 def _state_of(name: str, layer: SparseLayer, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -98,6 +111,11 @@ def _stripped(name: str, weight: Tensor, index: Tensor, num_rows: int) -> tuple[
 
 def _describe(name: str, layer: SparseLayer, index: Tensor, *, is_packed: bool) -> Entry:
     """The entry of a layer whose index is saved as `index`."""
+    if index.dtype != torch.int32:
+        raise CheckpointError(
+            f"expected an int32 index of {name!r} in the state dict to be saved, got {index.dtype}, which rounds block "
+            "numbers; cast the weights alone, by model.to(dtype)"
+        )
     try:
         kept = layout.kept_blocks(index, layout.grid(layer.shape, layer.block))
     except MaskError as error:
@@ -149,8 +167,10 @@ def settle_(model: nn.Module, made: Made, was_read: Callable[[Tensor], bool]) ->
                 forms.leave_form_(layer)
         return
     for name, layer, entry in made:
+        if layer.block_index.is_meta and hasattr(layer, "_hf_hook"):
+            continue  # offloaded with its buffers; stays as its file has it
         _check_loaded(name, layer, entry)
-        if isinstance(layer, PackedLayer) and not layer.weight.is_meta:  # an offloaded one stays as its file has it
+        if isinstance(layer, PackedLayer) and not layer.weight.is_meta:  # the same, without buffers
             most = layer.mask.kept.numel()
             values, layer.block_index = layout.refill(layer.weight.detach(), layer.block_index, most)
             layer.weight = nn.Parameter(values, requires_grad=layer.weight.requires_grad)
@@ -216,6 +236,8 @@ def _check_loaded(name: str, layer: SparseLayer, entry: Entry) -> None:
 
     Where a tensor is missing, libraries go on with whatever its memory holds, which may even be a sound index.
     """
+    if layer.block_index.is_meta:
+        raise CheckpointError(f"expected the mask index of {name!r}, got none in the checkpoint: save the model again")
     try:
         mask = layer.mask
     except MaskError as error:
