@@ -56,11 +56,11 @@ def describe_state(
             continue
         if fetch is not None:
             found = {key: fetch(f"{name}.{key}") if tensor.is_meta else tensor for key, tensor in found.items()}
-        is_packed = _is_packed(layer, found)
+        is_packed, kept = _is_packed(layer, found), _kept_blocks(name, layer, found)
         if is_packed and "weight" in found:
-            num_rows = layout.grid(layer.shape, layer.block)[0]
-            found["weight"], found["block_index"] = _stripped(name, found["weight"], found["block_index"], num_rows)
-        entries[name] = _describe(name, layer, found["block_index"], is_packed=is_packed)
+            stripped = layout.strip(found["weight"], found["block_index"], kept.shape[0])
+            found["weight"], found["block_index"] = stripped
+        entries[name] = _describe(layer, kept, found["block_index"], is_packed=is_packed)
         stored |= {f"{name}.{key}": tensor for key, tensor in found.items()}
         for other in other_names:
             stored.pop(f"{other}.block_index", None)
@@ -100,26 +100,28 @@ def _is_packed(layer: SparseLayer, found: Mapping[str, Tensor]) -> bool:
     return found["weight"].dim() == 3 if "weight" in found else isinstance(layer, PackedLayer)
 
 
-def _stripped(name: str, weight: Tensor, index: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
-    if index.dim() == 1 and index.numel() == num_rows + 1 + weight.shape[0]:
-        return layout.strip(weight, index, num_rows)
-    raise CheckpointError(
-        f"expected an index of {num_rows} offsets, one more, and {weight.shape[0]} columns for the packed weight of "
-        f"{name!r}, got shape {tuple(index.shape)}; save the state dict as it came from its model"
-    )
-
-
-def _describe(name: str, layer: SparseLayer, index: Tensor, *, is_packed: bool) -> Entry:
-    """The entry of a layer whose index is saved as `index`."""
+def _kept_blocks(name: str, layer: SparseLayer, found: Mapping[str, Tensor]) -> Tensor:
+    """Bool `[R, C]`; raises `CheckpointError` unless weight and index would load again."""
+    index, blocks = found["block_index"], layout.grid(layer.shape, layer.block)
     if index.dtype != torch.int32:
         raise CheckpointError(
             f"expected an int32 index of {name!r} in the state dict to be saved, got {index.dtype}, which rounds block "
             "numbers; cast the weights alone, by model.to(dtype)"
         )
+    num_stored = found["weight"].shape[0] if "weight" in found else None
+    if _is_packed(layer, found) and num_stored not in (None, index.numel() - blocks[0] - 1):
+        raise CheckpointError(
+            f"expected an index of {blocks[0] + 1} offsets and {num_stored} columns for the packed weight of {name!r}, "
+            f"got shape {tuple(index.shape)}; save the state dict as it came from its model"
+        )
     try:
-        kept = layout.kept_blocks(index, layout.grid(layer.shape, layer.block))
+        return layout.kept_blocks(index, blocks)
     except MaskError as error:
         raise CheckpointError(f"expected a mask of {name!r} to save, got one that cannot be used: {error}") from error
+
+
+def _describe(layer: SparseLayer, kept: Tensor, index: Tensor, *, is_packed: bool) -> Entry:
+    """The entry of a layer whose index is saved as `index`."""
     described: dict[str, Any] = {"form": "packed" if is_packed else "masked", "block": list(layer.block)}
     if is_packed:
         num_dead_blocks = layer.num_dead_blocks if isinstance(layer, PackedLayer) else 0
