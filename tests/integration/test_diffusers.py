@@ -124,7 +124,7 @@ def test_damaged_models_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=f"index of '{name.removesuffix('.block_index')}', got none in the check"):
         type(model).from_pretrained(tmp_path)
     save_file(tensors | {name: torch.zeros_like(index)}, tmp_path / WEIGHTS, metadata={"format": "pt"})
-    with pytest.raises(CheckpointError, match="blocks in the index of"):
+    with pytest.raises(CheckpointError, match="index of"):
         type(model).from_pretrained(tmp_path)
 
 
