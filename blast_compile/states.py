@@ -44,16 +44,32 @@ def renew_(layer: SparseLayer) -> None:
     """Brings the buffers of a layer that an older version pickled to today's form, in place."""
     layer._buffers.pop("probe", None)
     layer._non_persistent_buffers_set.discard("probe")
-    blocks, index = layout.grid(layer.shape, layer.block), layer._buffers.get("block_index")
-    if index is None:
+    if not is_old(layer):
         return
+    blocks, index = layout.grid(layer.shape, layer.block), cast(Tensor, layer._buffers["block_index"])
     if layer.form == "packed":
-        if is_old_packed_index(index, blocks[0], layer.weight.shape[0]):
-            layer._buffers["block_index"] = with_check_words(index, blocks[0])
+        layer._buffers["block_index"] = with_check_words(index, blocks[0])
         return
     del layer._buffers["block_index"]
     layer._buffers["block_mask"] = mask_from_old_index(index, blocks)
     layer._buffers["block_size"] = block_size(layer).to(index.device)
+
+
+def is_old(layer: SparseLayer) -> bool:
+    """Whether a layer holds its mask as old versions did."""
+    index = layer._buffers.get("block_index")
+    if index is None or layer.form == "masked":
+        return index is not None
+    return is_old_packed_index(index, layout.grid(layer.shape, layer.block)[0], layer.weight.shape[0])
+
+
+def make_old_(layer: SparseLayer) -> None:
+    """Gives a layer without values the buffers that old files hold, in place; `renew_` brings it back."""
+    (R, C), device = layout.grid(layer.shape, layer.block), layer.index_operand().device
+    for name in layer.mask_buffers:
+        del layer._buffers[name]
+    shape = (R + 1 + layer.weight.shape[0],) if layer.form == "packed" else (R, 1 + C)
+    layer.register_buffer("block_index", torch.empty(shape, dtype=torch.int32, device=device))
 
 
 def _readable_by_masked(layer: MaskedLayer, state: State, prefix: str) -> State:

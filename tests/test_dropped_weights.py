@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -91,7 +93,7 @@ def test_views_of_larger_memory_stay_views() -> None:
 @pytest.mark.parametrize("shares", ["parameter", "memory"])
 def test_weights_that_a_module_outside_holds_stay_dense(shares: str) -> None:
     model, outside = nn.Sequential(nn.Linear(40, 72), nn.Linear(72, 40)), nn.Linear(40, 72)
-    weight = model[0].weight
+    weight = model.get_parameter("0.weight")
     outside.weight = weight if shares == "parameter" else nn.Parameter(weight.data)
     before = outside.weight.detach().clone()
     blast.sparsify_(model, CONFIG)
@@ -107,7 +109,7 @@ class Dense(torch.optim.Optimizer):
     """Moves every number, as optimizers that mix those of a matrix do."""
 
     def __init__(self, parameters: list[Tensor]) -> None:
-        super().__init__(parameters, {})
+        super().__init__(parameters, defaults={})
 
     def step(self, closure: object = None) -> None:  # type: ignore[override]
         del closure
@@ -117,7 +119,7 @@ class Dense(torch.optim.Optimizer):
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW, Dense])
-def test_after_every_step_of_a_sparsifier(kind: type[torch.optim.Optimizer]) -> None:
+def test_after_every_step_of_a_sparsifier(kind: Callable[[list[Tensor]], torch.optim.Optimizer]) -> None:
     model = nn.Sequential(nn.Linear(40, 72), nn.ReLU(), nn.Linear(72, 40))
     optimizer = kind(list(model.parameters()))
     sparsifier = blast.Sparsifier(model, PruneAndGrow(Cubic(final=0.8, end=20), CONFIG, interval=5), optimizer)

@@ -41,7 +41,8 @@ def test_moving_averages_are_the_model_or_refused(form: str, decay: float) -> No
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)  # type: ignore[no-untyped-call]
     for _ in range(20):
         average.update_parameters(model)
-    if form == "packed" and not torch.equal(average.module[0].block_index, model[0].block_index):  # type: ignore[index, arg-type]
+    averaged, own = (layers_of(each)[0].index_operand() for each in (average, model))
+    if form == "packed" and not torch.equal(averaged, own):
         for refuse in (lambda: average(torch.randn(8, 512)), lambda: blast.unpack_(average.module)):
             with pytest.raises(MaskError, match="the mask index is damaged"):
                 refuse()
@@ -54,7 +55,7 @@ def test_moving_averages_are_the_model_or_refused(form: str, decay: float) -> No
 @pytest.mark.parametrize("use_buffers", [False, True])
 def test_stochastic_weight_averages_are_the_model(use_buffers: bool) -> None:
     model = make()
-    average = AveragedModel(model, use_buffers=use_buffers)  # type: ignore[no-untyped-call]
+    average = AveragedModel(model, use_buffers=use_buffers)
     for _ in range(5):
         average.update_parameters(model)
     same(model, average)
@@ -140,7 +141,7 @@ def test_masks_of_any_number_keep_what_is_not_zero() -> None:
     before = layers_of(model)[0].mask.kept
     x = torch.randn(8, 512)
     y = model(x)
-    mask = model[0].block_mask
+    mask = layers_of(model)[0].index_operand()
     mask.mul_(1e-30)
     mask[0] *= -1e30
     assert torch.equal(layers_of(model)[0].mask.kept, before)

@@ -1,8 +1,8 @@
 """Sparse layers as the config of a saved model describes them: an entry each, made into a layer again, and checked.
 
-An entry holds `form` ("masked" or "packed"), `block` `[bn, bk]`, `index_crc32`, and for packed layers `num_blocks`, the
-kept ones, and `num_dead_blocks`. Entries are read off layers and tensors while a model is saved, and stand in the saved
-config alone.
+An entry holds `form` ("masked" or "packed"), `block` `[bn, bk]`, `index_crc32`, that of the tensor which says what is
+kept, and for packed layers `num_blocks`, the kept ones, and `num_dead_blocks`. Entries are read off layers and tensors
+while a model is saved, and stand in the saved config alone. In version 1 that tensor was one of `old_states.py`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from blast_compile import forms, layout, twins  # by module: these may be importing what imports this
+from blast_compile import forms, layout, states, twins  # by module: these may be importing what imports this
 from blast_compile.errors import CheckpointError, MaskError
 from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight
 from blast_compile.log import logger
 
 Entry = Mapping[str, Any]
 METHOD = "blast"
-VERSION = 1
-MASKS = ("block_index",)  # how tensors that hold masks may be called in files
+VERSION = 2
+MASKS = ("block_mask", "block_index")  # how tensors that hold masks may be called in files
 _WRAPPERS = ("_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")  # in names of modules, not in those of tensors
 
 
@@ -60,10 +60,13 @@ def describe_state(
         if is_packed and "weight" in found:
             stripped = layout.strip(found["weight"], found["block_index"], kept.shape[0])
             found["weight"], found["block_index"] = stripped
-        entries[name] = _describe(layer, kept, found["block_index"], is_packed=is_packed)
+        elif not is_packed:
+            found |= {"block_mask": found["block_mask"].to(torch.float32), "block_size": states.block_size(layer)}
+        entries[name] = _describe(layer, kept, found[_mask_key(is_packed)], is_packed=is_packed)
         stored |= {f"{name}.{key}": tensor for key, tensor in found.items()}
         for other in other_names:
-            stored.pop(f"{other}.block_index", None)
+            for key in layer.mask_buffers:
+                stored.pop(f"{other}.{key}", None)
             if f"{other}.weight" in stored and "weight" in found:
                 stored[f"{other}.weight"] = found["weight"]  # tied, as libraries see by its memory
     return stored, entries
@@ -82,12 +85,12 @@ def _names_of_layers(model: nn.Module) -> dict[SparseLayer, list[str]]:
 
 def _state_of(name: str, layer: SparseLayer, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Weight and mask of a layer in a state dict, or None where it is not in it, or dense."""
-    keys = ("weight", "block_index")
+    keys = ("weight", *MASKS)
     found = {key: state_dict[f"{name}.{key}"] for key in keys if f"{name}.{key}" in state_dict}
-    if not found or "block_index" in found:
+    if not found or _mask_key(_is_packed(layer, found)) in found:
         return found or None
     if _is_packed(layer, found) == isinstance(layer, PackedLayer):
-        return found | {"block_index": layer.block_index}
+        return found | {_mask_key(isinstance(layer, PackedLayer)): layer.index_operand()}
     if found["weight"].dim() == 2:
         return None
     raise CheckpointError(
@@ -96,23 +99,28 @@ def _state_of(name: str, layer: SparseLayer, state_dict: Mapping[str, Tensor]) -
     )
 
 
+def _mask_key(is_packed: bool) -> str:
+    return "block_index" if is_packed else "block_mask"
+
+
 def _is_packed(layer: SparseLayer, found: Mapping[str, Tensor]) -> bool:
     return found["weight"].dim() == 3 if "weight" in found else isinstance(layer, PackedLayer)
 
 
 def _kept_blocks(name: str, layer: SparseLayer, found: Mapping[str, Tensor]) -> Tensor:
-    """Bool `[R, C]`; raises `CheckpointError` unless weight and index would load again."""
-    index, blocks = found["block_index"], layout.grid(layer.shape, layer.block)
-    if index.dtype != torch.int32:
+    """Bool `[R, C]`; raises `CheckpointError` unless weight and mask or index would load again."""
+    is_packed, blocks = _is_packed(layer, found), layout.grid(layer.shape, layer.block)
+    index = found[_mask_key(is_packed)]
+    if is_packed and index.dtype != torch.int32:
         raise CheckpointError(
             f"expected an int32 index of {name!r} in the state dict to be saved, got {index.dtype}, which rounds block "
             "numbers; cast the weights alone, by model.to(dtype)"
         )
     num_stored = found["weight"].shape[0] if "weight" in found else None
-    if _is_packed(layer, found) and num_stored not in (None, index.numel() - blocks[0] - 1):
+    if is_packed and num_stored not in (None, index.numel() - 2 * blocks[0] - 1):
         raise CheckpointError(
-            f"expected an index of {blocks[0] + 1} offsets and {num_stored} columns for the packed weight of {name!r}, "
-            f"got shape {tuple(index.shape)}; save the state dict as it came from its model"
+            f"expected an index of {blocks[0] + 1} offsets, {blocks[0]} check words and {num_stored} columns for the "
+            f"packed weight of {name!r}, got shape {tuple(index.shape)}; save the state dict as it came from its model"
         )
     try:
         return layout.kept_blocks(index, blocks)
@@ -121,7 +129,7 @@ def _kept_blocks(name: str, layer: SparseLayer, found: Mapping[str, Tensor]) -> 
 
 
 def _describe(layer: SparseLayer, kept: Tensor, index: Tensor, *, is_packed: bool) -> Entry:
-    """The entry of a layer whose index is saved as `index`."""
+    """The entry of a layer whose mask or index is saved as `index`."""
     described: dict[str, Any] = {"form": "packed" if is_packed else "masked", "block": list(layer.block)}
     if is_packed:
         num_dead_blocks = layer.num_dead_blocks if isinstance(layer, PackedLayer) else 0
@@ -141,16 +149,22 @@ def make_dense_(model: nn.Module) -> None:
 Made = list[tuple[str, SparseLayer, Entry]]
 
 
-def make_skeletons_(model: nn.Module, entries: Mapping[str, Entry], tensors: set[str] | None) -> Made:
+def make_skeletons_(model: nn.Module, entries: Mapping[str, Entry], tensors: set[str] | None, version: int) -> Made:
     """Makes layers of a model on the meta device sparse, with the shapes of the tensors that will be read.
 
+    version: of the description; in files of version 1 masks have another form, and until `settle_` so have the layers.
     tensors: the names of those in the checkpoint, where they are known. A checkpoint without any mask is that of a
     dense model whose config was made from a sparse one's: nothing is made sparse then.
     """
     if tensors is not None and entries and not any(name.rpartition(".")[2] in MASKS for name in tensors):
         _warn_of_dense(model, len(entries))
         return []
-    return [(name, _skeleton_(name, layer, entry), entry) for name, layer, entry in layers_to_make(model, entries)]
+    made: Made = []
+    for name, layer, entry in layers_to_make(model, entries):
+        made.append((name, _skeleton_(name, layer, entry), entry))
+        if version == 1:
+            states.make_old_(made[-1][1])
+    return made
 
 
 def settle_(model: nn.Module, made: Made, was_read: Callable[[Tensor], bool]) -> None:
@@ -159,7 +173,7 @@ def settle_(model: nn.Module, made: Made, was_read: Callable[[Tensor], bool]) ->
     was_read: whether a tensor came from the checkpoint, as far as the library tells. Where no mask did, masked layers
     become dense again. Raises `CheckpointError` where a mask is not the one that was saved.
     """
-    if made and all(isinstance(layer, MaskedLayer) and not was_read(layer.block_index) for _, layer, _ in made):
+    if made and all(isinstance(layer, MaskedLayer) and not was_read(_stored_mask(layer)) for _, layer, _ in made):
         try:
             for name, layer, entry in made:
                 _check_loaded(name, layer, entry)
@@ -169,9 +183,12 @@ def settle_(model: nn.Module, made: Made, was_read: Callable[[Tensor], bool]) ->
                 forms.leave_form_(layer)
         return
     for name, layer, entry in made:
-        if layer.block_index.is_meta and hasattr(layer, "_hf_hook"):
+        if _stored_mask(layer).is_meta and hasattr(layer, "_hf_hook") and not states.is_old(layer):
             continue  # offloaded with its buffers; stays as its file has it
         _check_loaded(name, layer, entry)
+        if isinstance(layer, MaskedLayer):
+            layer.block_size = states.block_size(layer).to(layer.block_mask.device)
+            layer.clear_dropped_()
         if isinstance(layer, PackedLayer) and not layer.weight.is_meta:  # the same, without buffers
             most = layer.mask.kept.numel()
             values, layer.block_index = layout.refill(layer.weight.detach(), layer.block_index, most)
@@ -219,34 +236,44 @@ def _skeleton_(name: str, layer: nn.Module, entry: Entry) -> SparseLayer:
             twin = twins.packed_twin(cast(type[MaskedLayer], twin))
             values = weight.new_empty((entry["num_blocks"], *block[::-1]))
             layer.weight = nn.Parameter(values, requires_grad=cast(Tensor, layer.weight).requires_grad)
-        index = _index_to_read(entry, blocks, weight.device)
-        forms.take_form_(layer, twin, index, block, entry.get("num_dead_blocks", 0))
+        forms.take_form_(
+            layer, twin, _mask_to_read(entry, blocks, weight.device), block, entry.get("num_dead_blocks", 0)
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"expected a description of the sparse layer {name!r}, got {entry}: {error}") from error
     return cast(SparseLayer, layer)
 
 
-def _index_to_read(entry: Entry, blocks: tuple[int, int], device: torch.device) -> Tensor:
-    """An index of the shape and dtype that the checkpoint holds."""
-    R, C = blocks
-    shape = (R + 1 + entry["num_blocks"],) if entry["form"] == "packed" else (R, 1 + C)
-    return torch.empty(shape, dtype=torch.int32, device=device)
+def _mask_to_read(entry: Entry, blocks: tuple[int, int], device: torch.device) -> Tensor:
+    """A mask or an index of the shape and dtype that the checkpoint holds."""
+    if entry["form"] == "packed":
+        return torch.empty(2 * blocks[0] + 1 + entry["num_blocks"], dtype=torch.int32, device=device)
+    return torch.empty(blocks, dtype=torch.float32, device=device)
+
+
+def _stored_mask(layer: SparseLayer) -> Tensor:
+    """What the checkpoint says of the kept blocks, in the form that it has there."""
+    found = (layer._buffers.get(name) for name in reversed(MASKS))
+    return next(tensor for tensor in found if tensor is not None)
 
 
 def _check_loaded(name: str, layer: SparseLayer, entry: Entry) -> None:
-    """Raises `CheckpointError` unless the index is the one that was saved, and goes with the weight.
+    """Raises `CheckpointError` unless the mask is the one that was saved, and goes with the weight.
 
-    Where a tensor is missing, libraries go on with whatever its memory holds, which may even be a sound index.
+    Where a tensor is missing, libraries go on with whatever its memory holds, which may even be a sound mask. A layer
+    of version 1 gets today's form.
     """
-    if layer.block_index.is_meta:
+    stored = _stored_mask(layer)
+    if stored.is_meta:
         raise CheckpointError(f"expected the mask index of {name!r}, got none in the checkpoint: save the model again")
     try:
+        states.renew_(layer)
         mask = layer.mask
     except MaskError as error:
         raise CheckpointError(f"expected the mask index of {name!r}, got one that cannot be used: {error}") from error
     if isinstance(layer, PackedLayer) and mask.nnz != layer.weight.shape[0]:
         raise CheckpointError(f"expected {layer.weight.shape[0]} blocks in the index of {name!r}, got {mask.nnz}")
-    if _crc32(layer.block_index) != entry.get("index_crc32"):
+    if _crc32(stored) != entry.get("index_crc32"):
         raise CheckpointError(
             f"expected the mask index of {name!r} with the CRC-32 in quantization_config, got another; its tensor is "
             "missing from the checkpoint, or was edited: save the model again"

@@ -64,7 +64,9 @@ class BlastQuantizer(HfQuantizer):  # type: ignore[misc, unused-ignore]
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **_: Any
     ) -> PreTrainedModel:
-        self._made = described.make_skeletons_(model, self.quantization_config.layers, _names_in(checkpoint_files))
+        self._made = described.make_skeletons_(
+            model, self.quantization_config.layers, _names_in(checkpoint_files), self.quantization_config.version
+        )
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
