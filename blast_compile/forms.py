@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from blast_compile import layout, pages
+from blast_compile import layout, pages, sizes
 from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight, is_transposed
 from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
@@ -31,6 +31,7 @@ def to_packed_(layer: MaskedLayer, mask: BlockMask, num_dead_blocks: int) -> Non
     values = layout.pack(dense_weight(layer).detach(), mask.kept, mask.block, num_stored)
     _replace(layer, packed_twin(type(layer)), values, layout.packed_index(mask.kept, num_stored))
     cast(PackedLayer, layer).num_dead_blocks = num_dead_blocks
+    sizes.hold(layer)
 
 
 def to_plain_(layer: MaskedLayer, mask: BlockMask) -> None:
@@ -75,6 +76,7 @@ def take_form_(layer: nn.Module, twin: type[SparseLayer], index: Tensor, block: 
     sparse.block = block
     if issubclass(twin, PackedLayer):
         sparse.num_dead_blocks = num_dead_blocks
+        sizes.hold(layer)
 
 
 def leave_form_(layer: nn.Module) -> None:

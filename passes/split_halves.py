@@ -168,7 +168,7 @@ def _rows_of(graph: Graph, linear: Node, start: int, stop: int) -> dict[str, Nod
     if fake(weight).dim() == 3:
         num_rows = -(-fake(linear).shape[-1] // edge)
         offsets = dialect.rows(graph, index, first, last + 1, like=linear)
-        columns = dialect.rows(graph, index, num_rows + 1, fake(index).shape[0], like=linear)
+        columns = dialect.rows(graph, index, num_rows + 1, None, like=linear)
         return {"weight": weight, "index": dialect.concatenate(graph, offsets, columns, like=linear), "bias": bias}
     rows = dialect.rows(graph, weight, start, stop, like=linear)
     probe = given.get("probe")
