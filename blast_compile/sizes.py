@@ -29,13 +29,13 @@ if TYPE_CHECKING:
     from blast_compile.layers import PackedLayer
 
 MOST_SIZES = 3
-"""So many sizes may have compiled code of their own each."""
-_MOST_SOURCES = 65_536  # that are remembered; few bytes each
+"""So many sizes have compiled code of their own each."""
+_MOST_FUNCTIONS = 1024  # whose sizes are remembered, a few kB each
 
 _Kind = tuple[tuple[int, int], Block]
 _lock = threading.RLock()
 _packed: WeakSet[nn.Module] = WeakSet()
-_seen: dict[tuple[int, str], set[int]] = {}
+_seen: dict[tuple[int, tuple[str, ...]], set[tuple[int, ...]]] = {}
 _varying: set[str] = set()
 _told = ""
 
@@ -56,16 +56,14 @@ def let_sizes_vary(gm: GraphModule, example_inputs: Sequence[object]) -> None:
     """Looks at a graph before it is compiled: whether its function is to meet more sizes than have code of their own.
 
     So it is where more layers of a kind live than so many such graphs hold, and of more sizes than that; or where it
-    met more already, as when one model after another is loaded.
+    was compiled for more already, as when one model after another is loaded.
     """
     with _lock:
         alive = _layers_by_tensor()
-        found = [(source, alive[id(t)]) for source, t in compat.fixed_inputs(gm, example_inputs) if id(t) in alive]
-        here = _kinds(layer for _, layer in found)
-        outgrown = {kind for kind, layers in _kinds(alive.values()).items() if _outgrow(layers, here.get(kind, set()))}
-        sources = {source for source, layer in found if _has_met_many(source, layer) or _kind(layer) in outgrown}
-        if sources - _varying or (sources and not compat.is_told(_told)):
-            _tell(sources)
+        found = {source: alive[id(t)] for source, t in compat.fixed_inputs(gm, example_inputs) if id(t) in alive}
+        varying = _varied(found) | _about_to_vary(found, set(alive.values()))
+        if varying - _varying or (varying and not compat.is_told(_told)):
+            _tell(varying)
 
 
 def warn_of_limit() -> None:
@@ -76,18 +74,19 @@ def warn_of_limit() -> None:
     number, name, _ = function
     warn_once(
         ("recompile limit", number),
-        f"compilation [{name}] of a function with sparse layers is its last, as torch._dynamo.config.recompile_limit "
-        f"is {torch._dynamo.config.recompile_limit}: what differs again runs outside of torch.compile, slowly but "
-        "right; TORCH_LOGS=recompiles says what differs, and a higher limit lets it compile",
+        f"compilation [{name}] of a function with sparse layers may be its last, as torch._dynamo.config."
+        f"recompile_limit is {torch._dynamo.config.recompile_limit}: what differs again runs outside of torch.compile, "
+        "slowly but right; TORCH_LOGS=recompiles says what differs, and a higher limit lets it compile",
     )
 
 
 def forget() -> None:
-    """Forgets what graphs were compiled for and takes back what Dynamo was told, for tests."""
+    """Forgets layers and what graphs were compiled for, and takes back what Dynamo was told, for tests."""
     global _told
     with _lock:
         if compat.is_told(_told):
             compat.let_first_size_vary((), _told)
+        _packed.clear()
         _seen.clear()
         _varying.clear()
         _told = ""
@@ -130,19 +129,26 @@ def _num_stored(layer: PackedLayer) -> int:
     return layer.weight.shape[0]
 
 
-def _outgrow(layers: set[PackedLayer], here: set[PackedLayer]) -> bool:
-    """Whether so many layers of one kind live that a graph with those `here` is one of many, of many sizes."""
-    return bool(here) and len(layers) > MOST_SIZES * len(here) and len(set(map(_num_stored, layers))) > MOST_SIZES
+def _about_to_vary(found: dict[str, PackedLayer], alive: set[PackedLayer]) -> set[str]:
+    """The sources that will meet other sizes, where a graph is one of many and one of them will meet many."""
+    here, others = _kinds(found.values()), _kinds(alive)
+    many = {kind for kind, layers in here.items() if len(others[kind]) > MOST_SIZES * len(layers)}
+    num_sizes = {kind: len(set(map(_num_stored, others[kind]))) for kind in many}
+    if max(num_sizes.values(), default=0) <= MOST_SIZES:
+        return set()
+    return {source for source, layer in found.items() if num_sizes.get(_kind(layer), 1) > 1}
 
 
-def _has_met_many(source: str, layer: PackedLayer) -> bool:
-    """Notes the size of a layer at its place in a function; whether it is more than the function has code for."""
+def _varied(found: dict[str, PackedLayer]) -> set[str]:
+    """Notes the sizes that a function is compiled for now; of too many, the sources that they differ in."""
     function = compat.compiled_function()
-    if function is None:
-        return False
-    if len(_seen) > _MOST_SOURCES:
+    if function is None or not found:
+        return set()
+    if len(_seen) > _MOST_FUNCTIONS:
         _seen.clear()
-    sizes = _seen.setdefault((function[0], source), set())
-    if len(sizes) <= MOST_SIZES:
-        sizes.add(_num_stored(layer))
-    return len(sizes) > MOST_SIZES
+    seen = _seen.setdefault((function[0], tuple(found)), set())
+    if len(seen) <= MOST_SIZES:
+        seen.add(tuple(map(_num_stored, found.values())))
+    if len(seen) <= MOST_SIZES:
+        return set()
+    return {source for source, sizes in zip(found, zip(*seen, strict=True), strict=True) if len(set(sizes)) > 1}

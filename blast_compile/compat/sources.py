@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -31,12 +32,16 @@ def let_first_size_vary(sources: Iterable[str], instead_of: str = "") -> str:
     What was told before and is given as `instead_of` goes, what the user told stays. Sources are compared as a whole,
     within one expression: Dynamo looks it up for every size of every input of every graph.
 
-    `torch.compiler.config.dynamic_sources`, comma delimited, of entries `expression:dim`: run 2.13.
+    `torch.compiler.config.dynamic_sources`, comma delimited, of entries `expression:dim`: run 2.13. Where Dynamo takes
+    no `dim` yet, as 2.11 seems not to, all sizes vary, and the code that is compiled serves the same tensors.
     """
+    from torch._dynamo.variables import builder  # slow to import, needed while tracing only
+
     config: Any = torch.compiler.config
     entries = [entry for entry in config.dynamic_sources.split(",") if entry and entry != instead_of]
     expressions = "|".join(sorted(map(_expression, sources)))
-    told = f"(?:{expressions})$:0" if expressions else ""
+    first = ":0" if "dim" in inspect.signature(builder.is_dynamic_source).parameters else ""
+    told = f"(?:{expressions})${first}" if expressions else ""
     config.dynamic_sources = ",".join([*entries, told] if told else entries)
     return told
 
@@ -62,4 +67,4 @@ def compiled_function() -> tuple[int, str, int] | None:
 
 def _expression(source: str) -> str:
     """Matches a source as a whole; Dynamo takes spaces out of expressions, and cuts them at commas."""
-    return re.sub(r"\\ |[\s,]", ".", re.escape(source))
+    return re.sub(r"\\?[\s,]", ".", re.escape(source))
