@@ -176,6 +176,25 @@ def test_code_for_every_size_is_fused_as_code_for_one(kind: type[nn.Module]) -> 
     assert "a sparse gated_mlp" in every
 
 
+def test_code_for_every_size_asks_for_no_size_at_a_call() -> None:
+    """Whatever plans and prepares kernels may read a symbol's number, never compare symbols: that would be a guard."""
+    guards: list[list[str]] = []
+    backend = Counted()
+
+    def watched(gm: GraphModule, example_inputs: Sequence[object]) -> Callable[..., object]:
+        run = backend(gm, example_inputs)
+        values = [node.meta.get("example_value") for node in gm.graph.find_nodes(op="placeholder")]
+        symbols: list[Any] = [
+            size for value in values if isinstance(value, Tensor) for size in value.shape if type(size) is not int
+        ]
+        guards.append([str(guard.expr) for guard in symbols[0].node.shape_env.guards] if symbols else [])
+        return run
+
+    with torch.no_grad():
+        run(by_method(layers_of_many_sizes(), watched), x_of(5, 32))
+    assert guards == [[], []]
+
+
 def test_copied_and_unpickled_layers_count_too() -> None:
     layers = [copy.deepcopy(layer) for layer in layers_of_many_sizes()]
     backend = Counted()
