@@ -43,13 +43,15 @@ def check_layer(x: Tensor, layer: Layer, block: Block) -> None:
         )
     R, C = layout.grid((N, K), block)
     if weight.dim() == 2:
-        fits = weight.shape == (N, K) and index.shape == (R, 1 + C)
+        fits = weight.shape == (N, K) and index.shape == (R, C) and index.dtype == torch.float32
     else:
-        fits = weight.shape[1:] == (block[1], block[0]) and index.shape == (R + 1 + weight.shape[0],)
-    if not fits or index.dtype != torch.int32 or (bias is not None and bias.shape != (N,)):
+        fits = weight.shape[1:] == (block[1], block[0]) and index.shape == (2 * R + 1 + weight.shape[0],)
+        fits = fits and index.dtype == torch.int32
+    if not fits or (bias is not None and bias.shape != (N,)):
         raise LayerError(
-            f"expected the weight of [{N}, {K}] in {R} x {C} blocks of {tuple(block)} with its int32 index and a bias "
-            f"of {N}, got weight {tuple(weight.shape)}, {index.dtype} index {tuple(index.shape)} and "
+            f"expected the weight of [{N}, {K}] in {R} x {C} blocks of {tuple(block)} with its float32 mask, or packed "
+            f"with its int32 index, and a bias of {N}, got weight {tuple(weight.shape)}, {index.dtype} mask or index "
+            f"{tuple(index.shape)} and "
             f"bias {None if bias is None else tuple(bias.shape)}"
         )
 

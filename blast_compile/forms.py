@@ -11,78 +11,91 @@ from blast_compile import layout, pages, sizes
 from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight, is_transposed
 from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
+from blast_compile.states import block_size
 from blast_compile.twins import masked_twin, packed_twin
 
 
 def to_masked_(layer: nn.Module, mask: BlockMask) -> None:
-    """Turns a dense layer into its masked twin, in place."""
+    """Turns a dense layer into its masked twin, in place; dropped blocks become zeros."""
     twin = masked_twin(type(layer))
     assert twin is not None
-    layer.register_buffer("block_index", mask.index.to(dense_weight(layer).device))
-    layer.register_buffer("probe", None, persistent=False)
-    layer.__class__ = twin
-    cast(MaskedLayer, layer).block = mask.block
+    _become_masked_(layer, twin, mask.values.to(dense_weight(layer).device), mask.block)
     pages.gather_on_large_pages(dense_weight(layer))
+    cast(MaskedLayer, layer).clear_dropped_()
 
 
 def to_packed_(layer: MaskedLayer, mask: BlockMask, num_dead_blocks: int) -> None:
     """Turns a masked layer into its packed twin, in place. `mask` is the layer's own, less its dead blocks."""
     num_stored = layout.size_class(mask.nnz, mask.kept.numel())
     values = layout.pack(dense_weight(layer).detach(), mask.kept, mask.block, num_stored)
-    _replace(layer, packed_twin(type(layer)), values, layout.packed_index(mask.kept, num_stored))
-    cast(PackedLayer, layer).num_dead_blocks = num_dead_blocks
-    sizes.hold(layer)
+    twin = packed_twin(type(layer))
+    _replace_weight_(layer, values)
+    _become_packed_(layer, twin, layout.packed_index(mask.kept, num_stored), mask.block, num_dead_blocks)
 
 
 def to_plain_(layer: MaskedLayer, mask: BlockMask) -> None:
-    """Turns a masked layer into the dense layer that computes the same, in place; dropped blocks become zeros."""
+    """Turns a masked layer into the dense layer that computes the same, in place. `mask` as in `to_packed_`."""
     kept = mask.elements().to(layer.weight.device)
     weight = layer.weight.detach()
-    weight = torch.where(kept.t() if is_transposed(layer) else kept, weight, weight.new_zeros(()))
-    layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-    del layer.block_index, layer.probe, layer.block
-    layer.__class__ = layer.plain_class  # type: ignore[assignment]
+    _replace_weight_(layer, torch.where(kept.t() if is_transposed(layer) else kept, weight, weight.new_zeros(())))
+    leave_form_(layer)
 
 
 def from_packed_(layer: PackedLayer, mask: BlockMask) -> None:
     """Turns a packed layer into its masked twin, in place; dropped blocks are zeros. `mask` is the layer's own."""
     twin = masked_twin(type(layer))
     assert twin is not None
-    del layer.num_dead_blocks
     dense = layout.unpack(layer.weight.detach(), layer.block_index, layer.shape, layer.block)
-    _replace(layer, twin, (dense.t() if is_transposed(layer) else dense).contiguous(), mask.index)
+    _replace_weight_(layer, (dense.t() if is_transposed(layer) else dense).contiguous())
+    _become_masked_(layer, twin, mask.values, mask.block)
 
 
-def _replace(layer: SparseLayer, twin: type[SparseLayer], weight: Tensor, index: Tensor) -> None:
-    layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
-    layer.block_index = index
-    layer.probe = None
-    layer.__class__ = twin
+def take_form_(layer: nn.Module, twin: type[SparseLayer], operand: Tensor, block: Block, num_dead_blocks: int) -> None:
+    """Makes a layer, dense or sparse, one of class `twin` with this mask or index; its weight is the caller's.
 
-
-def take_form_(layer: nn.Module, twin: type[SparseLayer], index: Tensor, block: Block, num_dead_blocks: int) -> None:
-    """Makes a layer, dense or sparse, one of class `twin` with this index; its weight is the caller's to replace.
-
-    A masked layer that stays one, in the same blocks, keeps its buffers: the index is copied into it.
+    Dropped blocks of a masked layer's weight become zeros. A masked layer that stays one, in the same blocks, keeps its
+    buffers: the mask is copied into it.
     """
     if isinstance(layer, MaskedLayer) and issubclass(twin, MaskedLayer) and layer.block == block:
-        layer.block_index.copy_(index)
-        return
-    leave_form_(layer)
-    layer.register_buffer("block_index", index)
-    layer.register_buffer("probe", None, persistent=False)
-    layer.__class__ = twin
-    sparse = cast(PackedLayer, layer)
-    sparse.block = block
-    if issubclass(twin, PackedLayer):
-        sparse.num_dead_blocks = num_dead_blocks
-        sizes.hold(layer)
+        layer.block_mask.copy_(operand)
+    elif issubclass(twin, MaskedLayer):
+        _become_masked_(layer, twin, operand, block)
+    else:
+        _become_packed_(layer, twin, operand, block, num_dead_blocks)
+    if isinstance(layer, MaskedLayer):
+        layer.clear_dropped_()
 
 
 def leave_form_(layer: nn.Module) -> None:
     """Makes a sparse layer dense again, but for its weight, which is the caller's to replace; others stay."""
     if not isinstance(layer, SparseLayer):
         return
-    del layer.block_index, layer.probe, layer.block
-    vars(layer).pop("num_dead_blocks", None)
+    for name in layer.mask_buffers:
+        del layer._buffers[name]
+    for name in ("block", "probe", "num_dead_blocks"):
+        vars(layer).pop(name, None)
     layer.__class__ = layer.plain_class  # type: ignore[assignment]
+
+
+def _become_masked_(layer: nn.Module, twin: type[SparseLayer], mask: Tensor, block: Block) -> None:
+    leave_form_(layer)
+    layer.__class__ = twin
+    masked = cast(MaskedLayer, layer)
+    masked.block = block
+    masked.register_buffer("block_mask", mask)
+    masked.register_buffer("block_size", block_size(masked).to(mask.device))
+
+
+def _become_packed_(
+    layer: nn.Module, twin: type[SparseLayer], index: Tensor, block: Block, num_dead_blocks: int
+) -> None:
+    leave_form_(layer)
+    layer.__class__ = twin
+    packed = cast(PackedLayer, layer)
+    packed.block, packed.num_dead_blocks = block, num_dead_blocks
+    packed.register_buffer("block_index", index)
+    sizes.hold(layer)
+
+
+def _replace_weight_(layer: SparseLayer, weight: Tensor) -> None:
+    layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)

@@ -14,7 +14,7 @@ from blast_compile.activation_grads import ACTIVATION_GRADS, gated_grads
 from blast_compile.gpu import hidden_grads
 from blast_compile.layout import Block
 
-ABI = 4
+ABI = 5
 """Of the formulas of all gradients; part of every call, see `gradients.py`."""
 
 ParameterGrads = tuple[Tensor | None, None, Tensor | None]

@@ -1,11 +1,13 @@
-"""How kept blocks are laid out in memory: grids, indices, packing and unpacking.
+"""How kept blocks are laid out in memory: grids, masks, indices, packing and unpacking.
 
-A weight `[N, K]` in blocks `(bn, bk)` is a grid of `R x C` blocks. Two indices say which are kept:
-  masked   int32 `[R, 1 + C]`: a count, then that many columns in ascending order, then zeros; one shape for every mask.
-  packed   int32 `[R + 1 + nnz]`: row offsets, then columns.
+A weight `[N, K]` in blocks `(bn, bk)` is a grid of `R x C` blocks. What says which are kept is
+  masked   a float32 mask `[R, C]`: not 0 where a block is kept. Averages and casts of it are masks again.
+  packed   an int32 index `[R + 1 + R + nnz]`: row offsets, a check word for each row, then columns, ascending in a row.
 Packed values are `[nnz, bk, bn]`: a block is stored `[k][n]`, the order a kernel reads it in; edge blocks are padded
 with zeros. Blocks before the first offset or behind the last are spare, and nothing reads them: a layer may hold zeros
 behind its own, and half of a layer, its rows alone, keeps the blocks of the other half.
+
+An average or a cast of an index is no index. Its check words say so, wherever it is read: in kernels and here.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from blast_compile.errors import MaskError
 
 Block = tuple[int, int]
 MAX_BLOCK_EDGE = 256
+_WORD = 2**32 - 1
 
 
 def check_block(block: object) -> None:
@@ -46,18 +49,53 @@ def spread(kept: Tensor, shape: tuple[int, int], block: Block) -> Tensor:
     return kept.repeat_interleave(block[0], 0)[: shape[0]].repeat_interleave(block[1], 1)[:, : shape[1]]
 
 
-def masked_index(kept: Tensor) -> Tensor:
-    """The index of a masked layer from bool `[R, C]`."""
-    counts = kept.sum(1, keepdim=True)
-    columns = torch.argsort(~kept, dim=1, stable=True)
-    valid = torch.arange(kept.shape[1], device=kept.device) < counts
-    return torch.cat([counts, columns * valid], dim=1).to(torch.int32)
+def clear_(dense_NK: Tensor, kept: Tensor, block: Block) -> None:
+    """Makes the blocks of a matrix `[N, K]` that are not kept, bool `[R, C]`, zero in place, whatever they held."""
+    dropped = ~kept.to(dense_NK.device)
+    (N, K), (bn, bk) = dense_NK.shape, block
+    for rows, n in ((slice(0, N // bn), bn), (slice(N // bn, None), N % bn)):
+        for columns, k in ((slice(0, K // bk), bk), (slice(K // bk, None), K % bk)):
+            of_part = dropped[rows, columns]
+            if n and k and of_part.numel():
+                part = dense_NK[rows.start * bn :, columns.start * bk :][: len(of_part) * n, : of_part.shape[1] * k]
+                part.view(-1, n, of_part.shape[1], k).masked_fill_(of_part[:, None, :, None], 0)
+
+
+def holds_more_than(dense_NK: Tensor, kept: Tensor, block: Block) -> bool:
+    """Whether a matrix `[N, K]` holds anything but zeros outside its kept blocks, bool `[R, C]`."""
+    return bool((to_blocks(dense_NK != 0, block).flatten(2).any(-1) & ~kept.to(dense_NK.device)).any())
+
+
+def mask_values(kept: Tensor) -> Tensor:
+    """The mask of a masked layer, float32, from bool `[R, C]`."""
+    return kept.to(torch.float32)
 
 
 def packed_index(kept: Tensor, num_stored: int | None = None) -> Tensor:
     """The index of a packed layer from bool `[R, C]`; with a number of stored blocks, column 0 for the spare ones."""
     offsets, columns = F.pad(kept.sum(1).cumsum(0), (1, 0)), kept.nonzero()[:, 1]
-    return torch.cat([offsets, F.pad(columns, (0, _num_spare(columns, num_stored)))]).to(torch.int32)
+    return join_index(offsets, F.pad(columns, (0, _num_spare(columns, num_stored))))
+
+
+def join_index(offsets: Tensor, columns: Tensor) -> Tensor:
+    """The index of a packed layer from its row offsets `[R + 1]` and columns `[nnz]`, with its check words."""
+    first, last = int(offsets[0]), int(offsets[-1])
+    words = check_words(offsets.long().diff(), columns[first:last].long())
+    return torch.cat([offsets.to(torch.int32), words, columns.to(torch.int32)])
+
+
+def check_words(counts: Tensor, columns: Tensor) -> Tensor:
+    """A word for each row of an index, int32 `[R]`, from its number of blocks and their columns, int64, row by row.
+
+    The sum of a hash of each column and its place in the row, in 32 bits; as in `codegen/templates/cpp/index.hpp`. Our
+    own choice, of multiplications and shifts as in MurmurHash3: rows that differ have one word once in 2**32.
+    """
+    rows = torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
+    places = torch.arange(columns.numel(), device=columns.device) - (counts.cumsum(0) - counts)[rows]
+    hashed = (columns + 1 + places * 0x9E3779B1) & _WORD
+    hashed = ((hashed ^ hashed >> 15) * 0x85EBCA6B) & _WORD
+    words = torch.full_like(counts, 0x27D4EB2F).index_add_(0, rows, hashed ^ hashed >> 13) & _WORD
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
 
 
 def size_class(num_blocks: int, most: int) -> int:
@@ -72,9 +110,18 @@ def size_class(num_blocks: int, most: int) -> int:
     return min(size, most)
 
 
+def split_index(index: Tensor, num_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Row offsets `[R + 1]`, check words `[R]` and columns `[nnz]` of the index of a packed layer; views."""
+    return index[: num_rows + 1], index[num_rows + 1 : 2 * num_rows + 1], index[2 * num_rows + 1 :]
+
+
 def kept_blocks(index: Tensor, blocks: tuple[int, int]) -> Tensor:
-    """Bool `[R, C]` from an index of either form, on its device. Raises `MaskError` if it does not fit that grid."""
-    rows, columns = _entries(index, blocks)
+    """Bool `[R, C]` from a mask or an index, on its device. Raises `MaskError` if it does not fit that grid."""
+    if index.dim() == 2:
+        if tuple(index.shape) != blocks:
+            raise MaskError(f"expected a mask of shape {blocks}, got {tuple(index.shape)}")
+        return index != 0
+    rows, columns = packed_entries(index, blocks)
     kept = torch.zeros(blocks, dtype=torch.bool, device=index.device)
     kept[rows, columns] = True
     return kept
@@ -88,9 +135,9 @@ def pack(dense_NK: Tensor, kept: Tensor, block: Block, num_stored: int | None = 
 
 def strip(values: Tensor, index: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
     """Values and index of a packed layer of `num_rows` block rows without its spare blocks; the values are a view."""
-    first, last = int(index[0]), int(index[num_rows])
-    offsets, columns = index[: num_rows + 1], index[num_rows + 1 :]
-    return values[first:last], torch.cat([offsets - first, columns[first:last]])
+    offsets, words, columns = split_index(index, num_rows)
+    first, last = int(offsets[0]), int(offsets[num_rows])
+    return values[first:last], torch.cat([offsets - first, words, columns[first:last]])
 
 
 def refill(values: Tensor, index: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -103,48 +150,43 @@ def unpack(values: Tensor, index: Tensor, shape: tuple[int, int], block: Block) 
     """The dense weight `[N, K]` of packed values, zeros where no block is kept; differentiable in `values`."""
     (N, K), (bn, bk) = shape, block
     R, C = grid(shape, block)
-    rows, columns = _entries(index, (R, C))
+    rows, columns = packed_entries(index, (R, C))
     blocks = values.new_zeros(R, C, bk, bn)
-    blocks = blocks.index_put((rows, columns), values[first_block(index) :][: rows.numel()])
+    blocks = blocks.index_put((rows, columns), values[int(index[0]) :][: rows.numel()])
     return blocks.permute(0, 3, 1, 2).reshape(R * bn, C * bk)[:N, :K]
-
-
-def first_block(index: Tensor) -> int:
-    """The place in storage of the first block that an index names."""
-    return int(index[0]) if index.dim() == 1 else 0
 
 
 def _num_spare(kept: Tensor, num_stored: int | None) -> int:
     return 0 if num_stored is None else num_stored - kept.shape[0]
 
 
-def _entries(index: Tensor, blocks: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Row and column of each kept block, int64 `[nnz]`, in storage order; checked."""
-    rows, columns = _masked_entries(index, blocks) if index.dim() == 2 else _packed_entries(index, blocks)
-    _check_range("block columns", columns, blocks[1] - 1)
-    return rows, columns
+def packed_entries(index: Tensor, blocks: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Row and column of each kept block of a packed layer, int64 `[nnz]`, in storage order.
 
-
-def _masked_entries(index: Tensor, blocks: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    R, C = blocks
-    if tuple(index.shape) != (R, 1 + C):
-        raise MaskError(f"expected a mask index of shape ({R}, {1 + C}), got {tuple(index.shape)}")
-    counts = index[:, :1]
+    Raises `MaskError` where the index is no index of that grid: whatever its numbers are, none of them is followed.
+    """
+    (R, C), num_stored = blocks, index.numel() - 2 * blocks[0] - 1
+    if index.dtype != torch.int32 or index.dim() != 1 or num_stored < 0:
+        raise MaskError(
+            f"expected an int32 index of {R + 1} offsets, {R} check words and then columns, got {index.dtype} of shape "
+            f"{tuple(index.shape)}"
+        )
+    offsets, words, columns = (part.long() for part in split_index(index, R))
+    counts = offsets.diff()
     _check_range("numbers of blocks in a row", counts, C)
-    valid = torch.arange(C, device=index.device) < counts
-    return valid.nonzero()[:, 0], index[:, 1:][valid].long()
-
-
-def _packed_entries(index: Tensor, blocks: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    R, C = blocks
-    if index.dim() != 1 or index.numel() < R + 1:
-        raise MaskError(f"expected a packed index of {R + 1} offsets and then columns, got {tuple(index.shape)}")
-    counts = index[: R + 1].long().diff()
-    _check_range("numbers of blocks in a row", counts, C)
-    _check_range("a first offset", index[0], index.numel() - R - 1)
-    _check_range("a last offset", index[R], index.numel() - R - 1)
+    _check_range("a first offset", offsets[0], num_stored)
+    _check_range("a last offset", offsets[R], num_stored)
+    columns = columns[int(offsets[0]) : int(offsets[R])]
+    _check_range("block columns", columns, C - 1)
     rows = torch.repeat_interleave(torch.arange(R, device=index.device), counts)
-    return rows, index[R + 1 + first_block(index) :][: rows.numel()].long()
+    if not bool(((columns.diff() > 0) | (rows.diff() > 0)).all()):
+        raise MaskError("expected block columns that ascend in each row, got others: the mask index is damaged")
+    if not torch.equal(check_words(counts, columns).long(), words):
+        raise MaskError(
+            "expected an index whose check words agree with it, got one that was averaged, cast or edited: the mask "
+            "index is damaged; take that of the model itself, and average models before pack_"
+        )
+    return rows, columns
 
 
 def _check_range(what: str, numbers: Tensor, largest: int) -> None:

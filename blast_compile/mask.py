@@ -1,4 +1,4 @@
-"""Which blocks of a weight are kept: `BlockMask`, made from scores, from bool tensors or from a layer's index."""
+"""Which blocks of a weight are kept: `BlockMask`, made from scores, from bool tensors or from what a layer holds."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class BlockMask:
 
     @classmethod
     def from_index(cls, index: Tensor, shape: tuple[int, int], block: Block) -> BlockMask:
-        """From a masked layer's index `[R, 1 + C]` or a packed layer's `[R + 1 + nnz]`."""
+        """From a masked layer's mask `[R, C]` or a packed layer's index, as in `layout.py`."""
         return cls(layout.kept_blocks(index, layout.grid(shape, block)), shape, block)
 
     @property
@@ -108,9 +108,9 @@ class BlockMask:
         return 1.0 - self.nnz / max(self.kept.numel(), 1)
 
     @property
-    def index(self) -> Tensor:
-        """The index of a masked layer, int32 `[R, 1 + C]`."""
-        return layout.masked_index(self.kept)
+    def values(self) -> Tensor:
+        """The mask of a masked layer, float32 `[R, C]`: 1 where a block is kept, else 0."""
+        return layout.mask_values(self.kept)
 
     def elements(self) -> Tensor:
         """The mask spread over elements, bool `[N, K]`."""

@@ -33,7 +33,7 @@ def find_mlps(model: nn.Module, example_inputs: Inputs) -> list[Mlp]:
             "expected example inputs whose run is captured as one graph, got a graph break "
             f"({str(error).splitlines()[0]}); leave example_inputs out to pack without removing dead blocks"
         ) from error
-    by_index = {id(layer.block_index): layer for layer in model.modules() if isinstance(layer, MaskedLayer)}
+    by_index = {id(layer.block_mask): layer for layer in model.modules() if isinstance(layer, MaskedLayer)}
     uses = [_use(op, run, by_index) for run in runs for op in run.ops]
     return list(_only_uses(uses))
 

@@ -180,7 +180,7 @@ def constants_of(op: Op, layers: Sequence[Layer]) -> tuple[tuple[int, ...], ...]
 
 def _constants(layer: Layer, transposed: bool) -> tuple[int, ...]:
     weight, index = layer.weight, layer.index
-    num_blocks = weight.shape[0] if weight.dim() == 3 else index.numel() - index.shape[0]
+    num_blocks = weight.shape[0] if weight.dim() == 3 else index.numel()
     outputs, contractions = (layer.K, layer.N) if transposed else (layer.N, layer.K)
     return (*weight.stride()[:2], outputs, contractions, num_blocks)
 

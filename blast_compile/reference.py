@@ -1,8 +1,8 @@
 """The truth: every op in plain torch, for tests, for benchmarks, and where no kernel exists.
 
-Same names, arguments and shapes as the ops in `ops.py` (without `abi`). A weight is dense `[N, K]` with a masked index,
-or packed values `[nnz, bk, bn]` with a packed index; see `layout.py`. `x` is `[..., K]`, results are `[..., N]` in the
-dtype of `x`.
+Same names, arguments and shapes as the ops in `ops.py` (without `abi`). A weight is dense `[N, K]` and `index` its mask
+`[R, C]`, or it is packed values `[nnz, bk, bn]` with their index; see `layout.py`. `x` is `[..., K]`, results are
+`[..., N]` in the dtype of `x`.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: B
     shape = (dense.shape[0], dense.shape[1])
     kept = layout.kept_blocks(index, layout.grid(shape, block))
     if weight.dim() == 3:
-        blocks, first = layout.pack(dense, kept, block).to(weight.dtype), layout.first_block(index)
+        blocks, first = layout.pack(dense, kept, block).to(weight.dtype), int(index[0])
         num_behind = weight.shape[0] - first - blocks.shape[0]
         return F.pad(blocks, (0, 0, 0, 0, first, num_behind))  # spare blocks have no gradient
     return torch.empty_like(weight).copy_(dense * layout.spread(kept, shape, block))

@@ -50,10 +50,10 @@ def rows(graph: Graph, source: Node, start: int, stop: int | None, *, like: Node
     return part
 
 
-def concatenate(graph: Graph, first: Node, second: Node, *, like: Node) -> Node:
-    """`torch.cat([first, second])`."""
-    joined = graph.call_function(aten.cat.default if _is_aten(like) else torch.cat, ([first, second],))
-    joined.meta = meta_with(first, torch.cat([fake(first), fake(second)]))
+def concatenate(graph: Graph, parts: list[Node], *, like: Node) -> Node:
+    """`torch.cat(parts)`."""
+    joined = graph.call_function(aten.cat.default if _is_aten(like) else torch.cat, (parts,))
+    joined.meta = meta_with(parts[0], torch.cat([fake(part) for part in parts]))
     return joined
 
 

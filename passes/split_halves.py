@@ -32,10 +32,10 @@ class SplitHalves:
 
     a, b = linear(x, W).chunk(2, -1); silu(a) * b      -->      silu(linear(x, W[:h])) * linear(x, W[h:])
 
-    It costs no copy of a weight, as long as a half begins at a block: the rows of a masked weight and of its index are
+    It costs no copy of a weight, as long as a half begins at a block: the rows of a masked weight and of its mask are
     views, and the fused op reads them in place. A packed layer stores its blocks row by row, and where the second half
-    begins is known by its index alone. So both halves keep the whole weight, and each gets its own row offsets before
-    the common columns: one small concatenation at a call, of one int32 a block.
+    begins is known by its index alone. So both halves keep the whole weight, and each gets its own row offsets and
+    check words before the common columns: one small concatenation at a call, of one int32 a block.
 
     A split that does not end in such a product, as one into query, key and value, stays one linear: its product is one.
     """
@@ -167,9 +167,13 @@ def _rows_of(graph: Graph, linear: Node, start: int, stop: int) -> dict[str, Nod
     first, last = start // edge, -(-stop // edge)
     if fake(weight).dim() == 3:
         num_rows = -(-fake(linear).shape[-1] // edge)
-        offsets = dialect.rows(graph, index, first, last + 1, like=linear)
-        columns = dialect.rows(graph, index, num_rows + 1, None, like=linear)
-        return {"weight": weight, "index": dialect.concatenate(graph, offsets, columns, like=linear), "bias": bias}
+        spans = (
+            (first, last + 1),
+            (num_rows + 1 + first, num_rows + 1 + last),
+            (2 * num_rows + 1, None),
+        )
+        parts = [dialect.rows(graph, index, start, stop, like=linear) for start, stop in spans]
+        return {"weight": weight, "index": dialect.concatenate(graph, parts, like=linear), "bias": bias}
     rows = dialect.rows(graph, weight, start, stop, like=linear)
     probe = given.get("probe")
     own = {"probe": dialect.rows(graph, probe, first, last, like=linear)} if probe is not None else {}

@@ -42,15 +42,17 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _session_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """One store for the session, away from the user's, so that a kernel is compiled once; workers of xdist share it."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
+def _session_store(request: pytest.FixtureRequest) -> Iterator[None]:
+    """One store, away from the user's, that is kept in pytest's cache: a kernel is compiled once, not once a run.
+
+    Workers of xdist share it. `pytest --cache-clear` begins anew.
+    """
+    assert request.config.cache is not None
+    folder = request.config.cache.mkdir("store")
     with pytest.MonkeyPatch.context() as patch:
         for name in [name for name in os.environ if name.startswith("BLAST_")]:
             patch.delenv(name)
-        patch.setenv("BLAST_CACHE_DIR", str(folder / "store" / "blast_compile"))
+        patch.setenv("BLAST_CACHE_DIR", str(folder / "blast_compile"))
         assert native.load() == (env.cxx() is not None)  # as after any torch.compile
         yield
 

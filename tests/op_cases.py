@@ -140,7 +140,7 @@ def make_layer(case: Case, shape: tuple[int, int], kept: Tensor, generator: torc
     if case.form == "packed":
         return Layer(layout.pack(poisoned, kept, case.block), layout.packed_index(kept), bias, clean, kept)
     operand = poisoned.t().contiguous().t() if case.form == "transposed" else poisoned
-    return Layer(operand, layout.masked_index(kept), bias, clean, kept)
+    return Layer(operand, layout.mask_values(kept), bias, clean, kept)
 
 
 def random_kept(blocks: tuple[int, int], density: float, generator: torch.Generator) -> Tensor:

@@ -109,7 +109,7 @@ def _of_layers(layers: Mapping[str, SparseLayer], dtypes: set[torch.dtype]) -> I
         own = layer.weight.dtype
         for dtype in {own, *(dtypes if own == torch.float32 else ())}:
             x = torch.empty(1, layer.in_features, dtype=dtype, device="meta")
-            tensors = (layer.weight_operand(), layer.block_index, layer.bias)
+            tensors = (layer.weight_operand(), layer.index_operand(), layer.bias)
             meta = tuple(None if tensor is None else tensor.detach().to("meta") for tensor in tensors)
             yield Need(name, "linear", Call(x, (meta,), None, (layer.out_features,), layer.block))  # type: ignore[arg-type]
 

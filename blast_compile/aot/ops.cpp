@@ -24,7 +24,7 @@ using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 using Sizes = std::vector<int64_t>;
 
-// Weight, index and bias of a layer, by its outputs and inputs.
+// Weight, mask or index, and bias of a layer, by its outputs and inputs.
 struct Layer {
   const Tensor& weight;
   const Tensor& index;
@@ -87,13 +87,13 @@ void check(const Tensor& x, const Layer& layer, const Layer& first, const Sizes&
   const Tensor &weight = layer.weight, &index = layer.index;
   const int64_t bn = block[0], bk = block[1], R = (layer.N + bn - 1) / bn, C = (layer.K + bk - 1) / bk;
   const bool is_packed = weight.dim() == 3;
-  const bool fits = is_packed ? has_shape(weight, {weight.size(0), bk, bn}) && has_shape(index, {R + 1 + weight.size(0)})
-                              : has_shape(weight, {layer.N, layer.K}) && has_shape(index, {R, 1 + C});
+  const bool fits = is_packed ? has_shape(weight, {weight.size(0), bk, bn}) && has_shape(index, {2 * R + 1 + weight.size(0)})
+                              : has_shape(weight, {layer.N, layer.K}) && has_shape(index, {R, C});
   const bool is_alike = weight.scalar_type() == first.weight.scalar_type() && weight.dim() == first.weight.dim();
   const bool is_readable = is_packed ? weight.is_contiguous() : weight.stride(0) == 1 || weight.stride(1) == 1;
-  STD_TORCH_CHECK(fits && is_alike && is_readable && index.is_contiguous() && index.scalar_type() == ScalarType::Int,
+  STD_TORCH_CHECK(fits && is_alike && is_readable && index.is_contiguous() && index.scalar_type() == (is_packed ? ScalarType::Int : ScalarType::Float),
                   "expected a weight of [", layer.N, ", ", layer.K, "] in blocks of ", bn, " x ", bk,
-                  " with its int32 index, got other shapes, dtypes or strides");
+                  " with its float32 mask or, packed, its int32 index, got other shapes, dtypes or strides");
   STD_TORCH_CHECK(!layer.bias || (has_shape(*layer.bias, {layer.N}) && layer.bias->is_contiguous() &&
                                   layer.bias->scalar_type() == weight.scalar_type()),
                   "expected a contiguous bias of ", layer.N, " in the dtype of the weight, got another");
@@ -124,7 +124,7 @@ Tensor product(const char* op, const Tensor& given, const std::vector<Layer>& la
                    address(y.mutable_data_ptr()),             added ? address(added->const_data_ptr()) : 0};
   for (const Layer& layer : layers) {
     const bool is_packed = layer.weight.dim() == 3;
-    const int64_t num_blocks = is_packed ? layer.weight.size(0) : layer.index.numel() - layer.index.size(0);
+    const int64_t num_blocks = is_packed ? layer.weight.size(0) : layer.index.numel();
     for (int64_t number : {address(layer.weight.const_data_ptr()), address(layer.index.const_data_ptr()),
                            layer.bias ? address(layer.bias->const_data_ptr()) : 0, layer.weight.stride(0),
                            layer.weight.stride(1), layer.N, layer.K, num_blocks})
@@ -132,7 +132,7 @@ Tensor product(const char* op, const Tensor& given, const std::vector<Layer>& la
   }
   const int status = run(numbers.data());
   STD_TORCH_CHECK(status != 2, "expected memory for the scratch of blast::", op, ", got none");
-  STD_TORCH_CHECK(status == 0, "expected an undamaged mask index for blast::", op, ", got one that points outside its weight");
+  STD_TORCH_CHECK(status == 0, "expected an undamaged mask index for blast::", op, ", got one that was averaged, cast or edited");
   return y;
 }
 

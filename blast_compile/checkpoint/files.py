@@ -46,7 +46,7 @@ def save_model(model: nn.Module, path: str | os.PathLike[str], *, max_shard_byte
                 "keep that state in buffers"
             )
     layers = {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
-    slots = slots_of(model, but={id(layer.block_index) for layer in layers.values()})
+    slots = slots_of(model, but={id(layer._buffers[name]) for layer in layers.values() for name in layer.mask_buffers})
     for slot in slots:
         _check_can_be_saved(slot.names[0], slot.tensor)
     num_holders = {id(slot.tensor): len(slot.holders) for slot in slots}

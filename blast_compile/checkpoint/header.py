@@ -19,7 +19,7 @@ from blast_compile.errors import CheckpointError
 
 NAME = "model.safetensors.index.json"
 FORMAT = "blast_compile"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a file says of a sparse layer, and the two ways between its tensors in the file and those in memory.
 
-In a file an index is always that of a packed layer `[R + 1 + nnz]`, without spare blocks. A packed layer's weight is
-its kept blocks alone, `[nnz, bk, bn]`; so is a masked layer's, unless something else than zeros stands outside them.
+In a file an index is always that of a packed layer, without spare blocks. A packed layer's weight is
+its kept blocks alone, `[nnz, bk, bn]`; so is a masked layer's, unless other modules hold its weight too.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
-import torch
 from torch import Tensor, nn
 
 from blast_compile import layout
 from blast_compile.errors import CheckpointError, MaskError
 from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight
 from blast_compile.layout import Block
+from blast_compile.old_states import is_old_packed_index, with_check_words
 from blast_compile.twins import masked_twin, packed_twin
 
 Form = Literal["masked", "packed"]
@@ -27,7 +27,7 @@ class Record:
     """A sparse layer in a file.
 
     kind: the name of its dense class. shape: `(N, K)`. block: `(bn, bk)`. is_whole: whether a masked layer's weight is
-    stored with what stands outside its kept blocks. num_dead_blocks: as in `PackedLayer`.
+    stored dense, as other modules read it. num_dead_blocks: as in `PackedLayer`.
     """
 
     form: Form
@@ -50,7 +50,7 @@ class Record:
     def of(cls, layer: SparseLayer, *, is_shared: bool) -> Record:
         """The record of a layer; `is_shared` says that other modules hold its weight too."""
         form: Form = "packed" if isinstance(layer, PackedLayer) else "masked"
-        is_whole = isinstance(layer, MaskedLayer) and (is_shared or _has_more_than_kept(layer))
+        is_whole = isinstance(layer, MaskedLayer) and is_shared
         num_dead_blocks = layer.num_dead_blocks if isinstance(layer, PackedLayer) else 0
         return cls(form, layer.plain_class.__name__, layer.shape, layer.block, is_whole, num_dead_blocks)
 
@@ -75,41 +75,43 @@ class Record:
 
     def tensors_of(self, layer: SparseLayer) -> tuple[Tensor, Tensor]:
         """Weight and index as they stand in the file; the weight is a view where it can be. Raises `MaskError`."""
-        weight, index = layer.weight.detach(), layer.block_index
-        kept = layout.kept_blocks(index, self.grid)
-        if self.form == "packed":
-            return layout.strip(weight, index, self.grid[0])
+        weight, kept = layer.weight.detach(), layer.mask.kept
+        if isinstance(layer, PackedLayer):
+            return layout.strip(weight, layer.block_index, self.grid[0])
         stored = weight if self.is_whole else layout.pack(dense_weight(layer).detach(), kept, self.block)
         return stored, layout.packed_index(kept)
 
     def to_memory(self, weight: Tensor, index: Tensor, *, is_transposed: bool) -> tuple[Tensor, Tensor]:
-        """Weight and index of a layer from those in the file; raises `CheckpointError` where they do not fit it.
+        """Weight, and mask or index, of a layer from those in the file.
 
+        Raises `CheckpointError` where they do not fit the layer.
         `is_transposed`: whether the layer's dense weight is `[K, N]`.
         """
         try:
+            index = _with_check_words(index, self.grid[0])
             kept = layout.kept_blocks(index, self.grid)
         except MaskError as error:
             raise CheckpointError(f"expected an index of {self}: {error}") from error
         num_kept, (bn, bk) = int(kept.sum()), self.block
         dense = self.shape[::-1] if is_transposed else self.shape
         expected = dense if self.is_whole else (num_kept, bk, bn)
-        num_columns = index.numel() - 1 - kept.shape[0]
-        if (tuple(weight.shape), num_columns, index.dtype) != (expected, num_kept, torch.int32):
+        num_columns = layout.split_index(index, kept.shape[0])[2].numel()
+        if (tuple(weight.shape), num_columns) != (expected, num_kept):
             raise CheckpointError(
-                f"expected a weight of shape {expected} and an index of {num_kept} blocks in int32 for {self}, got "
-                f"{tuple(weight.shape)} and {num_columns} in {index.dtype}"
+                f"expected a weight of shape {expected} and an index of {num_kept} blocks for {self}, got "
+                f"{tuple(weight.shape)} and {num_columns}"
             )
         if self.form == "packed":
             return layout.refill(weight, index, kept.numel())
         if not self.is_whole:
             weight = layout.unpack(weight, index, self.shape, self.block)
             weight = (weight.t() if is_transposed else weight).contiguous()
-        return weight, layout.masked_index(kept)
+        return weight, layout.mask_values(kept)
 
 
-def _has_more_than_kept(layer: MaskedLayer) -> bool:
-    """Whether the dense weight of a masked layer holds anything but zeros outside its kept blocks."""
-    mask = layer.mask
-    blocks = layout.to_blocks(dense_weight(layer).detach(), mask.block)
-    return bool((blocks != 0).flatten(2).any(-1).logical_and(~mask.kept).any())
+def _with_check_words(index: Tensor, num_rows: int) -> Tensor:
+    """An index as it stands in files of today, from one of any version."""
+    is_whole = index.dim() == 1 and index.numel() > num_rows
+    if is_whole and is_old_packed_index(index, num_rows, int(index[num_rows])):
+        return with_check_words(index, num_rows)
+    return index

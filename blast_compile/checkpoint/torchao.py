@@ -82,9 +82,11 @@ def _packed(key: str, tensor: _Stored) -> tuple[Tensor, Tensor]:
     starts, columns, values = tensor.bsr_crow_indices, tensor.bsr_col_indices, tensor.bsr_values
     try:
         shape, block = (tensor.shape[0], tensor.shape[1]), (values.shape[1], values.shape[2])
-        kept = layout.kept_blocks(torch.cat([starts, columns]).to(torch.int32), layout.grid(shape, block))
-    except (IndexError, MaskError) as error:
+        R, C = layout.grid(shape, block)
+        rows = torch.repeat_interleave(torch.arange(R), starts.diff())
+        order = torch.argsort(rows * C + columns)
+        index = layout.join_index(starts, columns[order])
+        layout.kept_blocks(index, (R, C))
+    except (IndexError, RuntimeError, MaskError) as error:
         raise CheckpointError(f"expected a block-sparse tensor called {key!r}, got a damaged one: {error}") from error
-    rows = torch.repeat_interleave(torch.arange(kept.shape[0]), starts.diff())
-    order = torch.argsort(rows * kept.shape[1] + columns)
-    return values[order].transpose(1, 2).contiguous(), layout.packed_index(kept)
+    return values[order].transpose(1, 2).contiguous(), index

@@ -16,7 +16,14 @@ from blast_compile.compat.dispatch import (
 from blast_compile.compat.graphs import copy_graph_module, known_equal, size_hint, static_size, with_hints
 from blast_compile.compat.machine import cpu_isa, has_triton, runnable_isas
 from blast_compile.compat.sources import compiled_function, fixed_inputs, is_told, let_first_size_vary
-from blast_compile.compat.tensors import has_rows_in_values, is_fake, is_traced_by_fx, map_values
+from blast_compile.compat.tensors import (
+    has_plain_values,
+    has_rows_in_values,
+    is_fake,
+    is_traced_by_fx,
+    map_values,
+    shares_whole_memory,
+)
 
 __all__ = [
     "any_has_tangent",
@@ -28,6 +35,7 @@ __all__ = [
     "cpu_isa",
     "fixed_inputs",
     "frozen_weights",
+    "has_plain_values",
     "has_rows_in_values",
     "has_triton",
     "is_fake",
@@ -40,6 +48,7 @@ __all__ = [
     "outside_dynamo",
     "redispatch_below_autograd",
     "runnable_isas",
+    "shares_whole_memory",
     "size_hint",
     "static_size",
     "with_hints",

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx import Proxy
 
 
@@ -18,6 +18,24 @@ def is_fake(tensor: object) -> bool:
     from torch._subclasses.fake_tensor import is_fake as torch_is_fake  # slow to import, needed while tracing only
 
     return torch_is_fake(tensor)
+
+
+def has_plain_values(tensor: Tensor) -> bool:
+    """Whether a tensor is an ordinary one with memory that may be written to: not fake, meta, sharded or freed."""
+    is_ordinary = type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+    return is_ordinary and not tensor.is_meta and not is_fake(tensor) and tensor.untyped_storage().size() > 0
+
+
+def shares_whole_memory(tensor: Tensor) -> bool:
+    """Whether other tensors use the memory of `tensor`, and it is no part of a larger one, as under FSDP.
+
+    `torch._C._storage_Use_Count`: run 2.13, read 2.11.
+    """
+    storage = tensor.untyped_storage()
+    if storage.size() > tensor.numel() * tensor.itemsize:
+        return False
+    own = 2  # the tensor itself, and `storage`
+    return int(torch._C._storage_Use_Count(storage._cdata)) > own
 
 
 def is_traced_by_fx(x: object) -> bool:

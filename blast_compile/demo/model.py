@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from blast_compile.errors import BlastError
-from blast_compile.layers import SparseLayer
+from blast_compile.layers import MaskedLayer
 from blast_compile.packing import pack_
 from blast_compile.surgery import BlockSparse, sparsify_
 
@@ -84,13 +84,8 @@ class Models:
     @classmethod
     def of_trained(cls, dense: nn.Module, masked: nn.Module) -> Models:
         """From two trained models, which stay as they are: `masked` has masked layers where `dense` has plain ones."""
-        plain = copy.deepcopy(dense)
-        plain.load_state_dict(
-            {name: tensor for name, tensor in masked.state_dict().items() if "block_index" not in name}
-        )
-        _drop_blocks_(plain, masked)
         packed = pack_(copy.deepcopy(masked))
-        return cls(*(model.to(torch.bfloat16) for model in (copy.deepcopy(dense), plain, packed)))
+        return cls(*(model.to(torch.bfloat16) for model in (copy.deepcopy(dense), _plain(dense, masked), packed)))
 
 
 def make(size: Size) -> Models:
@@ -102,15 +97,19 @@ def make(size: Size) -> Models:
 
 def packed_and_masked_dense(dense: nn.Module, config: BlockSparse) -> tuple[nn.Module, nn.Module]:
     """A packed copy of `dense`, and a dense copy with dropped blocks set to zero."""
-    masked, plain = sparsify_(copy.deepcopy(dense), config), copy.deepcopy(dense)
-    _drop_blocks_(plain, masked)
+    masked = sparsify_(copy.deepcopy(dense), config)
+    plain = _plain(dense, masked)
     return pack_(masked), plain
 
 
-def _drop_blocks_(plain: nn.Module, masked: nn.Module) -> None:
-    for name, layer in masked.named_modules():
-        if isinstance(layer, SparseLayer):
-            plain.get_parameter(f"{name}.weight").data.mul_(layer.mask.elements())
+def _plain(dense: nn.Module, masked: nn.Module) -> nn.Module:
+    """A copy of `dense` with the values of `masked`, whose dropped blocks are zeros."""
+    state = {
+        name: tensor for name, tensor in masked.state_dict().items() if not name.endswith(MaskedLayer.mask_buffers)
+    }
+    plain = copy.deepcopy(dense)
+    plain.load_state_dict(state)
+    return plain
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -42,7 +42,7 @@ def sparse_entry(row: LayerRow, layer: SparseLayer, op: str) -> SparseEntry:
     """That of a layer; `op` as its id, or empty."""
     kept = layer.mask.kept
     per_row = kept.sum(1).float()
-    stored = (layer.weight_operand(), layer.block_index, layer.bias)
+    stored = (layer.weight_operand(), layer.index_operand(), layer.bias)
     dense_bytes = _dense_bytes(layer) + _bytes(layer.bias)
     return SparseEntry(
         name=row.name,
@@ -83,7 +83,7 @@ def memory_of(model: nn.Module, layers: Iterable[SparseLayer]) -> Memory:
     """Of a model with these sparse layers."""
     tensors = {id(tensor): _bytes(tensor) for tensor in (*model.parameters(), *model.buffers())}
     layers = list(layers)
-    stored = sum(_bytes(layer.weight_operand()) + _bytes(layer.block_index) for layer in layers)
+    stored = sum(_bytes(layer.weight_operand()) + _bytes(layer.index_operand()) for layer in layers)
     dense = sum(map(_dense_bytes, layers))
     total = sum(tensors.values())
     return Memory(stored, dense, total, total - stored + dense)

@@ -51,7 +51,7 @@ def _rows(layers: dict[str, SparseLayer], runs: list[GraphRun]) -> Iterator[Laye
             for _, index in run.index_of(op):
                 seen.setdefault(id(index), []).append(op)
     for name, layer in layers.items():
-        ops: list[FoundOp | None] = [*seen.get(id(layer.block_index), [])]
+        ops: list[FoundOp | None] = [*seen.get(id(layer.index_operand()), [])]
         yield from dict.fromkeys(_row(name, layer, op) for op in ops or [None])
 
 

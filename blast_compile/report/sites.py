@@ -73,14 +73,16 @@ class Site:
         return y
 
     def _call(self, x: Tensor, residual: Tensor | None) -> Call:
-        layers = tuple((layer.weight_operand(), layer.block_index, layer.bias) for layer in self.layers)
+        layers = tuple((layer.weight_operand(), layer.index_operand(), layer.bias) for layer in self.layers)
         return Call(x, layers, residual, self.sizes, self.layers[0].block, self.activation)
 
 
 def sites_of(model: nn.Module, runs: Iterable[GraphRun]) -> tuple[list[list[Site]], list[str]]:
     """Alike sites together, in the order in which they run; and why some ops that ran have none, in words."""
     owners = {
-        id(layer.block_index): (name, layer) for name, layer in model.named_modules() if isinstance(layer, SparseLayer)
+        id(layer.index_operand()): (name, layer)
+        for name, layer in model.named_modules()
+        if isinstance(layer, SparseLayer)
     }
     groups: dict[tuple[object, ...], list[Site]] = {}
     left_out: dict[str, None] = {}
@@ -120,7 +122,7 @@ class DenseTwin(nn.Module):
 
 def _dense(layer: SparseLayer, dtype: torch.dtype) -> nn.Linear:
     linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-    weight = reference.dense_weight(layer.weight_operand().detach(), layer.block_index, *layer.shape, layer.block)
+    weight = reference.dense_weight(layer.weight_operand().detach(), layer.index_operand(), *layer.shape, layer.block)
     linear.weight = nn.Parameter(weight.to(dtype).contiguous(), requires_grad=False)
     if layer.bias is not None:
         linear.bias = nn.Parameter(layer.bias.detach().to(dtype), requires_grad=False)

@@ -123,9 +123,7 @@ class Sparsifier:
 
     def sparsity(self) -> float:
         """Fraction of zero blocks over all learning layers."""
-        counts = [
-            (int(layer.block_index[:, 0].sum()), layer.block_index[:, 1:].numel()) for layer in self.layers.values()
-        ]
+        counts = [(int(layer.block_mask.count_nonzero()), layer.block_mask.numel()) for layer in self.layers.values()]
         return 1.0 - sum(kept for kept, _ in counts) / sum(blocks for _, blocks in counts)
 
     def state_dict(self) -> dict[str, Any]:

@@ -135,9 +135,9 @@ def _pool(members: Sequence[str], evidence: Mapping[str, Evidence]) -> Pool:
     norms = [layer.norms for layer in found if layer.norms is not None]
     rows, num_rows = [], 0
     for layer in found:
-        num_columns = layer.layer.block_index.shape[1] - 1
+        of_layer, num_columns = layer.layer.block_mask.shape
         rows.append(torch.arange(layer.kept.numel()) // num_columns + num_rows)
-        num_rows += layer.layer.block_index.shape[0]
+        num_rows += of_layer
     return Pool(
         name=members[0] if len(members) == 1 else "all layers",
         kept=torch.cat([layer.kept for layer in found]),

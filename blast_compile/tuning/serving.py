@@ -87,7 +87,7 @@ def tuned_kernels(
 def density(layers: Sequence[tuple[Tensor, Tensor]], grids: Sequence[tuple[int, int]]) -> float | None:
     """Kept blocks over all blocks of layers (weight, index), a hint.
 
-    Of a masked layer it is as its index says now; None where that has no values.
+    Of a masked layer it is as its mask says now; None where that has no values.
     """
     kept = 0
     for weight, index in layers:
@@ -96,7 +96,7 @@ def density(layers: Sequence[tuple[Tensor, Tensor]], grids: Sequence[tuple[int, 
         elif compat.is_fake(index) or index.is_meta:
             return None
         else:
-            kept += int(index[:, 0].sum())
+            kept += int(index.count_nonzero())
     return min(max(kept / sum(R * C for R, C in grids), 0.0), 1.0)
 
 

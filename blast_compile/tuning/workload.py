@@ -133,7 +133,7 @@ class Workload:
         size = (num_blocks, bk, bn) if is_packed else (N, K)
         weight = torch.randn(size, generator=self._generator).mul_(K**-0.5).to(dtype)
         bias = torch.randn(N, generator=self._generator).to(dtype) if has_bias else None
-        return weight, layout.packed_index(kept) if is_packed else layout.masked_index(kept), bias
+        return weight, layout.packed_index(kept) if is_packed else layout.mask_values(kept), bias
 
     def _numbers(self, copy: Copy) -> list[int]:
         call, op = copy.call, self.problem.op

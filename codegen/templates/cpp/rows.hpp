@@ -18,17 +18,15 @@ struct Row {
 // One linear layer, seen from its product: outputs and contractions are N and K, or K and N for the input gradient.
 struct Layer {
   const Weight* weight;
-  const int32_t* index;
+  const {{ "int32_t* index" if packed else "float* mask" }};
   const Weight* bias;
   int64_t row_stride, column_stride;  // of a dense weight [N, K], in elements
   int64_t outputs, contractions, num_blocks;
 
   int64_t output_blocks() const { return (outputs + OUTPUT_EDGE - 1) / OUTPUT_EDGE; }
   int64_t contraction_blocks() const { return (contractions + CONTRACTION_EDGE - 1) / CONTRACTION_EDGE; }
-{%- if transposed %}
-  bool is_sound() const { return ::is_sound(index, contraction_blocks(), output_blocks(), num_blocks); }
-{%- else %}
-  bool is_sound() const { return ::is_sound(index, output_blocks(), contraction_blocks(), num_blocks); }
+{%- if packed %}
+  bool is_sound() const { return ::is_sound(index, {{ "contraction_blocks(), output_blocks()" if transposed else "output_blocks(), contraction_blocks()" }}, num_blocks); }
 {%- endif %}
 };
 
@@ -69,10 +67,9 @@ struct Rows {
   void each(int64_t R, [[maybe_unused]] int64_t C, F&& f) const {
     for (int64_t r = 0; r < R; ++r) {
 {%- if packed %}
-      for (int64_t i = layer.index[r]; i < layer.index[r + 1]; ++i) f(r, layer.index[R + 1 + i], i);
+      for (int64_t i = layer.index[r]; i < layer.index[r + 1]; ++i) f(r, columns_of(layer.index, R)[i], i);
 {%- else %}
-      const int32_t* row = layer.index + r * (C + 1);
-      for (int64_t i = 1; i <= row[0]; ++i) f(r, row[i], r * C + row[i]);
+      each_kept(layer.mask + r * C, C, [&](int64_t c) { f(r, c, r * C + c); });
 {%- endif %}
     }
   }
@@ -80,15 +77,21 @@ struct Rows {
   Rows(const Layer& l, Buffer&) : layer(l) {}
   bool is_ready() const { return true; }
 {%- else %}
-  const int32_t* offsets;  // of each block row among all kept blocks
+  const int32_t *offsets, *columns;  // of each block row among all kept blocks; theirs
 
+  // Lists what the mask keeps. Without memory, it is not ready.
   Rows(const Layer& l, Buffer& memory) : layer(l) {
     const int64_t R = l.output_blocks(), C = l.contraction_blocks();
-    int32_t* starts = memory.get<int32_t>(size_t(R + 1));
+    int32_t* starts = memory.get<int32_t>(size_t(R + 1 + R * C));
     offsets = starts;
     if (!starts) return;
+    int32_t *listed = starts + R + 1, *next = listed;
+    columns = listed;
     starts[0] = 0;
-    for (int64_t r = 0; r < R; ++r) starts[r + 1] = starts[r] + l.index[r * (C + 1)];
+    for (int64_t r = 0; r < R; ++r) {
+      each_kept(l.mask + r * C, C, [&](int64_t c) { *next++ = int32_t(c); });
+      starts[r + 1] = int32_t(next - listed);
+    }
   }
 
   bool is_ready() const { return offsets; }
@@ -114,15 +117,12 @@ struct Rows {
 
   // Its blocks are nowhere yet, unless they are read where they lie.
   Row row(int64_t r) const {
-{%- if transposed %}
+{%- if packed and not transposed %}
+    const int64_t count = layer.index[r + 1] - layer.index[r];
+    const int32_t* mine = columns_of(layer.index, layer.output_blocks()) + layer.index[r];
+{%- else %}
     const int64_t count = offsets[r + 1] - offsets[r];
     const int32_t* mine = columns + offsets[r];
-{%- elif packed %}
-    const int64_t count = layer.index[r + 1] - layer.index[r];
-    const int32_t* mine = layer.index + layer.output_blocks() + 1 + layer.index[r];
-{%- else %}
-    const int32_t* mine = layer.index + r * (layer.contraction_blocks() + 1);
-    const int64_t count = *mine++;
 {%- endif %}
     return {count, mine, {{ "layer.weight + layer.index[r] * STORED_BLOCK" if direct else "nullptr" }}};
   }
