@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from blast_compile import layout, pages
+from blast_compile import layout, pages, sizes
 from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight, is_transposed
 from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
@@ -94,6 +94,7 @@ def _become_packed_(
     packed = cast(PackedLayer, layer)
     packed.block, packed.num_dead_blocks = block, num_dead_blocks
     packed.register_buffer("block_index", index)
+    sizes.hold(layer)
 
 
 def _replace_weight_(layer: SparseLayer, weight: Tensor) -> None:

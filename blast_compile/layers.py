@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from blast_compile import compat, layout, ops, states
+from blast_compile import compat, layout, ops, sizes, states
 from blast_compile.errors import DtypeError, LayerError, MaskError
 from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
@@ -197,6 +197,11 @@ class PackedLayer(SparseLayer):
         """What stands between the brackets of `repr()`."""
         removed = f", {self.num_dead_blocks} dead blocks removed" if self.num_dead_blocks else ""
         return super().extra_repr() + removed
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As it is copied or unpickled."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        sizes.hold(self)
 
 
 class SparseLinear(MaskedLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear never says that its bias may be None

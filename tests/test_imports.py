@@ -23,7 +23,7 @@ ORDER = (
     ("objects",),
     ("kernels", "native", "calls", "specs", "checks", "plans", "running", "launch", "hidden_grads", "gpu", "tuning"),
     ("ops", "gradients", "layer_grads", "transforms"),
-    ("layers", "probe", "twins", "forms", "integrations"),
+    ("layers", "probe", "sizes", "twins", "forms", "integrations"),
     ("surgery", "select", "adopt", "bypass", "dead_blocks", "wrappers"),
     ("passes",),
     ("prepare", "serve"),
