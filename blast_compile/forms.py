@@ -70,8 +70,8 @@ def leave_form_(layer: nn.Module) -> None:
     """Makes a sparse layer dense again, but for its weight, which is the caller's to replace; others stay."""
     if not isinstance(layer, SparseLayer):
         return
-    for name in layer.mask_buffers:
-        del layer._buffers[name]
+    for name in ("block_mask", "block_size", "block_index"):
+        layer._buffers.pop(name, None)
     for name in ("block", "probe", "num_dead_blocks"):
         vars(layer).pop(name, None)
     layer.__class__ = layer.plain_class  # type: ignore[assignment]

@@ -200,7 +200,7 @@ class PackedLayer(SparseLayer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """As it is copied or unpickled."""
-        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        super().__setstate__(state)
         sizes.hold(self)
 
 
