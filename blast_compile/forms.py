@@ -83,7 +83,7 @@ def _become_masked_(layer: nn.Module, twin: type[SparseLayer], mask: Tensor, blo
     masked = cast(MaskedLayer, layer)
     masked.block = block
     masked.register_buffer("block_mask", mask)
-    masked.register_buffer("block_size", block_size(masked).to(mask.device))
+    masked.register_buffer("block_size", block_size(masked, mask.device))
 
 
 def _become_packed_(

@@ -35,9 +35,9 @@ def readable(layer: SparseLayer, state: State, prefix: str) -> State:
     return _readable_by_packed(cast("PackedLayer", layer), state, prefix)
 
 
-def block_size(layer: SparseLayer) -> Tensor:
+def block_size(layer: SparseLayer, device: torch.device | str = "cpu") -> Tensor:
     """The block of a layer as its state holds it, float32 `[2]`."""
-    return torch.tensor(layer.block, dtype=torch.float32)
+    return torch.tensor(layer.block, dtype=torch.float32, device=device)
 
 
 def renew_(layer: SparseLayer) -> None:
@@ -52,7 +52,7 @@ def renew_(layer: SparseLayer) -> None:
         return
     del layer._buffers["block_index"]
     layer._buffers["block_mask"] = mask_from_old_index(index, blocks)
-    layer._buffers["block_size"] = block_size(layer).to(index.device)
+    layer._buffers["block_size"] = block_size(layer, index.device)
 
 
 def is_old(layer: SparseLayer) -> bool:

@@ -187,7 +187,7 @@ def settle_(model: nn.Module, made: Made, was_read: Callable[[Tensor], bool]) ->
             continue  # offloaded with its buffers; stays as its file has it
         _check_loaded(name, layer, entry)
         if isinstance(layer, MaskedLayer):
-            layer.block_size = states.block_size(layer).to(layer.block_mask.device)
+            layer.block_size = states.block_size(layer, layer.block_mask.device)
             layer.clear_dropped_()
         if isinstance(layer, PackedLayer) and not layer.weight.is_meta:  # the same, without buffers
             most = layer.mask.kept.numel()

@@ -97,7 +97,7 @@ FC1 = ("metadata", "layers", "mlp.fc1")
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (set_in("metadata", "version", to=2), "expected a header of version 1 or older, got version 2 .* upgrade"),
+        (set_in("metadata", "version", to=3), "expected a header of version 2 or older, got version 3 .* upgrade"),
         (set_in("metadata", "format", to="other"), "expected a header of save_model, got .* of another program"),
         (set_in(*FC1, "form", to="folded"), "expected a masked or packed layer"),
         (set_in(*FC1, "block", to=[0, 4]), r"expected a block \(bn, bk\), two ints from 1 to 256"),
