@@ -1,7 +1,8 @@
 """The operators, `torch.ops.blast.*`: schemas, fake versions, autograd and autocast.
 
-An op serves masked and packed layers alike: its `weight` is dense `[N, K]` with a masked index, or values
-`[nnz, bk, bn]` with a packed one (`layout.py`). `x` is `[..., K]`; a result is `[..., N]` in the dtype of `x`.
+An op serves masked and packed layers alike: its `weight` is dense `[N, K]` and `index` a float32 mask `[R, C]`, or it
+is values `[nnz, bk, bn]` with their int32 index (`layout.py`). `x` is `[..., K]`; a result is `[..., N]` in the dtype
+of `x`.
 Weights have the dtype of `x`, or float32 beside a 16-bit `x`.
 
 Each op has two overloads. `default` carries the autograd formula of `gradients.py`; `nograd` carries none and

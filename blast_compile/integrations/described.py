@@ -187,6 +187,7 @@ def settle_(model: nn.Module, made: Made, was_read: Callable[[Tensor], bool]) ->
             continue  # offloaded with its buffers; stays as its file has it
         _check_loaded(name, layer, entry)
         if isinstance(layer, MaskedLayer):
+            layer.block_mask = layer.block_mask.to(torch.float32)
             layer.block_size = states.block_size(layer, layer.block_mask.device)
             layer.clear_dropped_()
         if isinstance(layer, PackedLayer) and not layer.weight.is_meta:  # the same, without buffers
@@ -280,5 +281,7 @@ def _check_loaded(name: str, layer: SparseLayer, entry: Entry) -> None:
         )
 
 
-def _crc32(index: Tensor) -> int:
-    return zlib.crc32(index.cpu().numpy().tobytes())
+def _crc32(stored: Tensor) -> int:
+    """Of an index, its bytes; of a mask, what it keeps, in whatever dtype a library reads its numbers."""
+    told = stored != 0 if stored.is_floating_point() else stored
+    return zlib.crc32(told.cpu().numpy().tobytes())
