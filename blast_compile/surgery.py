@@ -87,7 +87,7 @@ def sparsify_(model: Model, config: BlockSparse | None = None, *, masks: Masks |
         if plan.carried is not None:
             plan.carried.release_()
         forms.to_masked_(chosen[name], plan.mask)
-    integrations.announce_(model)
+    integrations.meet_savers()
     return model
 
 

@@ -136,7 +136,7 @@ def test_files_of_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     for layer in (dense.fc1, dense.fc2):
         layer.weight.data[:, :32] = 0.0
     save_file(dense.state_dict(), "model.safetensors")
-    text = examples("docs/files.md")[4]
+    text = examples("docs/files.md")[5]
     assert "import_torchao(model" in text
     text = re.sub("import_torchao.model.*", "", text)  # its file needs torchao; tests/checkpoint has one
     names = small() | {"blast": blast}

@@ -49,7 +49,7 @@ def assign_(model: nn.Module, loaded: Loaded) -> None:
             _fill(slot, tensor)
     for name, layer in layers.items():
         _take_form_(layer, loaded.layers.get(name), indices.get(name))
-    integrations.announce_(model)
+    integrations.meet_savers()
 
 
 def _layers_of(model: nn.Module, records: Mapping[str, Record]) -> dict[str, nn.Module]:
