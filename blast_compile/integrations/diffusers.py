@@ -23,6 +23,7 @@ from torch import Tensor
 from blast_compile.errors import CheckpointError, OptionsError
 from blast_compile.integrations import described
 from blast_compile.integrations.described import METHOD, VERSION, Entry
+from blast_compile.integrations.describing import describe_state
 
 
 class _Method(StrEnum):
@@ -122,7 +123,7 @@ def _describing(plain: Callable[..., Any]) -> Callable[..., Any]:
         state_dict: dict[str, Tensor] | None = None
         entries: dict[str, Entry] = {}
         if described.sparse_layers(self):
-            state_dict, entries = described.describe_state(self, self.state_dict())
+            state_dict, entries = describe_state(self, self.state_dict())
             _check_quantizer(self, entries)
         with _noted_for_save(self, state_dict, entries):
             return plain(self, *args, **kwargs)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 import blast_compile as blast
+from blast_compile import layout
 from blast_compile.errors import CheckpointError, OptionsError
 from blast_compile.integrations.transformers import BlastConfig
 from blast_compile.layers import SparseLayer
@@ -117,7 +118,7 @@ def test_a_file_takes_its_kept_weights_and_index(tmp_path: Path) -> None:
     for name, layer in layers.items():
         num_rows = layer.shape[0] // 32
         assert stored[f"{name}.weight"].nbytes == 170 * 32 * 32 * 4
-        assert stored[f"{name}.block_index"].nbytes == (num_rows + 1 + 170) * 4
+        assert stored[f"{name}.block_index"].nbytes == (2 * num_rows + 1 + 170) * 4
     on_disk = (tmp_path / "model.safetensors").stat().st_size
     assert on_disk <= 1.02 * sum(tensor.nbytes for tensor in stored.values())
 
@@ -174,10 +175,16 @@ def another_order(tensors: dict[str, Tensor]) -> Tensor:
     return tensors[f"{UP}.block_index".replace("up_proj", "gate_proj")].clone()
 
 
+def empty_index(tensors: dict[str, Tensor]) -> Tensor:
+    """A sound index whose blocks are all spare."""
+    num_blocks, grid = tensors[f"{UP}.weight"].shape[0], (24, 16)  # [96, 64] in blocks of 4
+    return layout.packed_index(torch.zeros(grid, dtype=torch.bool), num_blocks)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (edit_config(lambda c: c.update(version=2)), "described in version 1, got version 2; upgrade blast_compile"),
+        (edit_config(lambda c: c.update(version=3)), "described in version 2, got version 3; upgrade blast_compile"),
         (edit_config(lambda c: c["layers"][UP].pop("block")), f"a description of the sparse layer '{UP}', got .*block"),
         (edit_config(lambda c: c["layers"][UP].update(block=[0, 4])), "expected a description of .*from 1 to 256"),
         (
@@ -192,7 +199,10 @@ def another_order(tensors: dict[str, Tensor]) -> Tensor:
             edit_tensors(lambda t: t[f"{UP}.block_index"][-1:].fill_(77)),
             f"the mask index of '{UP}', got one that cannot",
         ),
-        (edit_tensors(lambda t: t[f"{UP}.block_index"].zero_()), rf"expected \d+ blocks in the index of '{UP}', got 0"),
+        (
+            edit_tensors(lambda t: t.update({f"{UP}.block_index": empty_index(t)})),
+            rf"expected \d+ blocks in the index of '{UP}', got 0",
+        ),
         (edit_tensors(lambda t: t.update({f"{UP}.block_index": another_order(t)})), f"index of '{UP}' with the CRC-32"),
     ],
 )
