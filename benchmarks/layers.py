@@ -134,10 +134,9 @@ def plain_twin(layer: nn.Module, problem: Problem, dtype: torch.dtype) -> nn.Mod
 
 
 def _reference_weight(layer: nn.Linear | SparseLayer) -> Tensor:
-    if isinstance(layer, nn.Linear) and not hasattr(layer, "block_index"):
+    if not isinstance(layer, SparseLayer):
         return layer.weight.detach()
-    assert isinstance(layer, SparseLayer)
-    return reference.dense_weight(layer.weight.detach(), layer.block_index, *layer.shape, layer.block)
+    return reference.dense_weight(layer.weight.detach(), layer.index_operand(), *layer.shape, layer.block)
 
 
 def _empty_layer(problem: Problem) -> nn.Module:

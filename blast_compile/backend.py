@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import GraphModule
 
-from blast_compile import compat, passes
+from blast_compile import compat, passes, sizes
 from blast_compile.errors import RewriteError
 from blast_compile.log import logger, warn_once
 from blast_compile.options import BackendOptions
@@ -41,6 +41,8 @@ def blast(
             "no sparse layer in this graph, %s compiles it as it is; sparsify_ makes layers sparse", chosen.delegate
         )
         return compat.compile_with(chosen.delegate, gm, example_inputs, mode)
+    sizes.let_sizes_vary(gm, example_inputs)
+    sizes.warn_of_limit()
     rewritten = _rewritten(gm, chosen)
     if config is not None and rewritten is not gm:
         pin_config(rewritten, config)

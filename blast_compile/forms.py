@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from blast_compile import layout, pages
+from blast_compile import layout, pages, sizes
 from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight, is_transposed
 from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
@@ -70,8 +70,8 @@ def leave_form_(layer: nn.Module) -> None:
     """Makes a sparse layer dense again, but for its weight, which is the caller's to replace; others stay."""
     if not isinstance(layer, SparseLayer):
         return
-    for name in layer.mask_buffers:
-        del layer._buffers[name]
+    for name in ("block_mask", "block_size", "block_index"):
+        layer._buffers.pop(name, None)
     for name in ("block", "probe", "num_dead_blocks"):
         vars(layer).pop(name, None)
     layer.__class__ = layer.plain_class  # type: ignore[assignment]
@@ -83,7 +83,7 @@ def _become_masked_(layer: nn.Module, twin: type[SparseLayer], mask: Tensor, blo
     masked = cast(MaskedLayer, layer)
     masked.block = block
     masked.register_buffer("block_mask", mask)
-    masked.register_buffer("block_size", block_size(masked).to(mask.device))
+    masked.register_buffer("block_size", block_size(masked, mask.device))
 
 
 def _become_packed_(
@@ -94,6 +94,7 @@ def _become_packed_(
     packed = cast(PackedLayer, layer)
     packed.block, packed.num_dead_blocks = block, num_dead_blocks
     packed.register_buffer("block_index", index)
+    sizes.hold(layer)
 
 
 def _replace_weight_(layer: SparseLayer, weight: Tensor) -> None:

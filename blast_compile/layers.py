@@ -1,8 +1,8 @@
-"""Sparse layers: a linear layer by another class, with the same parameters, read reads through a mask.
+"""Sparse layers: a linear layer by another class, with the same parameters, read through a mask.
 
-A masked layer keeps its dense `weight`, in which dropped blocks are zeros, and a buffer `block_mask` of floats; a packed
-one keeps a parameter of the same name with the kept blocks alone, and their index. Either is an input of every captured
-graph: editing weight or mask needs no recompile, and never goes stale. Nothing that follows from them is kept.
+A masked layer keeps its dense `weight`, in which dropped blocks are zeros, and a buffer `block_mask` of floats; a
+packed one keeps a parameter of the same name with the kept blocks alone, and their index. Either is an input of every
+captured graph: editing weight or mask needs no recompile, and never goes stale. Nothing that follows from them is kept.
 
 A masked layer may carry a probe (`probe.py`), which tells the norms of the blocks of its dense weight gradient.
 """
@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from blast_compile import compat, integrations, layout, ops, states
+from blast_compile import compat, integrations, layout, ops, sizes, states
 from blast_compile.errors import DtypeError, LayerError, MaskError
 from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
@@ -160,7 +160,7 @@ class MaskedLayer(SparseLayer):
         if weight is None or not compat.has_plain_values(weight) or mask is None or mask.is_meta:
             return
         kept = self.block_mask.detach() != 0
-        if compat.shares_whole_memory(weight):
+        if compat.shares_memory(weight) and compat.is_whole_memory(weight):
             if not layout.holds_more_than(dense_weight(self).detach(), kept, self.block):
                 return
             weight.data = weight.data.clone()
@@ -199,6 +199,11 @@ class PackedLayer(SparseLayer):
         removed = f", {self.num_dead_blocks} dead blocks removed" if self.num_dead_blocks else ""
         return super().extra_repr() + removed
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """As it is copied or unpickled."""
+        super().__setstate__(state)
+        sizes.hold(self)
+
 
 class SparseLinear(MaskedLayer, nn.Linear):  # type: ignore[misc]  # nn.Linear never says that its bias may be None
     """A masked `nn.Linear`."""
@@ -210,6 +215,11 @@ class PackedLinear(PackedLayer, nn.Linear):  # type: ignore[misc]  # the same
     """A packed `nn.Linear`."""
 
     plain_class = nn.Linear
+
+
+def mask_buffers(layer: nn.Module) -> tuple[str, ...]:
+    """The buffers of a layer that say which blocks are kept; none of a dense one."""
+    return layer.mask_buffers if isinstance(layer, SparseLayer) else ()
 
 
 def is_transposed(layer: nn.Module) -> bool:

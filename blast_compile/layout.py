@@ -90,9 +90,9 @@ def check_words(counts: Tensor, columns: Tensor) -> Tensor:
     The sum of a hash of each column and its place in the row, in 32 bits; as in `codegen/templates/cpp/index.hpp`. Our
     own choice, of multiplications and shifts as in MurmurHash3: rows that differ have one word once in 2**32.
     """
-    rows = torch.repeat_interleave(torch.arange(counts.numel(), device=counts.device), counts)
+    rows = _rows_of_blocks(counts)
     places = torch.arange(columns.numel(), device=columns.device) - (counts.cumsum(0) - counts)[rows]
-    hashed = (columns + places * 0x9E3779B1) & _WORD
+    hashed = (columns + 1 + places * 0x9E3779B1) & _WORD
     hashed = ((hashed ^ hashed >> 15) * 0x85EBCA6B) & _WORD
     words = torch.full_like(counts, 0x27D4EB2F).index_add_(0, rows, hashed ^ hashed >> 13) & _WORD
     return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
@@ -178,7 +178,7 @@ def packed_entries(index: Tensor, blocks: tuple[int, int]) -> tuple[Tensor, Tens
     _check_range("a last offset", offsets[R], num_stored)
     columns = columns[int(offsets[0]) : int(offsets[R])]
     _check_range("block columns", columns, C - 1)
-    rows = torch.repeat_interleave(torch.arange(R, device=index.device), counts)
+    rows = _rows_of_blocks(counts)
     if not bool(((columns.diff() > 0) | (rows.diff() > 0)).all()):
         raise MaskError("expected block columns that ascend in each row, got others: the mask index is damaged")
     if not torch.equal(check_words(counts, columns).long(), words):
@@ -187,6 +187,17 @@ def packed_entries(index: Tensor, blocks: tuple[int, int]) -> tuple[Tensor, Tens
             "index is damaged; take that of the model itself, and average models before pack_"
         )
     return rows, columns
+
+
+def _rows_of_blocks(counts: Tensor) -> Tensor:
+    """The row of each block, from the number of blocks in each row; both int64.
+
+    `repeat_interleave` would do, but takes several threads for the least of work, which a forked process has not.
+    """
+    ends = counts.cumsum(0)
+    num_blocks = int(ends[-1]) if ends.numel() else 0
+    marks = counts.new_zeros(num_blocks + 1).index_add_(0, ends, torch.ones_like(ends))
+    return marks.cumsum(0)[:num_blocks]
 
 
 def _check_range(what: str, numbers: Tensor, largest: int) -> None:

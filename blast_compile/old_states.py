@@ -42,7 +42,8 @@ def with_check_words(index: Tensor, num_rows: int) -> Tensor:
     """Today's index from an old one of a packed layer. Raises `MaskError` where that cannot be one."""
     if index.dtype != torch.int32 or index.dim() != 1 or index.numel() <= num_rows:
         raise MaskError(
-            f"expected an int32 index of {num_rows + 1} offsets and then columns, got {index.dtype} of shape {tuple(index.shape)}"
+            f"expected an int32 index of {num_rows + 1} offsets and then columns, got {index.dtype} of shape "
+            f"{tuple(index.shape)}"
         )
     offsets, columns = index[: num_rows + 1], index[num_rows + 1 :]
     if bool((offsets.diff() < 0).any()) or int(offsets[0]) < 0 or int(offsets[-1]) > columns.numel():

@@ -13,6 +13,7 @@ from torch.nn.utils.parametrize import type_before_parametrizations
 from blast_compile.adopt import carried_mask
 from blast_compile.bypass import weights_read
 from blast_compile.errors import OptionsError
+from blast_compile.held_outside import held_outside
 from blast_compile.layers import SparseLayer
 from blast_compile.twins import masked_twin
 from blast_compile.wrappers import check_model
@@ -99,14 +100,17 @@ def linear_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 def reasons_to_leave(model: nn.Module) -> dict[str, str]:
     """Why linear layers must stay dense, by name; those that may become sparse have no entry."""
-    num_owners = owners(model)
+    num_owners, outside = owners(model), held_outside(model, dict(linear_layers(model)).values())
     reasons = {
-        name: next(_reasons_to_leave(model, name, layer, num_owners), None) for name, layer in linear_layers(model)
+        name: next(_reasons_to_leave(model, name, layer, num_owners, outside), None)
+        for name, layer in linear_layers(model)
     }
     return {name: reason for name, reason in reasons.items() if reason is not None}
 
 
-def _reasons_to_leave(model: nn.Module, name: str, layer: nn.Module, num_owners: Counter[int]) -> Iterator[str]:
+def _reasons_to_leave(
+    model: nn.Module, name: str, layer: nn.Module, num_owners: Counter[int], outside: set[int]
+) -> Iterator[str]:
     yield from _reasons_of_parents(model, name, layer)
     kind, carried = type_before_parametrizations(layer), carried_mask(layer)
     if masked_twin(kind) is None:
@@ -128,6 +132,8 @@ def _reasons_to_leave(model: nn.Module, name: str, layer: nn.Module, num_owners:
         yield f"its weight has the layout {weight.layout}"
     if num_owners[id(weight)] > 1:
         yield "its weight is tied to another module"
+    if id(weight) in outside:
+        yield "its weight is shared with a module outside of this model, which would lose the dropped blocks too"
 
 
 def _reasons_of_parents(model: nn.Module, name: str, layer: nn.Module) -> Iterator[str]:

@@ -29,31 +29,47 @@ def readable(layer: SparseLayer, state: State, prefix: str) -> State:
     """
     weight = state.get(prefix + "weight")
     if weight is not None and weight.dim() != layer.weight.dim():
-        raise MaskError(_of_other_form(layer, weight, is_sparse=_names_a_mask(state, prefix)))
+        raise MaskError(_of_other_form(layer, prefix, weight, is_sparse=_names_a_mask(state, prefix)))
     if layer.form == "masked":
         return _readable_by_masked(cast("MaskedLayer", layer), state, prefix)
     return _readable_by_packed(cast("PackedLayer", layer), state, prefix)
 
 
-def block_size(layer: SparseLayer) -> Tensor:
+def block_size(layer: SparseLayer, device: torch.device | str = "cpu") -> Tensor:
     """The block of a layer as its state holds it, float32 `[2]`."""
-    return torch.tensor(layer.block, dtype=torch.float32)
+    return torch.tensor(layer.block, dtype=torch.float32, device=device)
 
 
 def renew_(layer: SparseLayer) -> None:
     """Brings the buffers of a layer that an older version pickled to today's form, in place."""
     layer._buffers.pop("probe", None)
     layer._non_persistent_buffers_set.discard("probe")
-    blocks, index = layout.grid(layer.shape, layer.block), layer._buffers.get("block_index")
-    if index is None:
+    if not is_old(layer):
         return
+    blocks, index = layout.grid(layer.shape, layer.block), cast(Tensor, layer._buffers["block_index"])
     if layer.form == "packed":
-        if is_old_packed_index(index, blocks[0], layer.weight.shape[0]):
-            layer._buffers["block_index"] = with_check_words(index, blocks[0])
+        layer._buffers["block_index"] = with_check_words(index, blocks[0])
         return
     del layer._buffers["block_index"]
     layer._buffers["block_mask"] = mask_from_old_index(index, blocks)
-    layer._buffers["block_size"] = block_size(layer).to(index.device)
+    layer._buffers["block_size"] = block_size(layer, index.device)
+
+
+def is_old(layer: SparseLayer) -> bool:
+    """Whether a layer holds its mask as old versions did."""
+    index = layer._buffers.get("block_index")
+    if index is None or layer.form == "masked":
+        return index is not None
+    return is_old_packed_index(index, layout.grid(layer.shape, layer.block)[0], layer.weight.shape[0])
+
+
+def make_old_(layer: SparseLayer) -> None:
+    """Gives a layer without values the buffers that old files hold, in place; `renew_` brings it back."""
+    (R, C), device = layout.grid(layer.shape, layer.block), layer.index_operand().device
+    for name in layer.mask_buffers:
+        del layer._buffers[name]
+    shape = (R + 1 + layer.weight.shape[0],) if layer.form == "packed" else (R, 1 + C)
+    layer.register_buffer("block_index", torch.empty(shape, dtype=torch.int32, device=device))
 
 
 def _readable_by_masked(layer: MaskedLayer, state: State, prefix: str) -> State:
@@ -101,11 +117,11 @@ def _names_a_mask(state: State, prefix: str) -> bool:
     return any(prefix + name in state for name in ("block_mask", "block_index"))
 
 
-def _of_other_form(layer: SparseLayer, weight: Tensor, *, is_sparse: bool) -> str:
+def _of_other_form(layer: SparseLayer, prefix: str, weight: Tensor, *, is_sparse: bool) -> str:
     hint = "load it before pack_" if layer.form == "packed" else "call pack_ on the model before loading it"
     if is_sparse:
         hint += f", or save it after {'pack_' if layer.form == 'packed' else 'unpack_'}"
     return (
-        f"expected a {layer.form} weight of {layer.weight.dim()} dimensions for {layer}, got one of shape "
+        f"expected a {layer.form} {prefix}weight of {layer.weight.dim()} dimensions for {layer}, got one of shape "
         f"{tuple(weight.shape)}; {hint}"
     )

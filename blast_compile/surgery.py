@@ -56,7 +56,8 @@ Masks = Mapping[str, Tensor | BlockMask] | Literal["zeros"]
 def sparsify_(model: Model, config: BlockSparse | None = None, *, masks: Masks | None = None) -> Model:
     """Makes linear layers of `model` block-sparse, in place, and returns it.
 
-    Dense weights stay as they are; the layers apply their masks. `masks` gives, by layer name, a `BlockMask`, or a bool
+    The weights of dropped blocks are lost: they become zeros, so that whoever reads a weight sees the layer that runs.
+    Keep a copy of the dense model where you need them. `masks` gives, by layer name, a `BlockMask`, or a bool
     tensor with one entry a block `[R, C]` or one an element (in the weight's own shape), and makes targets of those
     layers; targets without one keep their blocks of largest Frobenius norm. `masks="zeros"` keeps the blocks that hold
     anything but zeros instead, and leaves layers dense that have no others.

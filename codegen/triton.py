@@ -8,8 +8,12 @@ same bytes. Triton itself is not needed here: `triton_build` loads what comes ou
 Programs are output-stationary: one program owns a tile of the result and walks over the kept blocks of one block row,
 so nothing is added by atomics, an empty row costs its epilogue alone, and the same plan gives the same bits.
 
-An input gradient is a product with the transposed weight, through a transposed index (`triton_index`) and no copy of
-the values. With an epilogue, that of the layer before, it goes on through that layer's activation:
+Kernels walk over a masked weight by a list of its kept blocks, `[R, 1 + C]`: of each block row a count, then that many
+columns. `list_kept`, a small kernel beside each of them, makes it of the mask at each call, in scratch: so an edited
+mask is seen, and nothing is kept that could be out of date. Torch's own operators would take several launches.
+
+An input gradient is a product with the transposed weight, through a transposed index or mask (`triton_index`) and no
+copy of the values. With an epilogue, that of the layer before, it goes on through that layer's activation:
 `acc * act'(up)`, or beside a gate `acc * act(gate)` and `acc * up * act'(gate)`.
 
 An MLP runs as its products, one launch each; `triton_launch_mlp` runs a few tokens through all of it in one launch.
@@ -134,6 +138,7 @@ def _common(spec: Spec, config: TritonConfig) -> dict[str, object]:
         "converts_weight": spec.weight_dtype != spec.dtype,
         "reduced": REDUCED,
         "strip": strip(config),
+        "listed": triton_config.LISTED,
     }
 
 

@@ -16,9 +16,11 @@ from typing import Any
 
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton import TritonConfig, triton_source
+from blast_compile.codegen.triton_config import LIST_WARPS
 from blast_compile.errors import TargetError
 
-HELPERS = ("reduce", "block_norms")
+LIST_KEPT = "list_kept"
+HELPERS = ("reduce", "block_norms", LIST_KEPT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +28,8 @@ class TritonKernel:
     """A generated kernel, loaded.
 
     function: what `triton.jit` made of it. helpers: further entry points of the file by name: `reduce` where a product
-    is split, `block_norms` beside a weight gradient. is_interpreted: it runs on CPU tensors, slowly.
+    is split, `block_norms` beside a weight gradient, `list_kept` where weights are masked. is_interpreted: it runs on
+    CPU tensors, slowly.
     """
 
     spec: Spec
@@ -35,6 +38,12 @@ class TritonKernel:
     function: Any
     helpers: Mapping[str, Any]
     is_interpreted: bool
+
+    def entry(self, helper: str | None = None) -> tuple[Any, dict[str, int]]:
+        """The kernel or one of its helpers, and Triton's launch options of it."""
+        function = self.helpers[helper] if helper else self.function
+        num_warps = LIST_WARPS if helper == LIST_KEPT else self.config.num_warps
+        return function, {"num_warps": num_warps, "num_stages": self.config.num_stages}
 
 
 def import_triton() -> Any:

@@ -13,6 +13,8 @@ ALIGNED = 16
 """Sizes and strides that are multiples of it let rows be loaded 16 bytes at a time, in every dtype."""
 FEW_TOKENS = 16
 """Up to it a product reads its weights once, and bandwidth decides."""
+LISTED, LIST_WARPS = 1024, 4
+"""Columns of a mask that `list_kept` reads in one step, and its warps: a thread then has 8 of them under way."""
 _MOST_TOKENS = 128  # of an untuned tile
 
 

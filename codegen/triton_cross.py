@@ -2,7 +2,7 @@
 
 What is used of Triton beyond its language, all run on 3.7.1: `triton.compile`, `triton.compiler.ASTSource`,
 `triton.backends.compiler.GPUTarget`, `triton.knobs` (cache folder, path of cuobjdump), `triton.errors`,
-`JITFunction.arg_names`.
+`JITFunction.arg_names` and `params`.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def cross_compile(
     if kernel.is_interpreted:
         raise TargetError("expected a kernel to compile, got one for the interpreter; unset TRITON_INTERPRET")
     backend, arch, warp_size = _parse_target(kernel.spec.target)
-    function = kernel.helpers[helper] if helper else kernel.function
+    function, options = kernel.entry(helper)
     constants: dict[str, int] = {
         "RAGGED": is_uneven or is_ragged,
         "WIDE": is_wide,
@@ -102,7 +102,8 @@ def cross_compile(
     names = function.arg_names
     signature = {name: "constexpr" if name in constants else _type(name, kernel, is_transposed) for name in names}
     constant = [i for i, name in enumerate(names) if signature[name] == "constexpr"]
-    aligned = [i for i, name in enumerate(names) if _is_aligned(name, signature[name], is_ragged)]
+    plain = [parameter.name for parameter in function.params if parameter.do_not_specialize]
+    aligned = [i for i, name in enumerate(names) if name not in plain and _is_aligned(signature[name], is_ragged)]
     source = triton.compiler.ASTSource(
         function,
         signature,
@@ -110,7 +111,6 @@ def cross_compile(
         # Constants too, as a launch describes them: so a launch finds this very binary in Triton's cache.
         {(i,): [["tt.divisibility", 16]] if i in aligned else [] for i in (*aligned, *constant)},
     )
-    options = {"num_warps": kernel.config.num_warps, "num_stages": kernel.config.num_stages}
     with triton.knobs.cache.scope():
         if not in_cache:
             triton.knobs.cache.dir = str(kernel.path.parent / "triton")
@@ -141,9 +141,9 @@ def _type(name: str, kernel: TritonKernel, is_transposed: bool) -> str:
     if name.endswith("_desc"):
         rows, columns = descriptor_tile(spec, kernel.config, name, is_transposed)
         return f"tensordesc<{_TYPES[spec.dtype].removeprefix('*')}[{rows}, {columns}]>"
-    if name.endswith(("index_ptr", "order_ptr", "barrier_ptr")):
+    if name.endswith(("index_ptr", "list_ptr", "order_ptr", "barrier_ptr")):
         return "*i32"
-    if name in ("partial_ptr", "norms_ptr", "probe_ptr"):
+    if name in ("partial_ptr", "norms_ptr", "probe_ptr", "mask_ptr"):
         return "*fp32"
     if name.endswith(("weight_ptr", "bias_ptr")) or (name == "out_ptr" and spec.op == "weight_grad"):
         return _TYPES[spec.weight_dtype]
@@ -155,9 +155,9 @@ def _unit_strides(is_transposed: bool) -> tuple[str, ...]:
     return tuple(f"{operand}_{axis}_stride" for operand in _STRIDED)
 
 
-def _is_aligned(name: str, type_: str, is_ragged: bool) -> bool:
-    """Tensors start at multiples of 16 bytes; sizes and strides, but for M, are multiples of 16 unless ragged."""
-    return type_.startswith("*") or (type_ == "i32" and name != "M" and not is_ragged)
+def _is_aligned(type_: str, is_ragged: bool) -> bool:
+    """Tensors start at multiples of 16 bytes; sizes and strides are multiples of 16 unless ragged."""
+    return type_.startswith("*") or (type_ == "i32" and not is_ragged)
 
 
 def _cuda_facts(target: str, compiled: Any) -> CompiledKernel:

@@ -1,4 +1,4 @@
-"""What kernels need beside an index: the transposed one of an input gradient, and rows by their work.
+"""What kernels need beside a mask or an index: the transposed one of an input gradient, and rows by their work.
 
 Made where the index lies. Shapes follow from shapes alone and nothing is read back, so the host never waits and CUDA
 graphs can hold it. What lies beyond the grid in a damaged index is dropped.
@@ -9,36 +9,35 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from blast_compile import layout
+
 
 def transposed_index(index: Tensor, blocks: tuple[int, int]) -> Tensor:
-    """The index of the transposed weight, int32, from either index of a layer of `(R, C)` blocks.
+    """What the transposed weight keeps, from the mask or the index of a layer of `(R, C)` blocks.
 
-    Of a masked one, that of the transposed mask, `[C, 1 + R]`: a count, then that many block rows, ascending.
-    Of a packed one, `[C, 1 + 2 * R]`: behind them the places of these blocks among the values.
+    Of a masked one, the transposed mask, a view. Of a packed one, int32 `[C, 1 + 2 * R]`: a count, then that many block
+    rows, ascending, and, R further, the places of these blocks among the values.
     """
-    return _of_masked(index, blocks) if index.dim() == 2 else _of_packed(index, blocks)
+    return index.t() if index.is_floating_point() else _of_packed(index, blocks)
 
 
 def row_order(index: Tensor, num_rows: int) -> Tensor:
-    """The rows of an index of any form, those with the most blocks first, int32 `[R]`: for kernels that are ordered."""
-    counts = index[:, 0] if index.dim() == 2 else index[: num_rows + 1].diff()
+    """Block rows, those with the most blocks first, int32 `[R]`: for kernels that are ordered.
+
+    index: a mask or an index, of a layer or of its transpose.
+    """
+    if index.is_floating_point():
+        counts = (index != 0).sum(1)
+    else:
+        counts = index[:, 0] if index.dim() == 2 else index[: num_rows + 1].diff()
     return torch.argsort(counts, descending=True, stable=True).to(torch.int32)
-
-
-def _of_masked(index: Tensor, blocks: tuple[int, int]) -> Tensor:
-    R, C = blocks
-    columns = index[:, 1:]
-    is_kept = (torch.arange(C, device=index.device) < index[:, :1]) & (columns >= 0) & (columns < C)
-    columns = torch.where(is_kept, columns, C).long()
-    kept = torch.zeros(R, C + 1, dtype=torch.bool, device=index.device).scatter_(1, columns, value=True)[:, :C]
-    return _entries(kept, torch.arange(R, dtype=torch.int32, device=index.device)[:, None].expand(R, C))
 
 
 def _of_packed(index: Tensor, blocks: tuple[int, int]) -> Tensor:
     R, C = blocks
-    offsets, columns = index[: R + 1].contiguous(), index[R + 1 :]
+    offsets, _, columns = layout.split_index(index, R)
     numbers = torch.arange(columns.shape[0], dtype=torch.int32, device=index.device)
-    rows = torch.searchsorted(offsets, numbers, right=True) - 1
+    rows = torch.searchsorted(offsets.contiguous(), numbers, right=True) - 1
     is_kept = (rows >= 0) & (rows < R) & (columns >= 0) & (columns < C)
     cells = torch.where(is_kept, rows * C + columns, R * C)
     places = torch.full((R * C + 1,), -1, dtype=torch.int32, device=index.device).scatter_(0, cells, numbers)

@@ -1,8 +1,8 @@
 """Runs loaded Triton products: on CUDA tensors, or on CPU tensors through Triton's interpreter.
 
-Nothing here reads what lies on a device, so the host never waits. Weights, indices, biases and residuals are as in
-`reference.py`. order: int32 `[R]`, a permutation of the block rows of the weight (of its block columns, for an input
-gradient), where the kernel's config is ordered. num_programs: the grid, where it is persistent.
+Nothing here reads what lies on a device, so the host never waits. Weights, masks and indices, biases and residuals are
+as in `reference.py`. order: int32 `[R]`, a permutation of the block rows of the weight (of its block columns, for an
+input gradient), where the kernel's config is ordered. num_programs: the grid, where it is persistent.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +17,13 @@ from torch import Tensor
 from blast_compile import layout
 from blast_compile.codegen import triton_config
 from blast_compile.codegen.triton import REDUCED, meets_short_blocks
-from blast_compile.codegen.triton_build import TritonKernel
+from blast_compile.codegen.triton_build import LIST_KEPT, TritonKernel
 from blast_compile.codegen.triton_descriptors import descriptors
 from blast_compile.codegen.triton_space import resident
 from blast_compile.errors import TargetError
 
 Operands = tuple[Tensor, Tensor, Tensor | None]
-"""Weight, index and bias."""
+"""Weight, mask or index, and bias."""
 
 
 @dataclass
@@ -40,9 +39,8 @@ class Launch:
 
         is_cooperative: all programs are resident at once, or the launch fails.
         """
-        function: Any = self.kernel.helpers[name] if name else self.kernel.function
+        function, options = self.kernel.entry(name)
         arguments = {name: self.arguments[name] for name in function.arg_names}
-        options = {"num_warps": self.kernel.config.num_warps, "num_stages": self.kernel.config.num_stages}
         if 0 in grid:
             return
         if is_cooperative:
@@ -83,8 +81,9 @@ def launch_input_grad(
 ) -> tuple[Tensor, Tensor | None]:
     """`reference.input_grad`, `[..., K]`; through the activation of the layer before, where the spec has an epilogue.
 
-    transposed_index: of `triton_index`. up, gate: what that activation took, `[..., K]`: its argument, or, beside a
-    gate, the other factor and its argument. The second result is the gradient of `gate`, None without one.
+    transposed_index: of `triton_index`, from a mask or an index. up, gate: what that activation took, `[..., K]`: its
+    argument, or, beside a gate, the other factor and its argument. The second result is the gradient of `gate`, None
+    without one.
     """
     operand = weight.t() if weight.dim() == 2 else weight
     layers = {"": (operand, transposed_index, None)}
@@ -118,7 +117,7 @@ def _product(
     for prefix, (weight, index, bias) in layers.items():
         is_masked = spec.layout == "masked"
         operand = weight if is_masked else weight.contiguous()
-        arguments |= {f"{prefix}weight_ptr": operand, f"{prefix}index_ptr": index.contiguous()}
+        arguments |= {f"{prefix}weight_ptr": operand, f"{prefix}index_ptr": walked(kernel, index)}
         arguments[f"{prefix}bias_ptr"] = None if bias is None else bias.contiguous()
         if is_masked:
             arguments[f"{prefix}weight_n_stride"], arguments[f"{prefix}weight_k_stride"] = operand.stride()
@@ -150,6 +149,18 @@ def _product(
     else:
         launch.run((num_tiles,))
     return {name: tensor.view(*x.shape[:-1], N) for name, tensor in results.items()}
+
+
+def walked(kernel: TritonKernel, index: Tensor) -> Tensor:
+    """What a kernel walks over: an index, or the list of a mask `[R, C]`, int32 `[R, 1 + C]`, made on its device."""
+    if kernel.spec.layout == "packed":
+        return index.contiguous()
+    R, C = index.shape
+    listed = index.new_empty(R, 1 + C, dtype=torch.int32)
+    strides = {"mask_row_stride": index.stride(0), "mask_column_stride": index.stride(1)}
+    launch = Launch(kernel, index.device, {"mask_ptr": index, "list_ptr": listed, "C": C, **strides})
+    launch.run((R,), LIST_KEPT)
+    return listed
 
 
 def num_resident(kernel: TritonKernel, x: Tensor) -> int:

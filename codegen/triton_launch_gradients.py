@@ -8,7 +8,7 @@ from torch import Tensor
 from blast_compile import layout
 from blast_compile.codegen.triton import strip
 from blast_compile.codegen.triton_build import TritonKernel
-from blast_compile.codegen.triton_launch import Launch, check_device, rows
+from blast_compile.codegen.triton_launch import Launch, check_device, rows, walked
 from blast_compile.errors import TargetError
 
 
@@ -25,10 +25,10 @@ def launch_weight_grad(
     if kernel.config.splits > 1:
         if norms:
             raise TargetError(f"expected a config without splits for norms of blocks, got {kernel.config}")
-        _run_split(launch, out, index.contiguous(), blocks)
+        _run_split(launch, out, walked(kernel, index), blocks)
         return out, None
     squares = _squares(kernel, grad, blocks) if norms else None
-    launch.arguments |= {"out_ptr": out, "index_ptr": index.contiguous(), "norms_ptr": squares, "NORMS": norms}
+    launch.arguments |= {"out_ptr": out, "index_ptr": walked(kernel, index), "norms_ptr": squares, "NORMS": norms}
     if out.dim() == 2:
         launch.arguments["out_n_stride"], launch.arguments["out_k_stride"] = out.stride()
     launch.run(_grid(kernel, blocks))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from blast_compile.codegen.triton import REDUCED
 from blast_compile.codegen.triton_build import TritonKernel
-from blast_compile.codegen.triton_launch import Launch, Operands, check_device, num_resident, rows
+from blast_compile.codegen.triton_launch import Launch, Operands, check_device, num_resident, rows, walked
 
 
 def launch_mlp(
@@ -24,8 +24,9 @@ def launch_mlp(
 ) -> Tensor:
     """`reference.mlp`, or `reference.gated_mlp` with a gate: one launch, whose programs wait for each other twice.
 
-    Weight, index and bias of each layer. num_programs: one launch a phase, each of that many programs, which need not
-    fit on the device at once. Else the interpreter, which runs one program after another, runs a single one.
+    Of each layer weight, mask or index, and bias. num_programs: one launch a phase, each of that many programs, which
+    need not fit on the device at once. Else the interpreter, which runs one program after another, runs a single one.
+    Masks are listed in launches before.
     """
     check_device(kernel, x)
     spec, config = kernel.spec, kernel.config
@@ -43,7 +44,7 @@ def launch_mlp(
             is_masked = spec.layout == "masked"
             arguments |= {
                 f"{name}_weight_ptr": weight if is_masked else weight.contiguous(),
-                f"{name}_index_ptr": index.contiguous(),
+                f"{name}_index_ptr": walked(kernel, index),
                 f"{name}_bias_ptr": None if bias is None else bias.contiguous(),
             }
             if is_masked:

@@ -40,8 +40,8 @@ def reshape(graph: Graph, source: Node, sizes: tuple[Any, ...], *, like: Node) -
     return view
 
 
-def rows(graph: Graph, source: Node, start: int, stop: int, *, like: Node) -> Node:
-    """`source[start:stop]`, a view."""
+def rows(graph: Graph, source: Node, start: int, stop: int | None, *, like: Node) -> Node:
+    """`source[start:stop]`, a view; without `stop` to the end, whose place may be a symbol."""
     if _is_aten(like):
         part = graph.call_function(aten.slice.Tensor, (source, 0, start, stop))
     else:

@@ -170,7 +170,7 @@ def _rows_of(graph: Graph, linear: Node, start: int, stop: int) -> dict[str, Nod
         spans = (
             (first, last + 1),
             (num_rows + 1 + first, num_rows + 1 + last),
-            (2 * num_rows + 1, fake(index).shape[0]),
+            (2 * num_rows + 1, None),
         )
         parts = [dialect.rows(graph, index, start, stop, like=linear) for start, stop in spans]
         return {"weight": weight, "index": dialect.concatenate(graph, parts, like=linear), "bias": bias}

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
+from blast_compile import compat
 from blast_compile.layout import Block
 from blast_compile.passes.vocabulary import KINDS, REASON, Kind, arguments, fake, nested_graphs, sparse_kind
 
@@ -18,8 +19,8 @@ class FoundOp:
 
     indices: for each layer in it, by role ("linear", "gate", "up", "down"), at which argument of the graph its mask
     index comes in, of which it may be a part; None where it is no input. arguments: those that a plan depends on, as in
-    `reference.py`, tensors as fake ones. result: a fake one. reason: why its layers are not in a whole MLP; empty where
-    they are.
+    `reference.py`, tensors as fake ones of the sizes that they were captured with. result: a fake one. reason: why its
+    layers are not in a whole MLP; empty where they are.
     """
 
     kind: Kind
@@ -53,14 +54,14 @@ def _found(node: Node, positions: dict[Node, int]) -> FoundOp:
     kind = sparse_kind(node)
     assert kind in KINDS
     given = arguments(node)
-    planned = [fake(argument) for name, argument in given.items() if name != "abi" and not name.endswith("probe")]
+    taken = [fake(argument) for name, argument in given.items() if name != "abi" and not name.endswith("probe")]
     indices = {name.removesuffix("index").rstrip("_"): value for name, value in given.items() if name.endswith("index")}
     return FoundOp(
         kind=kind,
         indices={role or "linear": positions.get(_origin(index)) for role, index in indices.items()},
         block=(given["block"][0], given["block"][1]),
         activation=given["activation"],
-        arguments=tuple(planned),
+        arguments=tuple(map(compat.with_hints, taken)),
         result=fake(node),
         reason=node.meta.get(REASON, ""),
     )

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import blast_compile.ops  # noqa: F401 - the launcher goes under the ops, in tests that import none too
-from blast_compile import env, launch, log, native
+from blast_compile import env, launch, log, native, sizes
 from blast_compile.env import Isa
 
 # A machine that does other things too makes any test slow now and then.
@@ -66,10 +66,12 @@ def _fresh_warnings() -> Iterator[None]:
 
 @pytest.fixture
 def fresh_dynamo() -> Iterator[None]:
-    """Lets `torch.compile` capture anew in a test, and leaves nothing that it captured."""
+    """Lets `torch.compile` capture anew in a test, and leaves nothing that it captured, nor was told."""
     torch._dynamo.reset()
+    sizes.forget()
     yield
     torch._dynamo.reset()
+    sizes.forget()
 
 
 @pytest.fixture

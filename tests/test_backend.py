@@ -79,7 +79,7 @@ def _edit_mask(layer: MaskedLayer) -> None:
 
 
 def _replace_mask(layer: MaskedLayer) -> None:
-    layer.block_index = BlockMask(~layer.mask.kept, layer.shape, layer.block).index
+    layer.block_mask = BlockMask(~layer.mask.kept, layer.shape, layer.block).values
 
 
 def _load(layer: MaskedLayer) -> None:
@@ -89,8 +89,8 @@ def _load(layer: MaskedLayer) -> None:
 
 
 def _load_by_assignment(layer: MaskedLayer) -> None:
-    state = {name: torch.randn_like(value) for name, value in layer.state_dict().items() if name != "block_index"}
-    layer.load_state_dict({**state, "block_index": layer.block_index.clone()}, assign=True)
+    state = {name: torch.randn_like(value) for name, value in layer.named_parameters()}
+    layer.load_state_dict({**state, "block_mask": layer.block_mask.clone()}, assign=True)
 
 
 EDITS = [
@@ -158,7 +158,7 @@ def test_freezing_never_folds_our_ops(form: str) -> None:
         assert isinstance(weight, Tensor)
         weight.zero_()
         if form == "masked":
-            index = model.gates[0].block_index
+            index = model.gates[0].block_mask
             assert isinstance(index, Tensor)
             index.zero_()  # no block is kept
         after = run(x)
@@ -183,7 +183,7 @@ def test_freezing_does_not_fold_an_op_on_constants() -> None:
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):
         run = compiled(model, delegate="inductor", fallback="error")
         before = run(torch.zeros(3, 8))
-        model.layer.block_index.zero_()  # type: ignore[operator]
+        model.layer.block_mask.zero_()  # type: ignore[operator]
         after = run(torch.zeros(3, 8))
         torch.testing.assert_close(after, model(torch.zeros(3, 8)))
     assert not torch.allclose(before, after)

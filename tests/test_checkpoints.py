@@ -47,7 +47,7 @@ def test_kept_blocks_alone_load_into_a_packed_model() -> None:
     config = blast.BlockSparse(block=4, sparsity=0.3)
     model, other = (blast.pack_(blast.sparsify_(Mlp(), config)) for _ in range(2))
     layer, state = sparse_layer(model, "fc1"), dict(model.state_dict())
-    state["fc1.weight"], state["fc1.block_index"] = layout.strip(layer.weight, layer.block_index, 18)
+    state["fc1.weight"], state["fc1.block_index"] = layout.strip(layer.weight, layer.index_operand(), 18)
     other.load_state_dict(state)
     assert state["fc1.weight"].shape[0] < sparse_layer(other, "fc1").weight.shape[0]
     assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in other.state_dict().items())
@@ -56,7 +56,7 @@ def test_kept_blocks_alone_load_into_a_packed_model() -> None:
 @pytest.mark.parametrize("packed", [True, False])
 def test_casts_of_every_kind_leave_the_index_alone(packed: bool) -> None:
     model = sparse_mlp(packed=packed)
-    index = sparse_layer(model, "fc1").block_index.clone()
+    index = sparse_layer(model, "fc1").index_operand().clone()
     casts: list[tuple[Callable[[], nn.Module], torch.dtype]] = [
         (lambda: model.type(torch.float16), torch.float16),  # casts buffers of integers too
         (lambda: model.type(torch.float64), torch.float64),
@@ -68,14 +68,15 @@ def test_casts_of_every_kind_leave_the_index_alone(packed: bool) -> None:
         assert cast() is model
         layer = sparse_layer(model, "fc1")
         assert layer.weight.dtype == dtype
-        assert torch.equal(layer.block_index, index)
-        assert layer.block_index.dtype == torch.int32
+        assert torch.equal(layer.index_operand(), index)
+        assert layer.index_operand().dtype == (torch.int32 if packed else torch.float32)
+        assert {buffer.dtype for buffer in layer.buffers()} == {index.dtype}
     assert model(torch.randn(3, 40)).shape == (3, 40)
 
 
 def test_the_index_follows_to_another_device() -> None:
     layer = sparse_layer(sparse_mlp(packed=True).to("meta"), "fc1")
-    assert layer.block_index.device.type == layer.weight.device.type == "meta"
+    assert layer.index_operand().device.type == layer.weight.device.type == "meta"
 
 
 @pytest.mark.parametrize("form", ["masked", "packed"])

@@ -52,8 +52,7 @@ def test_pack_and_unpack_are_inverse_on_kept_blocks(problem: tuple[Tensor, Tenso
     shape = (dense.shape[0], dense.shape[1])
     masked = dense * layout.spread(kept, shape, block)
     values = layout.pack(dense, kept, block)
-    for index in (layout.packed_index(kept), layout.masked_index(kept)):
-        assert torch.equal(layout.unpack(values, index, shape, block), masked)
+    assert torch.equal(layout.unpack(values, layout.packed_index(kept), shape, block), masked)
     assert torch.equal(layout.pack(masked, kept, block), values)
 
 
@@ -62,13 +61,50 @@ def test_indices_say_which_blocks_are_kept(problem: tuple[Tensor, Tensor, Block]
     _, kept, _ = problem
     R, C = kept.shape
     columns = [row.nonzero().flatten().tolist() for row in kept]
-    masked, packed = layout.masked_index(kept), layout.packed_index(kept)
-    assert masked.dtype == packed.dtype == torch.int32
-    assert masked.tolist() == [[len(row), *row, *[0] * (C - len(row))] for row in columns]
+    mask, packed = layout.mask_values(kept), layout.packed_index(kept)
+    assert (mask.dtype, packed.dtype) == (torch.float32, torch.int32)
+    assert mask.tolist() == kept.float().tolist()
     offsets = [sum(map(len, columns[:r])) for r in range(R + 1)]
-    assert packed.tolist() == offsets + [column for row in columns for column in row]
-    for index in (masked, packed):
+    words = [check_word(row) for row in columns]
+    assert packed.tolist() == offsets + words + [column for row in columns for column in row]
+    for index in (mask, packed):
         assert torch.equal(layout.kept_blocks(index, (R, C)), kept)
+
+
+def check_word(columns: list[int]) -> int:
+    """As in `codegen/templates/cpp/index.hpp`, in Python's own integers."""
+    word = 0x27D4EB2F
+    for place, column in enumerate(columns):
+        hashed = (column + 1 + place * 0x9E3779B1) % 2**32
+        hashed = (hashed ^ hashed >> 15) * 0x85EBCA6B % 2**32
+        word += hashed ^ hashed >> 13
+    word %= 2**32
+    return word - 2**32 if word >= 2**31 else word
+
+
+@given(problems(), st.data())
+def test_an_index_that_was_changed_anywhere_is_refused(
+    problem: tuple[Tensor, Tensor, Block], data: st.DataObject
+) -> None:
+    _, kept, _ = problem
+    index = layout.packed_index(kept)
+    place = data.draw(st.integers(0, index.numel() - 1))
+    index[place] += data.draw(st.integers(-3, 3).filter(bool))
+    with pytest.raises(MaskError, match="the mask index is damaged"):
+        layout.kept_blocks(index, (kept.shape[0], kept.shape[1]))
+
+
+@given(problems())
+def test_clear_makes_all_but_kept_blocks_zero(problem: tuple[Tensor, Tensor, Block]) -> None:
+    dense, kept, block = problem
+    shape = (dense.shape[0], dense.shape[1])
+    expected = torch.where(layout.spread(kept, shape, block), dense, 0.0)
+    dropped_nan = torch.where(layout.spread(kept, shape, block), dense, float("nan"))
+    for cleared in (dense.clone(), dropped_nan, dense.t().contiguous().t()):
+        assert layout.holds_more_than(cleared, kept, block) == (not torch.equal(cleared, expected))
+        layout.clear_(cleared, kept, block)
+        assert torch.equal(cleared, expected)
+        assert not layout.holds_more_than(cleared, kept, block)
 
 
 def test_spread_gives_short_blocks_at_the_edges() -> None:
@@ -108,21 +144,28 @@ def test_bad_blocks_are_refused(block: Block) -> None:
 @pytest.mark.parametrize(
     ("index", "message"),
     [
-        ([[1, 0, 0]], r"of shape \(2, 3\), got \(1, 3\)"),
-        ([[1, 0], [0, 0]], r"of shape \(2, 3\), got \(2, 2\)"),
-        ([[1, 2, 0], [0, 0, 0]], "columns from 0 to 1, got 2 to 2"),
-        ([[1, -1, 0], [0, 0, 0]], "columns from 0 to 1, got -1 to -1"),
-        ([[3, 0, 1], [0, 0, 0]], "blocks in a row from 0 to 2, got 0 to 3"),
-        ([[-1, 0, 1], [0, 0, 0]], "blocks in a row from 0 to 2, got -1 to 0"),
-        ([[[0]]], "3 offsets and then columns"),
-        ([0, 1], "3 offsets and then columns"),
-        ([0, 1, 2, 0], "last offset from 0 to 1, got 2 to 2"),
-        ([0, 2, 1, 0, 1], "blocks in a row from 0 to 2, got -1 to 2"),
-        ([0, 3, 3, 0, 1, 0], "blocks in a row from 0 to 2, got 0 to 3"),
-        ([-1, 0, 1, 0, 1], "first offset from 0 to 2, got -1 to -1"),
-        ([0, 1, 2, 0, 2], "columns from 0 to 1, got 0 to 2"),
+        ([[[0]]], "3 offsets, 2 check words and then columns"),
+        ([0, 1, 2, 3], "3 offsets, 2 check words and then columns"),
+        ([0, 1, 2, 5, 5, 0], "last offset from 0 to 1, got 2 to 2"),
+        ([0, 2, 1, 5, 5, 0, 1], "blocks in a row from 0 to 2, got -1 to 2"),
+        ([0, 3, 3, 5, 5, 0, 1, 0], "blocks in a row from 0 to 2, got 0 to 3"),
+        ([-1, 0, 1, 5, 5, 0, 1], "first offset from 0 to 2, got -1 to -1"),
+        ([0, 1, 2, 5, 5, 0, 2], "columns from 0 to 1, got 0 to 2"),
+        ([0, 2, 2, 5, 5, 1, 0], "columns that ascend in each row"),
+        ([0, 2, 2, 5, 5, 1, 1], "columns that ascend in each row"),
+        ([0, 1, 2, 5, 5, 0, 1], "check words agree with it, .* averaged, cast or edited"),
+        ([0, 0, 0, 0, 0], "check words agree with it"),
     ],
 )
 def test_damaged_indices_are_refused(index: list[object], message: str) -> None:
     with pytest.raises(MaskError, match=message):
         layout.kept_blocks(torch.tensor(index, dtype=torch.int32), (2, 2))
+
+
+def test_other_dtypes_and_shapes_are_refused() -> None:
+    index = layout.packed_index(torch.eye(2, dtype=torch.bool))
+    for other in (index.long(), index.float()):
+        with pytest.raises(MaskError, match="expected an int32 index"):
+            layout.kept_blocks(other, (2, 2))
+    with pytest.raises(MaskError, match=r"expected a mask of shape \(2, 3\), got \(2, 2\)"):
+        layout.kept_blocks(torch.ones(2, 2), (2, 3))

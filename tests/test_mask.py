@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from blast_compile import layout
 from blast_compile.errors import MaskError
 from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
@@ -34,7 +35,7 @@ def test_every_form_gives_the_same_mask_back(mask: BlockMask) -> None:
         BlockMask.from_elements(elements, mask.block),
         BlockMask.from_tensor(elements, mask.shape, mask.block),
         BlockMask.from_tensor(mask.kept, mask.shape, mask.block),
-        BlockMask.from_index(mask.index, mask.shape, mask.block),
+        BlockMask.from_index(mask.values, mask.shape, mask.block),
     ):
         assert torch.equal(again.kept, mask.kept)
         assert (again.shape, again.block) == (mask.shape, mask.block)
@@ -44,7 +45,7 @@ def test_every_form_gives_the_same_mask_back(mask: BlockMask) -> None:
 def test_counts(mask: BlockMask) -> None:
     assert mask.nnz == sum(map(sum, mask.kept.tolist()))
     assert mask.sparsity == pytest.approx(1 - mask.nnz / mask.kept.numel())
-    assert mask.index.shape == (mask.kept.shape[0], 1 + mask.kept.shape[1])
+    assert (mask.values.shape, mask.values.dtype) == (mask.kept.shape, torch.float32)
 
 
 def test_full_and_empty() -> None:
@@ -52,7 +53,7 @@ def test_full_and_empty() -> None:
     assert (full.nnz, full.sparsity, full.elements().all().item()) == (9, 0.0, True)
     empty = BlockMask(torch.zeros(3, 3, dtype=torch.bool), (70, 33), (32, 16))
     assert (empty.nnz, empty.sparsity, empty.elements().any().item()) == (0, 1.0, False)
-    assert empty.index.tolist() == [[0, 0, 0, 0]] * 3
+    assert empty.values.tolist() == [[0.0, 0.0, 0.0]] * 3
 
 
 def test_a_weight_without_elements_has_a_mask() -> None:
@@ -93,7 +94,7 @@ def test_from_weight_leaves_the_graph_alone() -> None:
 
 
 def test_from_index_reads_the_form_of_packed_layers() -> None:
-    index = torch.tensor([0, 1, 3, 1, 0, 2], dtype=torch.int32)
+    index = layout.join_index(torch.tensor([0, 1, 3]), torch.tensor([1, 0, 2]))
     assert BlockMask.from_index(index, (4, 6), (2, 2)).kept.int().tolist() == [[0, 1, 0], [1, 0, 1]]
 
 

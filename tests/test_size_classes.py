@@ -105,11 +105,12 @@ def test_padded_layers_go_round() -> None:
     for layer, mask, weight in zip(layers_of(model), masks, weights, strict=True):
         assert torch.equal(layer.mask.kept, mask.kept)
         assert torch.equal(layer.weight, weight)
-        assert_padded(layer.block_index, mask)
+        assert_padded(layer.index_operand(), mask)
 
 
 def assert_padded(index: Tensor, mask: blast.BlockMask) -> None:
     R = mask.kept.shape[0]
     assert index.dtype == torch.int32
-    assert index[R] == mask.nnz
-    assert not index[R + 1 + mask.nnz :].any()
+    offsets, _, columns = layout.split_index(index, R)
+    assert offsets[R] == mask.nnz
+    assert not columns[mask.nnz :].any()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from benchmarks.gpu_static.facts import Facts
 from benchmarks.gpu_static.variants import Variant, differences
+from blast_compile.codegen.triton_build import LIST_KEPT
 from blast_compile.codegen.triton_space import MLPS, resident
 
 _WIDE_TOKENS = 64  # wgmma and tcgen05 multiply 64 rows and more at once
@@ -35,7 +36,7 @@ def broken(variant: Variant, facts: Facts) -> list[str]:
 def wanted_cores(variant: Variant) -> tuple[str, ...]:
     """The tensor-core instructions of which a kernel should use one; "" stands for none."""
     spec, config = variant.spec, variant.config
-    if config.is_vector or variant.helper == "reduce":
+    if config.is_vector or variant.helper in ("reduce", LIST_KEPT):
         return ("",)
     if spec.target.startswith("hip:"):
         return ("mfma",)

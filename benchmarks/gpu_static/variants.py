@@ -10,6 +10,7 @@ from functools import partial
 from blast_compile.codegen import triton
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
 from blast_compile.codegen.triton import TritonConfig, configs, default_config
+from blast_compile.codegen.triton_build import LIST_KEPT
 from blast_compile.codegen.triton_config import FEW_TOKENS
 from blast_compile.codegen.triton_space import MLPS
 
@@ -122,6 +123,8 @@ def _of_op(op: Op, layout: Layout, target: str) -> Iterator[Variant]:
     yield variant(spec, config, many, is_wide=True)
     if op == "weight_grad":
         yield variant(spec, config, many, helper="block_norms")
+    if layout == "masked" and op == "linear":
+        yield variant(spec, config, many, helper=LIST_KEPT)
     if layout == "masked" and op != "input_grad":
         yield variant(spec, config, many, is_transposed=True)
     other = replace(spec, block=(128, 128))

@@ -26,7 +26,10 @@ def activations(case: Case, where: str) -> tuple[Tensor, torch.Generator]:
 
 
 def op_arguments(case: Case, x: Tensor, layers: Iterable[tuple[Tensor, Tensor]]) -> list[Any]:
-    """Arguments of the case's op up to the activation, without biases and residual. layers: operands and indices."""
+    """Arguments of the case's op up to the activation, without biases and residual.
+
+    layers: operands, and masks or indices.
+    """
     operands = [part for operand, index in layers for part in (operand, index, None)]
     hidden = [case.shape.hidden] if case.op != "linear" else []
     activation = "identity" if case.op == "linear" else "silu"

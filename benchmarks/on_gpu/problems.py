@@ -12,6 +12,9 @@ from torch import Tensor
 from benchmarks.on_gpu.checks import GRADS, MLPS, Check
 from blast_compile import layout, reference
 
+_KEPT = torch.tensor([1.0, 0.25, -1e-45, float("nan"), float("inf")])
+"""What stands in masks for kept: whatever is not 0 does."""
+
 
 def problem(check: Check, device: str) -> tuple[list[Any], Tensor]:
     """Arguments of the op, in the order of `reference.py`, and the truth in float64."""
@@ -68,7 +71,7 @@ def _through_silu(d_hidden: Tensor, taken: list[Tensor]) -> Tensor:
 
 
 def _layer(check: Check, shape: tuple[int, int], generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Operand, index and the clean weight in float64; what must not be read is NaN."""
+    """Operand, mask or index, and the clean weight in float64; what must not be read is NaN."""
     R, C = layout.grid(shape, check.block)
     kept = torch.rand(R, C, generator=generator) < check.density
     weight = (torch.randn(shape, generator=generator) * shape[1] ** -0.5).to(check.dtype)
@@ -77,7 +80,7 @@ def _layer(check: Check, shape: tuple[int, int], generator: torch.Generator) -> 
     if check.layout == "packed":
         return layout.pack(poisoned, kept, check.block), layout.packed_index(kept), clean
     operand = poisoned.t().contiguous().t() if check.layout == "transposed" else poisoned
-    return operand, layout.masked_index(kept), clean
+    return operand, torch.where(kept, _KEPT.repeat(R * C)[: R * C].view(R, C), -0.0), clean
 
 
 def _zeros_like(weight: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 @dataclass(frozen=True)
 class SparseLayer:
-    """One layer as the ops take it: operand and index, and of what it stands for."""
+    """One layer as the ops take it: operand and mask or index, and of what it stands for."""
 
     operand: Tensor
     index: Tensor

@@ -31,8 +31,7 @@ def _steps(
 ) -> dict[str, Callable[[], object]]:
     leaves = [weight.detach().requires_grad_() for weight in weights]
     x = x.detach().requires_grad_()
-    indices = [layout.masked_index(mask) for mask in masks]
-    arguments = op_arguments(case, x, zip(leaves, indices, strict=True))
+    arguments = op_arguments(case, x, zip(leaves, map(layout.mask_values, masks), strict=True))
     op: Callable[..., Tensor] = getattr(torch.ops.blast, case.op)
 
     def step(forward: Callable[[], Tensor]) -> object:
@@ -46,9 +45,9 @@ def _weight_grads(
     case: Case, x: Tensor, weight: Tensor, mask: Tensor, generator: torch.Generator
 ) -> dict[str, Callable[[], object]]:
     grad = torch.randn(case.tokens, weight.shape[0], device=x.device, generator=generator).to(x.dtype)
-    index, block = layout.masked_index(mask), [case.block, case.block]
+    values, block = layout.mask_values(mask), [case.block, case.block]
     return {
-        OURS: lambda: torch.ops.blast.weight_grad.nograd(grad, x, weight, index, block, ops.ABI),
+        OURS: lambda: torch.ops.blast.weight_grad.nograd(grad, x, weight, values, block, ops.ABI),
         DENSE: lambda: grad.t() @ x,
     }
 

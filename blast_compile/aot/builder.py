@@ -95,7 +95,8 @@ def make(
     planned, skipped = plan_jobs(found, names, request.tokens, records)
     built, launcher = compile_all(planned, request.workers, lambda done: request.progress(_line(done)))
     skipped += [Skipped(describe(each.job.spec), each.job.spec.target, each.problem) for each in built if each.problem]
-    usable = [each for each in built if not each.problem]
+    sources = {each.job.source for each in built if not each.problem and each.job.helper is None}
+    usable = [each for each in built if not each.problem and each.job.source in sources]  # no helper of nothing
     if not usable:
         raise BuildError(f"expected a kernel for {', '.join(names)}, got none: {skipped[0].reason if skipped else ''}")
     made = {(each.job.spec, repr(each.job.config)) for each in usable}
@@ -135,6 +136,7 @@ def _artifact(number: int, built: Built, files: dict[str, bytes | Path]) -> Arti
     if built.metadata:
         files[f"{stem}.json"] = built.metadata.encode()
     variant = [name for name in ("ragged", "transposed") if getattr(built.job, f"is_{name}")]
+    variant += [built.job.helper] if built.job.helper else []
     return Artifact(
         spec=spec,
         name=" ".join([_name(spec.target, config), *variant]),

@@ -34,6 +34,7 @@ class CrossKey:
     is_uneven: bool
     is_ragged: bool
     is_transposed: bool
+    helper: str | None
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def _cpu(job: Job) -> Built:
 
 def _gpu(job: Job, pool: GpuPool) -> Built:
     source_sha256 = hashlib.sha256(job.source.encode()).hexdigest()
-    key = CrossKey(source_sha256, job.spec.target, version("triton"), **job.sizes)
+    key = CrossKey(source_sha256, job.spec.target, version("triton"), **job.sizes, helper=job.helper)
 
     def make() -> dict[str, bytes]:
         logger.info("cross-compiling a kernel for %s", job.spec)

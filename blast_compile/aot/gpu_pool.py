@@ -30,6 +30,7 @@ class GpuPool:
             "spec": asdict(job.spec),
             "config": asdict(job.config),
             "sizes": job.sizes,
+            "helper": job.helper,
         }
         answer = self._ask(json.dumps(request))
         if "error" in answer:

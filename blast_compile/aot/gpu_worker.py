@@ -31,7 +31,7 @@ def main(lines: TextIO, results: TextIO) -> None:
 def _answer(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     try:
         kernel = load_kernel(read_spec(job["spec"]), TritonConfig(**job["config"]), folder)
-        compiled = cross_compile(kernel, **job["sizes"])
+        compiled = cross_compile(kernel, helper=job["helper"], **job["sizes"])
     except BlastError as error:
         return {"error": str(error)}
     return _plain(compiled)

@@ -14,6 +14,7 @@ from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.spec_text import describe
 from blast_compile.codegen.triton import TritonConfig
+from blast_compile.codegen.triton_build import LIST_KEPT
 from blast_compile.codegen.triton_config import ALIGNED
 from blast_compile.codegen.triton_fit import fit
 from blast_compile.errors import TargetError
@@ -27,7 +28,7 @@ class Job:
 
     tokens: the numbers of tokens it is for: those asked for or, with a tuned config, those it was tuned for.
     is_uneven, is_ragged, is_transposed: as in `triton_cross`; false on CPUs, whose kernels read sizes and strides when
-    they run.
+    they run. helper: one of the kernel's in place of the kernel, for any number of tokens.
     """
 
     spec: Spec
@@ -37,6 +38,7 @@ class Job:
     is_uneven: bool = False
     is_ragged: bool = False
     is_transposed: bool = False
+    helper: str | None = None
 
     @property
     def is_cpu(self) -> bool:
@@ -78,7 +80,13 @@ def _jobs_of(need: Need, spec: Spec, tokens: Sequence[int], records: Sequence[Re
         counts = counts | tuned.configs(records, spec) | counts  # the default first, and for whatever was asked
         return [Job(spec, config, cpp.generate(spec, config), each) for config, each in counts.items()]
     steps = gpu_kernels.steps(spec)
-    return [_gpu_job(need, step, step is not steps[0], count) for step in steps for count in tokens]
+    made = [_gpu_job(need, step, step is not steps[0], count) for step in steps for count in tokens]
+    return [*made, *(_listing(job) for job in made if job.spec.layout == "masked")]
+
+
+def _listing(job: Job) -> Job:
+    """What lists the kept blocks of masks beside a kernel: one binary for masks of every size."""
+    return Job(job.spec, job.config, job.source, (), helper=LIST_KEPT)
 
 
 def _gpu_job(need: Need, step: Spec, is_last: bool, tokens: int) -> Job:

@@ -12,7 +12,7 @@ from blast_compile import forms, integrations
 from blast_compile.checkpoint.record import Record
 from blast_compile.checkpoint.slots import Slot, slots_of
 from blast_compile.errors import CheckpointError
-from blast_compile.layers import SparseLayer, is_transposed
+from blast_compile.layers import SparseLayer, is_transposed, mask_buffers
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def assign_(model: nn.Module, loaded: Loaded) -> None:
             raise CheckpointError(f"expected tensors of the sparse layer {name!r}, got no {', '.join(sorted(missing))}")
         weight, index = tensors[f"{name}.weight"], tensors.pop(f"{name}.block_index")
         tensors[f"{name}.weight"], indices[name] = record.to_memory(weight, index, is_transposed=transposed)
-    slots = slots_of(model, but={id(layer._buffers.get("block_index")) for layer in layers.values()})
+    slots = slots_of(model, but={id(layer._buffers[name]) for layer in layers.values() for name in mask_buffers(layer)})
     plan = _plan(slots, tensors, loaded, {f"{name}.weight" for name in layers})
     indices = {name: index.to(_device(layers[name].weight), copy=True) for name, index in indices.items()}
     with torch.no_grad():

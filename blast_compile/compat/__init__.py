@@ -13,15 +13,17 @@ from blast_compile.compat.dispatch import (
     redispatch_below_autograd,
     without_autocast,
 )
-from blast_compile.compat.graphs import copy_graph_module, known_equal, size_hint, static_size
+from blast_compile.compat.graphs import copy_graph_module, known_equal, size_hint, static_size, with_hints
 from blast_compile.compat.machine import cpu_isa, has_triton, runnable_isas
+from blast_compile.compat.sources import compiled_function, fixed_inputs, is_told, let_first_size_vary
 from blast_compile.compat.tensors import (
     has_plain_values,
     has_rows_in_values,
     is_fake,
     is_traced_by_fx,
+    is_whole_memory,
     map_values,
-    shares_whole_memory,
+    shares_memory,
 )
 
 __all__ = [
@@ -29,22 +31,28 @@ __all__ = [
     "any_requires_grad",
     "can_inductor_compile_for_cpu",
     "compile_with",
+    "compiled_function",
     "copy_graph_module",
     "cpu_isa",
+    "fixed_inputs",
     "frozen_weights",
     "has_plain_values",
     "has_rows_in_values",
     "has_triton",
     "is_fake",
+    "is_told",
     "is_traced_by_fx",
+    "is_whole_memory",
     "known_equal",
+    "let_first_size_vary",
     "map_values",
     "one_level_function",
     "outside_dynamo",
     "redispatch_below_autograd",
     "runnable_isas",
-    "shares_whole_memory",
+    "shares_memory",
     "size_hint",
     "static_size",
+    "with_hints",
     "without_autocast",
 ]

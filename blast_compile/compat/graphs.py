@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.fx import GraphModule, Node
 
 
@@ -57,3 +58,22 @@ def size_hint(size: Any) -> Any:
     `torch.SymInt.node.hint`: run 2.13.
     """
     return size.node.hint if isinstance(size, torch.SymInt) else size
+
+
+def with_hints(value: Any) -> Any:
+    """A fake tensor of the sizes that it had when it was captured, where some are symbolic; anything else as it is.
+
+    What asks such a tensor for its sizes adds no guard, and may do so in any thread.
+
+    `torch._subclasses.FakeTensor.fake_mode`: run 2.13.
+    """
+    if not isinstance(value, Tensor) or not any(isinstance(size, torch.SymInt) for size in value.shape):
+        return value
+    sizes, strides = [size_hint(size) for size in value.shape], [size_hint(stride) for stride in value.stride()]
+    if None in sizes or None in strides:
+        return value
+    mode: Any = getattr(value, "fake_mode", None)
+    if mode is None:
+        return value
+    with mode:
+        return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)

@@ -26,16 +26,19 @@ def has_plain_values(tensor: Tensor) -> bool:
     return is_ordinary and not tensor.is_meta and not is_fake(tensor) and tensor.untyped_storage().size() > 0
 
 
-def shares_whole_memory(tensor: Tensor) -> bool:
-    """Whether other tensors use the memory of `tensor`, and it is no part of a larger one, as under FSDP.
+def shares_memory(tensor: Tensor) -> bool:
+    """Whether other tensors use the memory of `tensor`.
 
     `torch._C._storage_Use_Count`: run 2.13, read 2.11.
     """
     storage = tensor.untyped_storage()
-    if storage.size() > tensor.numel() * tensor.itemsize:
-        return False
     own = 2  # the tensor itself, and `storage`
     return int(torch._C._storage_Use_Count(storage._cdata)) > own
+
+
+def is_whole_memory(tensor: Tensor) -> bool:
+    """Whether a tensor is no part of a larger one, as parameters are under FSDP."""
+    return tensor.untyped_storage().size() == tensor.numel() * tensor.itemsize
 
 
 def is_traced_by_fx(x: object) -> bool:

@@ -39,7 +39,7 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: B
     dense = grad.reshape(-1, grad.shape[-1]).t() @ x.reshape(-1, x.shape[-1])
     shape = (dense.shape[0], dense.shape[1])
     if weight.dim() == 2:
-        kept = layout.spread(_kept(index, layout.grid(shape, block)), shape, block)
+        kept = layout.spread(index != 0, shape, block)
         return torch.empty_like(weight).copy_(torch.where(kept, dense, dense.new_zeros(())))
     blocks = layout.to_blocks(dense, block)
     R, C = blocks.shape[:2]
@@ -61,7 +61,7 @@ def dense_weight(weight: Tensor, index: Tensor, shape: tuple[int, int], block: B
     R, C = layout.grid(shape, block)
     (N, K), (bn, bk) = shape, block
     if weight.dim() == 2:
-        kept = layout.spread(_kept(index, (R, C)), shape, block)
+        kept = layout.spread(index != 0, shape, block)
         return torch.where(kept, weight, weight.new_zeros(()))
     rows, columns, is_kept = _packed_entries(index, (R, C))
     place = torch.where(is_kept, rows * C + columns, R * C)  # one more block takes what is not kept
@@ -75,18 +75,10 @@ def _linear(x: Tensor, layer: tuple[Tensor, Tensor, Tensor | None], out_features
     return F.linear(x, dense, None if bias is None else bias.to(x.dtype))
 
 
-def _kept(index: Tensor, blocks: tuple[int, int]) -> Tensor:
-    """Bool `[R, C]` of a masked index."""
-    R, C = blocks
-    is_kept = torch.arange(C, device=index.device) < index[:, :1]
-    columns = torch.where(is_kept, index[:, 1:], C).long().clamp(0, C)
-    return torch.zeros(R, C + 1, dtype=torch.bool, device=index.device).scatter(1, columns, value=True)[:, :C]
-
-
 def _packed_entries(index: Tensor, blocks: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
     """Row, column and whether it counts, of each stored block."""
     R, C = blocks
-    offsets, columns = index[: R + 1].long(), index[R + 1 :].long()
+    offsets, _, columns = (part.long() for part in layout.split_index(index, R))
     storage = torch.arange(columns.numel(), device=index.device)
     rows = torch.searchsorted(offsets, storage, right=True) - 1
     is_kept: Any = (rows >= 0) & (rows < R) & (columns >= 0) & (columns < C)

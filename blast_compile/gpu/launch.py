@@ -1,8 +1,10 @@
 """Runs the ops on GPU tensors: plan, generated kernel, launch. Dispatched by the op's CUDA key, which AMD shares.
 
 Same names and arguments as in `launch.py`, and the same errors, but for a damaged index: the host reads no value of a
-tensor, so a call waits for nothing and a CUDA graph can hold it. A plan depends on dtypes, shapes and strides, a config
-on a bucket of tokens besides; what is allocated depends on those alone. Calls that no kernel serves run in `dense.py`.
+tensor, so a call waits for nothing and a CUDA graph can hold it, and a kernel on a GPU cannot raise. So nothing here
+verifies the check words of a packed index: loading, packing and saving do. A plan depends on dtypes, shapes and
+strides, a config on a bucket of tokens besides; what is allocated depends on those alone. Calls that no kernel serves
+run in `dense.py`.
 """
 
 from __future__ import annotations

@@ -19,7 +19,6 @@ from blast_compile import forms, layout, states, twins  # by module: these may b
 from blast_compile.errors import CheckpointError, MaskError
 from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight
 from blast_compile.log import logger
-from blast_compile.old_states import is_old_packed_index
 
 Entry = Mapping[str, Any]
 METHOD = "blast"
@@ -81,7 +80,6 @@ def settle_(model: nn.Module, made: Made, was_read: Callable[[Tensor], bool]) ->
         except CheckpointError:
             _warn_of_dense(model, len(made))
             for _, layer, _ in made:
-                layer._buffers.pop("block_index", None)
                 forms.leave_form_(layer)
         return
     for name, layer, entry in made:
@@ -91,7 +89,7 @@ def settle_(model: nn.Module, made: Made, was_read: Callable[[Tensor], bool]) ->
         _check_loaded(name, layer, entry)
         if isinstance(layer, MaskedLayer):
             layer.block_mask = layer.block_mask.to(torch.float32)
-            layer.block_size = states.block_size(layer).to(layer.block_mask.device)
+            layer.block_size = states.block_size(layer, layer.block_mask.device)
             layer.clear_dropped_()
         elif isinstance(layer, PackedLayer) and not layer.weight.is_meta:  # the same, without buffers
             most = layer.mask.kept.numel()
@@ -101,8 +99,7 @@ def settle_(model: nn.Module, made: Made, was_read: Callable[[Tensor], bool]) ->
 
 def _check_offloaded(name: str, layer: SparseLayer) -> None:
     """One offloaded with its buffers stays as its file has it; raises `CheckpointError` where that is an old form."""
-    index, num_rows = layer._buffers.get("block_index"), layout.grid(layer.shape, layer.block)[0]
-    if index is not None and (layer.form == "masked" or is_old_packed_index(index, num_rows, layer.weight.shape[0])):
+    if states.is_old(layer):
         raise CheckpointError(
             f"expected the mask of {name!r} in today's form, got that of an earlier version, which stays where it is "
             "with offload_buffers=True; load the model without, and save it again"
@@ -156,18 +153,17 @@ def _skeleton_(name: str, layer: nn.Module, entry: Entry, version: int) -> Spars
             twin = twins.packed_twin(cast(type[MaskedLayer], twin))
             values = weight.new_empty((entry["num_blocks"], *block[::-1]))
             layer.weight = nn.Parameter(values, requires_grad=cast(Tensor, layer.weight).requires_grad)
-        R, C = blocks
         mask = torch.empty(blocks, device=weight.device)
         if entry["form"] == "packed":
-            num_words = 2 * R + 1 if version > 1 else R + 1
-            mask = torch.empty(num_words + entry["num_blocks"], dtype=torch.int32, device=weight.device)
+            length = 2 * blocks[0] + 1 + entry["num_blocks"]
+            mask = torch.empty(length, dtype=torch.int32, device=weight.device)
         forms.take_form_(layer, twin, mask, block, entry.get("num_dead_blocks", 0))
-        if version == 1 and entry["form"] == "masked":  # read in the old form, which `_check_loaded` renews
-            layer._buffers.update(dict.fromkeys(cast(SparseLayer, layer).mask_buffers))
-            layer.register_buffer("block_index", torch.empty(R, 1 + C, dtype=torch.int32, device=weight.device))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"expected a description of the sparse layer {name!r}, got {entry}: {error}") from error
-    return cast(SparseLayer, layer)
+    made = cast(SparseLayer, layer)
+    if version == 1:  # read in the old form, which `_check_loaded` renews
+        states.make_old_(made)
+    return made
 
 
 def _check_loaded(name: str, layer: SparseLayer, entry: Entry) -> None:

@@ -120,7 +120,7 @@ def _as_stored(layer: SparseLayer, found: Mapping[str, Tensor], kept: Tensor) ->
             index = old_states.with_check_words(index, kept.shape[0])
         weight, index = layout.strip(weight, index, kept.shape[0])
         return {"weight": weight, "block_index": index}
-    mask = {"block_mask": layout.mask_values(kept), "block_size": states.block_size(layer)}
+    mask = {"block_mask": layout.mask_values(kept), "block_size": states.block_size(layer, kept.device)}
     if weight is None:
         return mask
     if weight.data_ptr() != layer.weight.data_ptr():  # the layer's own is cleared by state_dict()

@@ -71,7 +71,8 @@ class BlastQuantizer(DiffusersQuantizer):  # type: ignore[misc, unused-ignore]
         return loaded_keys
 
     def _process_model_before_weight_loading(self, model: ModelMixin, **_: Any) -> ModelMixin:
-        self._made = described.make_skeletons_(model, self.quantization_config.layers, self._tensors)
+        config = self.quantization_config
+        self._made = described.make_skeletons_(model, config.layers, self._tensors, version=config.version)
         return model
 
     def _process_model_after_weight_loading(self, model: ModelMixin, **_: Any) -> ModelMixin:

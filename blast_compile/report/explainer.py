@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from blast_compile import launch
+from blast_compile import launch, sizes
 from blast_compile.errors import LayerError
 from blast_compile.layers import SparseLayer
 from blast_compile.passes.survey import FoundOp
@@ -89,8 +89,15 @@ def _warnings(
         if max(Counter(shape for shape, _ in packed).values(), default=0) > limit:
             yield (
                 f"packed layers of one shape store more than {limit} different numbers of blocks: captured one by one, "
-                "they pass torch._dynamo.config.recompile_limit, and the last ones run outside torch.compile"
+                "they pass torch._dynamo.config.recompile_limit, and the last ones run outside torch.compile, unless "
+                'they are compiled by backend="blast", which lets them share code'
             )
+    if (told := sizes.varying_sources()) and any(layer.form == "packed" for layer in layers.values()):
+        yield (
+            "packed layers of many sizes share code that was compiled layer by layer: torch.compiler.config."
+            f"dynamic_sources names {len(told)} weights and indices, which holds for the whole process: "
+            f"{', '.join(told)}"
+        )
     if unseen := [row.name for row in rows if row.reason == _NOT_SEEN]:
         yield f"{len(unseen)} of {len(rows)} sparse layers were in no captured graph, the first one is {unseen[0]}"
 

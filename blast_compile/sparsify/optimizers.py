@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -40,6 +41,27 @@ class StepWatch:
         """Takes the hooks away."""
         for handle in self._handles:
             handle.remove()
+
+
+# With no gradient, no moment and no weight, these do nothing to a number. A subclass may.
+_ELEMENTWISE = (
+    torch.optim.SGD,
+    torch.optim.Adam,
+    torch.optim.AdamW,
+    torch.optim.Adamax,
+    torch.optim.NAdam,
+    torch.optim.RAdam,
+    torch.optim.Adagrad,
+    torch.optim.Adadelta,
+    torch.optim.RMSprop,
+    torch.optim.Rprop,
+    torch.optim.ASGD,
+)
+
+
+def keeps_zeros(optimizer: Optimizer) -> bool:
+    """Whether dropped blocks, without gradient and moments, surely stay zero in a step, as under Muon they do not."""
+    return type(optimizer) in _ELEMENTWISE
 
 
 def innermost(optimizer: Optimizer) -> Optimizer:

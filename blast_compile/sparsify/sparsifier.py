@@ -19,7 +19,7 @@ from blast_compile.log import logger
 from blast_compile.sparsify import learners, owners, resume
 from blast_compile.sparsify.config import PruneAndGrow
 from blast_compile.sparsify.observation import Observation
-from blast_compile.sparsify.optimizers import StepWatch, innermost
+from blast_compile.sparsify.optimizers import StepWatch, innermost, keeps_zeros
 from blast_compile.sparsify.probes import Probes
 from blast_compile.sparsify.scores import GRADIENT_SCORES
 from blast_compile.sparsify.update import UpdateRecord, carry_out_, clear_, decide, gather
@@ -116,6 +116,9 @@ class Sparsifier:
             return None
         if self.config.score == "movement":
             self._seen.accept()
+        if not keeps_zeros(optimizer):
+            for layer in self.layers.values():
+                layer.clear_dropped_()
         record = self._update(optimizer, self.num_steps + 1) if self._is_due(self.num_steps + 1) else None
         self.num_steps += 1
         self._switch_probes()

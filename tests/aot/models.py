@@ -26,9 +26,13 @@ class Net(nn.Module):
         return y
 
 
-def packed_net(block: int = 16) -> Net:
+def masked_net(block: int = 16) -> Net:
     torch.manual_seed(0)
-    return blast.pack_(blast.sparsify_(Net(), blast.BlockSparse(block=block, sparsity=0.5, targets="all")))
+    return blast.sparsify_(Net(), blast.BlockSparse(block=block, sparsity=0.5, targets="all"))
+
+
+def packed_net(block: int = 16) -> Net:
+    return blast.pack_(masked_net(block))
 
 
 def build_net(out: Path, *targets: str) -> BuildReport:

@@ -18,7 +18,7 @@ from blast_compile.aot.gpu_pool import GpuPool
 from blast_compile.aot.jobs import Job, plan_jobs
 from blast_compile.aot.needs import needs
 from blast_compile.errors import BuildError
-from tests.aot.models import packed_net
+from tests.aot.models import masked_net, packed_net
 
 pytest.importorskip("triton")
 GPUS = ("cuda:sm_90", "hip:gfx942")
@@ -148,3 +148,61 @@ def test_a_launch_finds_the_binary_of_a_bundle(block: int, tmp_path: Path) -> No
         check=False,
     )
     assert done.returncode == 0, done.stderr
+
+
+# As above; the list of a mask is what is launched.
+LIST = (
+    LAUNCH[: LAUNCH.index("epilogue =")]
+    + """
+kept = []
+for op, gate in (("gated_linear", True), ("linear", False)):
+    spec = Spec(op, "bfloat16", "bfloat16", (32, 32), (Epilogue("silu", gate=True) if gate else Epilogue(),),
+                "masked", "cuda:sm_90")
+    kernel = kernels.loaded(spec, 512, kernels.Sizes(((96, 64),) * (1 + gate), None, "a GPU"))
+    for sizes in ((3, 2, 1), (64, 64, 1), (448, 1, 448), (1, 1, 1)):
+        function, options = kernel.entry("list_kept")
+        pointers = {"mask_ptr": MockTensor(torch.float32), "list_ptr": MockTensor(torch.int32)}
+        numbers = dict(zip(("C", "mask_row_stride", "mask_column_stride"), sizes))
+        found = function.warmup(**pointers, **numbers, grid=(1,), **options)
+        assert compiled == [], compiled
+        kept.append(found.hash)
+keys = [each.facts["key"] for each in Bundle.open(sys.argv[1]).contents.kernels]
+assert set(kept) <= set(keys)
+assert len(set(kept)) == 2
+"""
+)
+
+
+def test_lists_of_masks_of_any_size_are_in_a_bundle(tmp_path: Path) -> None:
+    model, inputs = masked_net(32).bfloat16(), torch.zeros(2, 64, dtype=torch.bfloat16)
+    report = build(model, inputs, targets=("cuda:sm_90",), out=tmp_path / "out", tokens=(512,), jobs=2)
+    helpers = [kernel for kernel in report.kernels if kernel.name.endswith(" list_kept")]
+    assert len(helpers) == len({report.bundle.path(kernel.source).read_bytes() for kernel in helpers})
+    assert {kernel.config for kernel in helpers} == {kernel.config for kernel in report.kernels}
+    for kernel in helpers:
+        assert report.bundle.find(kernel.spec, tokens=512) not in helpers
+    done = subprocess.run(
+        [sys.executable, "-c", LIST, str(report.folder)],
+        env={**os.environ, "TRITON_CACHE_DIR": str(tmp_path / "triton")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_helper_of_a_kernel_that_does_not_compile_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    compile_job = GpuPool.compile
+
+    def only_helpers(pool: GpuPool, job: Job) -> dict[str, Any]:
+        if job.helper is None and job.spec.op == "gated_linear":
+            raise BuildError("expected a kernel, got none")
+        return compile_job(pool, job)
+
+    monkeypatch.setattr(GpuPool, "compile", only_helpers)
+    monkeypatch.setattr(compilers, "version", lambda _: str(os.urandom(8)))
+    report = build(masked_net(32), torch.zeros(2, 64), targets=("cuda:sm_90",), out=tmp_path / "out", tokens=(512,))
+    assert {kernel.spec.op for kernel in report.kernels} == {"linear"}
+    assert [kernel.name.endswith("list_kept") for kernel in report.kernels].count(True) > 0

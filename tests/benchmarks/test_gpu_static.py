@@ -34,7 +34,7 @@ def test_every_way_to_cut_a_kernel_up_is_compiled() -> None:
     fields = {name for v in VARIANTS for name in vars(v.config) if f"{name}=" in v.name}
     assert fields >= {"tokens", "num_stages", "splits", "group", "is_swapped", "is_persistent", "is_ordered"}
     assert "uses_descriptors=True" in " ".join(v.name for v in VARIANTS if v.spec.target == "cuda:sm_90")
-    assert {v.helper for v in VARIANTS} == {None, "reduce", "block_norms"}
+    assert {v.helper for v in VARIANTS} == {None, "reduce", "block_norms", "list_kept"}
 
 
 @pytest.mark.parametrize(

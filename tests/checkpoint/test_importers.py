@@ -33,7 +33,7 @@ def zeroed() -> Block:
         layer = sparse_layer(model, name)
         layer.weight.data.mul_(layer.mask.elements())
     dense = Block()
-    dense.load_state_dict({key: value for key, value in model.state_dict().items() if "block_index" not in key})
+    dense.load_state_dict({key: value for key, value in model.state_dict().items() if "block_" not in key})
     return dense
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blast_compile import layout
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Spec
 from blast_compile.codegen.triton import TritonConfig, default_config
 from blast_compile.codegen.triton_build import load_kernel
@@ -41,8 +42,8 @@ def spec_of(case: Case) -> Spec:
     else:
         epilogues = (Epilogue(case.activation, case.bias, is_gated, is_gated and case.bias, has_residual),)
     weight_dtype = _dtype(case.weight_dtype or case.dtype)
-    layout: Layout = "packed" if case.form == "packed" else "masked"
-    return Spec(case.op, _dtype(case.dtype), weight_dtype, case.block, epilogues, layout, "cuda:sm_90")
+    form: Layout = "packed" if case.form == "packed" else "masked"
+    return Spec(case.op, _dtype(case.dtype), weight_dtype, case.block, epilogues, form, "cuda:sm_90")
 
 
 def _dtype(dtype: torch.dtype) -> Dtype:
@@ -122,8 +123,8 @@ def _far_away(layer: Layer) -> Layer:
         memory = mmap.mmap(file.fileno(), 0)
     values = torch.frombuffer(memory, dtype=layer.operand.dtype).view(-1, bk, bn)
     values[skipped:] = layer.operand
-    offsets, columns = layer.index[: R + 1] + skipped, F.pad(layer.index[R + 1 :], (skipped, 0))
-    return replace(layer, operand=values, index=torch.cat([offsets, columns]))
+    offsets, words, columns = layout.split_index(layer.index, R)
+    return replace(layer, operand=values, index=torch.cat([offsets + skipped, words, F.pad(columns, (skipped, 0))]))
 
 
 def run(call: Call, folder: Path, config: TritonConfig | None = None, num_programs: int | None = None) -> Tensor:

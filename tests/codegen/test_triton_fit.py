@@ -70,7 +70,7 @@ def test_large_layers_keep_their_config() -> None:
 @pytest.mark.parametrize("is_packed", [False, True])
 def test_rows_with_most_blocks_come_first(is_packed: bool) -> None:
     kept = torch.tensor([[1, 0, 0], [1, 1, 1], [0, 0, 0], [0, 1, 1], [1, 1, 1]], dtype=torch.bool)
-    index = layout.packed_index(kept, num_stored=12) if is_packed else layout.masked_index(kept)
+    index = layout.packed_index(kept, num_stored=12) if is_packed else layout.mask_values(kept)
     order = row_order(index, 5)
     assert order.tolist() == [1, 4, 3, 0, 2]
     assert order.dtype == torch.int32

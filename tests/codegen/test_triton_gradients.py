@@ -9,6 +9,7 @@ from typing import get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from blast_compile import layout
 from blast_compile.codegen.spec import Activation, Epilogue
@@ -104,19 +105,27 @@ def test_tokens_of_a_weight_gradient_are_split(
         assert max(errors) < 1e-5
 
 
-@pytest.mark.parametrize("is_packed", [False, True])
-def test_transposed_index_lists_each_column_and_drops_what_is_damaged(is_packed: bool) -> None:
+@pytest.mark.parametrize("num_before", [0, 3])
+def test_transposed_index_lists_each_column_and_drops_what_is_damaged(num_before: int) -> None:
+    """num_before: spare blocks that are stored before the others."""
     kept = torch.rand(7, 5, generator=torch.Generator().manual_seed(0)) < 0.5
     kept[:, 3] = False
-    index = layout.packed_index(kept, num_stored=40) if is_packed else layout.masked_index(kept)
+    offsets, words, columns = layout.split_index(layout.packed_index(kept, num_stored=40), 7)
+    index = torch.cat([offsets + num_before, words, F.pad(columns, (num_before, 0), value=4)])
     transposed = transposed_index(index, (7, 5))
-    assert torch.equal(transposed[:, :8], layout.masked_index(kept.t()))
-    if is_packed:
-        places = kept.flatten().cumsum(0).view(7, 5) - 1
-        for column in range(5):
-            count = int(transposed[column, 0])
-            assert transposed[column, 8 : 8 + count].tolist() == places[kept[:, column], column].tolist()
-        index[8] = 99
-    else:
-        index[0, 1] = -99
-    assert transposed_index(index, (7, 5))[:, 0].sum() == kept.sum() - 1
+    places = kept.flatten().cumsum(0).view(7, 5) - 1 + num_before
+    for column in range(5):
+        rows = kept[:, column].nonzero()[:, 0].tolist()
+        count = int(transposed[column, 0])
+        assert transposed[column, 1 : 1 + count].tolist() == rows
+        assert transposed[column, 8 : 8 + count].tolist() == places[rows, column].tolist()
+    for wild in (99, -99):
+        index[2 * 7 + 1 + num_before] = wild
+        assert transposed_index(index, (7, 5))[:, 0].sum() == kept.sum() - 1
+
+
+def test_the_transpose_of_a_mask_is_a_view_of_it() -> None:
+    mask = torch.rand(7, 5).round()
+    transposed = transposed_index(mask, (7, 5))
+    assert torch.equal(transposed, mask.t())
+    assert transposed.data_ptr() == mask.data_ptr()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from blast_compile import layout
 from blast_compile.codegen.triton import TritonConfig
 from blast_compile.errors import TargetError
+from blast_compile.mask import BlockMask
 from tests import test_gradients
 from tests.op_cases import Call, Case, Layer, check, make_call, relative_error
 
@@ -54,6 +55,23 @@ def check_edits(case: Case) -> list[float]:
         layer.index.copy_(new.index)
         layer.clean = new.clean
     return [*errors, relative_error(call.run("nograd"), call.dense())]
+
+
+def check_averaged_mask(case: Case) -> None:
+    """Asserts that any number but 0 in a mask means kept, forward and backward, and none of them is a factor."""
+    nan, inf = float("nan"), float("inf")
+    numbers = torch.tensor([1e-45, 0.25, nan, -2.0, inf])
+    call, upstream = make_call(case), torch.randn(7, generator=torch.Generator().manual_seed(3))
+    for layer in call.layers:
+        layer.operand = torch.nan_to_num(layer.operand)
+    upstream = upstream[:, None].expand(7, call.layers[-1].clean.shape[0]).to(case.dtype).contiguous()
+    before = [call.run("nograd"), *_gradients(call, upstream)]
+    for layer in call.layers:
+        others = numbers.repeat(layer.index.numel())[: layer.index.numel()].view_as(layer.index)
+        layer.index.copy_(torch.where(layer.kept, others, layer.index * -0.0))
+    after = [call.run("nograd"), *_gradients(call, upstream)]
+    for one, other in zip(before, after, strict=True):
+        assert torch.equal(one, other)
 
 
 def check_gradients(case: Case) -> list[str]:
@@ -230,15 +248,10 @@ def model_error(form: str) -> tuple[float, int]:
 
 
 def _double(layer: nn.Module) -> nn.Module:
-    if not hasattr(layer, "block_index"):
+    if not hasattr(layer, "mask"):
         return layer
-    from blast_compile import reference
-
-    masked = cast(nn.Linear, layer)
+    masked, mask = cast(nn.Linear, layer), cast(BlockMask, layer.mask)
     twin = nn.Linear(masked.in_features, masked.out_features).double()
-    index = cast(Tensor, masked.block_index)
-    block = cast(layout.Block, masked.block)
-    dense = reference.dense_weight(masked.weight, index, masked.out_features, masked.in_features, block)
-    twin.weight = nn.Parameter(dense.double())
+    twin.weight = nn.Parameter((masked.weight * mask.elements()).double())
     twin.bias = nn.Parameter(masked.bias.double())
     return twin

@@ -10,6 +10,7 @@ import torch
 import blast_compile.ops  # noqa: F401 - registers what is looked at
 from blast_compile.codegen.triton import TritonConfig
 from tests.gpu.interpreted import (
+    check_averaged_mask,
     check_call,
     check_edits,
     check_gradients,
@@ -50,6 +51,14 @@ def test_empty_and_full_masks(case: Case, density: float, interpreter: ProcessPo
 @pytest.mark.parametrize("case", [case for case in CASES if case.form != "packed"], ids=str)
 def test_edited_weights_and_masks_are_seen(case: Case, interpreter: ProcessPoolExecutor) -> None:
     assert max(interpreter.submit(check_edits, case).result()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "case", [CASES[2], CASES[4], Case("gated_mlp", block=(8, 8)), Case("linear", torch.float64, (16, 16))], ids=str
+)
+def test_masks_say_by_any_number_but_zero_what_is_kept(case: Case, interpreter: ProcessPoolExecutor) -> None:
+    """By kernels and without."""
+    interpreter.submit(check_averaged_mask, case).result()
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -30,7 +30,7 @@ def dense_of(model: Net, dtype: torch.dtype) -> Net:
 def dense_values(layer: SparseLayer, values: Tensor) -> Tensor:
     """Values in the form of the layer's weight as `[N, K]`, zeros where no block is kept."""
     if values.dim() == 3:
-        return layout.unpack(values.detach(), layer.block_index, layer.shape, layer.block)
+        return layout.unpack(values.detach(), layer.index_operand(), layer.shape, layer.block)
     return values.detach() * layer.mask.elements()
 
 

@@ -36,7 +36,7 @@ def exported(model: Net, *, strict: bool = False) -> torch.export.ExportedProgra
 def test_an_exported_model_runs_and_compiles(form: str, strict: bool) -> None:
     model, counted = sparse_net(form), Counted()
     program = exported(model, strict=strict)
-    assert {"gates.0.weight", "gates.0.block_index"} <= set(program.state_dict), "weights and masks stay inputs"
+    assert {"gates.0.weight", "gates.0.block_mask"} <= set(program.state_dict), "weights and masks stay inputs"
     module = program.module()
     run = torch.compile(module, backend=counted, fullgraph=True)
     for x in (x_of(3, 8), x_of(7, 8)):
@@ -56,7 +56,7 @@ def test_an_exported_model_survives_a_file_and_takes_edits(tmp_path: Path) -> No
         layer = model.gates[1]
         assert isinstance(layer, SparseLayer)
         layer.weight.mul_(-2.0)
-        layer.block_index.zero_()
+        layer.index_operand().zero_()
         module.load_state_dict(model.state_dict())
     torch.testing.assert_close(module(x), model(x))
 

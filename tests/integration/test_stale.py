@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import blast_compile as blast
+from blast_compile import layout
 from blast_compile.backend import blast as backend
 from blast_compile.layers import SparseLayer
 from tests.nets import Counted, compiled, sparse_net, x_of
@@ -17,14 +18,11 @@ pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
 def reversed_columns(layer: SparseLayer) -> torch.Tensor:
-    """Another index of as many blocks a row, in the form of the layer's own."""
+    """Another mask or index of as many blocks a row, in the form of the layer's own."""
     kept = layer.mask.kept.flip(1)
-    if layer.block_index.dim() == 2:
-        return blast.BlockMask(kept, layer.shape, layer.block).index
-    index = layer.block_index.clone()
-    first, num_kept = kept.shape[0] + 1, int(kept.sum())
-    index[first : first + num_kept] = kept.nonzero()[:, 1]
-    return index
+    if layer.form == "masked":
+        return layout.mask_values(kept)
+    return layout.packed_index(kept, layer.weight.shape[0])
 
 
 def weight_in_place(layer: SparseLayer) -> None:
@@ -45,19 +43,20 @@ def weight_replaced(layer: SparseLayer) -> None:
 
 
 def index_in_place(layer: SparseLayer) -> None:
-    layer.block_index.copy_(reversed_columns(layer))
+    layer.index_operand().copy_(reversed_columns(layer))
 
 
 def index_data_in_place(layer: SparseLayer) -> None:
-    layer.block_index.data.copy_(reversed_columns(layer))
+    layer.index_operand().data.copy_(reversed_columns(layer))
 
 
 def index_replaced(layer: SparseLayer) -> None:
-    layer.block_index = reversed_columns(layer)
+    setattr(layer, layer.mask_buffers[0], reversed_columns(layer))
 
 
 def state_assigned(layer: SparseLayer) -> None:
-    state = {**layer.state_dict(), "weight": layer.weight.detach() * -2.0, "block_index": reversed_columns(layer)}
+    state = layer.state_dict() | {layer.mask_buffers[0]: reversed_columns(layer)}
+    state["weight"] = layer.weight.detach() * -2.0
     layer.load_state_dict(state, assign=True)
 
 
@@ -104,7 +103,7 @@ def test_frozen_weights_take_edits_and_the_smallest_index_is_not_inlined() -> No
     blast.pack_(model)
     layer, x = model[0], x_of(3, 8)
     assert isinstance(layer, SparseLayer)
-    assert layer.block_index.numel() <= 8
+    assert layer.index_operand().numel() <= 8
     with torch.no_grad(), torch._inductor.config.patch(freezing=True):
         run = torch.compile(model, backend=backend, fullgraph=True, options={"fallback": "error"})
         before = run(x)

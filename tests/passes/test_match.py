@@ -48,7 +48,7 @@ def test_takes_activations_only_from_the_input_of_a_linear() -> None:
     def body(m: Toy, x: Tensor) -> Any:
         bias = F.relu(m.down(x @ torch.ones(8, 12)))[0, 0]  # relu leads into a bias, not into an input
         return torch.ops.blast.linear(
-            x, m.up.weight, m.up.block_index, torch.cat([bias, bias[:4]]), None, 12, m.up.block, "identity", 1
+            x, m.up.weight, m.up.block_mask, torch.cat([bias, bias[:4]]), None, 12, m.up.block, "identity", 1
         )
 
     assert names(body) == ["linear > activation"]

@@ -6,7 +6,7 @@ inline uint32_t check_word(const int32_t* columns, int64_t count) {
   uint32_t word = 0x27D4EB2F;
 #pragma omp simd reduction(+ : word)
   for (int64_t i = 0; i < count; ++i) {
-    uint32_t hash = uint32_t(columns[i]) + uint32_t(i) * 0x9E3779B1u;
+    uint32_t hash = uint32_t(columns[i]) + 1 + uint32_t(i) * 0x9E3779B1u;  // never 0 of a first column
     hash = (hash ^ hash >> 15) * 0x85EBCA6Bu;
     word += hash ^ hash >> 13;
   }

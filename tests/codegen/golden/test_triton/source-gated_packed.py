@@ -5,7 +5,8 @@
     acc[m, n] = sum of x[m, k] * weight[n, k] over the kept blocks of n's block row
 
 x is [M, K] with a row stride; out is [M, N] and contiguous.
-A weight is packed: values [blocks, 128, 128]; its index is [R + 1 + blocks], row offsets and then columns.
+A weight is packed: values [blocks, 128, 128]; its index is [R + 1 + R + blocks], row offsets, words that nothing
+here reads, and then columns.
 One program computes TOKENS x OUTPUTS elements of out: it walks over the kept blocks of one block row. Programs that run
 side by side share tokens. WIDE: a tile spans more elements than int32 counts.
 RAGGED: K is not a multiple of its block edge.
@@ -62,7 +63,7 @@ def row_of(
     row_ptr = index_ptr + row
     first_block = tl.load(row_ptr)
     num_blocks = tl.load(row_ptr + 1) - first_block
-    columns_ptr = index_ptr + tl.cdiv(N, BLOCK_N) + 1 + first_block
+    columns_ptr = index_ptr + 2 * tl.cdiv(N, BLOCK_N) + 1 + first_block
     return num_blocks, columns_ptr, first_block
 
 

@@ -5,7 +5,7 @@
 
 x is [M, K] with a row stride; out is [M, N] and contiguous.
 x is the gradient of a layer's result, and the weight here is that of the layer, transposed.
-A weight is [N, K] with any strides, read in place; its index is [R, 1 + C], a count and then that many columns.
+A weight is [N, K] with any strides, read in place; its index is what `list_kept` makes of a mask.
 One program computes TOKENS x OUTPUTS elements of out: it walks over the kept blocks of one block row. Programs that run
 side by side share tokens. WIDE: a tile spans more elements than int32 counts.
 RAGGED: N or K is not a multiple of its block edge.
@@ -181,3 +181,24 @@ def input_grad(
     out_offsets = ms[:, None] * N + ns[None, :]
     out = acc
     tl.store(out_ptr + out_tile + out_offsets, out.to(out_ptr.dtype.element_ty), mask=is_stored)
+
+
+# One binary serves masks of every size.
+@triton.jit(do_not_specialize=["C", "mask_row_stride", "mask_column_stride"])
+def list_kept(mask_ptr, list_ptr, C, mask_row_stride, mask_column_stride):
+    """Lists the kept blocks of a mask [R, C] on a grid of R programs: of each row a count, then that many columns.
+
+    What stands behind them in a row of the list stays unwritten.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    mask_ptr += row * mask_row_stride
+    entries_ptr = list_ptr + row * (1 + C) + 1
+    num_blocks = 0
+    for first in range(0, C, 1024):
+        columns = first + tl.arange(0, 1024)
+        values = tl.load(mask_ptr + columns.to(tl.int64) * mask_column_stride, mask=columns < C, other=0.0)
+        is_kept = values != 0.0  # also where it is not a number
+        kept = is_kept.to(tl.int32)
+        tl.store(entries_ptr + num_blocks + tl.cumsum(kept, 0) - 1, columns, mask=is_kept)
+        num_blocks += tl.sum(kept, 0)
+    tl.store(entries_ptr - 1, num_blocks)

@@ -6,7 +6,8 @@
     acc[m, n] = sum of hidden[m, h] * down_weight[n, h] over the kept blocks of n's block row
 
 x is [M, K] with a row stride; hidden is [M, H], out is [M, N], both contiguous.
-A weight is packed: values [blocks, 64, 64]; its index is [R + 1 + blocks], row offsets and then columns.
+A weight is packed: values [blocks, 64, 64]; its index is [R + 1 + R + blocks], row offsets, words that nothing
+here reads, and then columns.
 One launch in phases, for few tokens:
     0 makes hidden
     1 makes out
@@ -71,7 +72,7 @@ def row_of(
     row_ptr = index_ptr + row
     first_block = tl.load(row_ptr)
     num_blocks = tl.load(row_ptr + 1) - first_block
-    columns_ptr = index_ptr + tl.cdiv(N, BLOCK_N) + 1 + first_block
+    columns_ptr = index_ptr + 2 * tl.cdiv(N, BLOCK_N) + 1 + first_block
     return num_blocks, columns_ptr, first_block
 
 

@@ -3,7 +3,8 @@
     weight_grad[n, k] = sum of grad[m, n] * x[m, k] over the tokens, where the block of n and k is kept
 
 grad is [M, N] and x is [M, K], each with a row stride.
-The result is packed: values [blocks, 64, 64]; its index is [R + 1 + blocks], row offsets and then columns.
+The result is packed: values [blocks, 64, 64]; its index is [R + 1 + R + blocks], row offsets, words that nothing
+here reads, and then columns.
 Only kept blocks are written. One program computes OUTPUTS x INPUTS elements of 2 of them, side by side in a block row,
 in steps of TOKENS. RAGGED: N or K is not a multiple of its block edge. WIDE: a tile spans more elements than int32
 counts. NORMS: the sums of the squares of what a program computes, a part of a block, are stored, too.
@@ -123,7 +124,7 @@ def weight_grad(
     first = tl.program_id(0) // PARTS_K * BLOCKS
     first_block = tl.load(index_ptr + row)
     num_blocks = tl.load(index_ptr + row + 1) - first_block
-    columns_ptr = index_ptr + tl.cdiv(N, BLOCK_N) + 1 + first_block
+    columns_ptr = index_ptr + 2 * tl.cdiv(N, BLOCK_N) + 1 + first_block
     if first >= num_blocks:
         return
 

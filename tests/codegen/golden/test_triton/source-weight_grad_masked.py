@@ -3,7 +3,7 @@
     weight_grad[n, k] = sum of grad[m, n] * x[m, k] over the tokens, where the block of n and k is kept
 
 grad is [M, N] and x is [M, K], each with a row stride.
-The result is [N, K] with any strides; its index is [R, 1 + C], a count and then that many columns.
+The result is [N, K] with any strides; its index is what `list_kept` makes of a mask.
 Only kept blocks are written. One program computes OUTPUTS x INPUTS elements of 2 of them, side by side in a block row,
 in steps of TOKENS. RAGGED: N or K is not a multiple of its block edge. WIDE: a tile spans more elements than int32
 counts. NORMS: the sums of the squares of what a program computes, a part of a block, are stored, too.
@@ -203,3 +203,24 @@ def block_norms(
         INTERPRETED,
     )
     store_norms(acc, norms_ptr, row, columns, part_n * PARTS_K + part_k, probes != 0, num_columns)
+
+
+# One binary serves masks of every size.
+@triton.jit(do_not_specialize=["C", "mask_row_stride", "mask_column_stride"])
+def list_kept(mask_ptr, list_ptr, C, mask_row_stride, mask_column_stride):
+    """Lists the kept blocks of a mask [R, C] on a grid of R programs: of each row a count, then that many columns.
+
+    What stands behind them in a row of the list stays unwritten.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    mask_ptr += row * mask_row_stride
+    entries_ptr = list_ptr + row * (1 + C) + 1
+    num_blocks = 0
+    for first in range(0, C, 1024):
+        columns = first + tl.arange(0, 1024)
+        values = tl.load(mask_ptr + columns.to(tl.int64) * mask_column_stride, mask=columns < C, other=0.0)
+        is_kept = values != 0.0  # also where it is not a number
+        kept = is_kept.to(tl.int32)
+        tl.store(entries_ptr + num_blocks + tl.cumsum(kept, 0) - 1, columns, mask=is_kept)
+        num_blocks += tl.sum(kept, 0)
+    tl.store(entries_ptr - 1, num_blocks)
