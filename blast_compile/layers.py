@@ -15,7 +15,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from blast_compile import compat, layout, ops, sizes, states
+from blast_compile import compat, integrations, layout, ops, sizes, states
 from blast_compile.errors import DtypeError, LayerError, MaskError
 from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
@@ -115,6 +115,7 @@ class SparseLayer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Layers that older versions pickled hold their masks in another form."""
+        integrations.meet_savers()
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         states.renew_(self)
 
@@ -155,8 +156,8 @@ class MaskedLayer(SparseLayer):
         Nothing else of the layer changes, nor does any result. A weight that has no values of its own here (on the meta
         device, sharded, computed by a parametrization) stays as it is.
         """
-        weight = self._parameters.get("weight")
-        if weight is None or not compat.has_plain_values(weight) or self.block_mask.is_meta:
+        weight, mask = self._parameters.get("weight"), self._buffers.get("block_mask")
+        if weight is None or not compat.has_plain_values(weight) or mask is None or mask.is_meta:
             return
         kept = self.block_mask.detach() != 0
         if compat.shares_memory(weight) and compat.is_whole_memory(weight):

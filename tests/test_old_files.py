@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM
 import blast_compile as blast
 import blast_compile.integrations.transformers  # so that from_pretrained knows of sparse layers
 from blast_compile import state_file
+from blast_compile.errors import CheckpointError
 from blast_compile.layers import SparseLayer
 from tests import old_files
 from tests.old_files import FAMILIES, FOLDER, FORMS, MLP_FORMS, NUM_STEPS, SAVED_AT
@@ -59,6 +61,19 @@ def test_saved_models(form: str, expected: dict[str, Tensor]) -> None:
 def test_pretrained_models(family: str, form: str, expected: dict[str, Tensor]) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(FOLDER / family / form)
     assert_as_expected(model, expected, f"{family}/{form}")
+
+
+PLACES = {"transformer.wte": "cpu", "transformer.wpe": "cpu", "transformer.h.0": "disk", "transformer.h.1": "cpu"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_pretrained_models_on_disk(form: str, expected: dict[str, Tensor], tmp_path: Path) -> None:
+    places: Any = PLACES | {"transformer.ln_f": "cpu", "lm_head": "cpu"}
+    options: Any = {"device_map": places, "offload_folder": tmp_path}
+    model: Any = AutoModelForCausalLM.from_pretrained(FOLDER / "gpt2" / form, **options)
+    assert_as_expected(model, expected, f"gpt2/{form}")
+    with pytest.raises(CheckpointError, match="offload_buffers=True; load the model without, and save it again"):
+        AutoModelForCausalLM.from_pretrained(FOLDER / "gpt2" / form, offload_buffers=True, **options)
 
 
 def test_learning_goes_on(expected: dict[str, Tensor]) -> None:

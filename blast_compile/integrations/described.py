@@ -1,8 +1,9 @@
 """Sparse layers as the config of a saved model describes them: an entry each, made into a layer again, and checked.
 
-An entry holds `form` ("masked" or "packed"), `block` `[bn, bk]`, `index_crc32`, that of the tensor which says what is
-kept, and for packed layers `num_blocks`, the kept ones, and `num_dead_blocks`. Entries are read off layers and tensors
-while a model is saved, and stand in the saved config alone. In version 1 that tensor was one of `old_states.py`.
+An entry holds `form` ("masked" or "packed"), `block` `[bn, bk]`, `index_crc32` of which blocks are kept, and for packed
+layers `num_blocks`, the kept ones, and `num_dead_blocks`. Entries are read off layers and tensors while a model is
+saved (`describing.py`), and stand in the saved config alone. In version 1 `block_index` says which blocks are kept for
+masked layers too (`old_states.py`).
 """
 
 from __future__ import annotations
@@ -22,8 +23,7 @@ from blast_compile.log import logger
 Entry = Mapping[str, Any]
 METHOD = "blast"
 VERSION = 2
-MASKS = ("block_mask", "block_index")  # how tensors that hold masks may be called in files
-_WRAPPERS = ("_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")  # in names of modules, not in those of tensors
+MASKS = ("block_index", "block_mask")  # how tensors that hold masks may be called in files
 
 
 def check_version(version: int) -> None:
@@ -39,104 +39,6 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
 
 
-def describe_state(
-    model: nn.Module, state_dict: Mapping[str, Tensor], fetch: Callable[[str], Tensor] | None = None
-) -> tuple[dict[str, Tensor], dict[str, Entry]]:
-    """A state dict as files hold it, and the entries of the sparse layers in it.
-
-    state_dict: of `model`, or one like it that shall be saved instead, such as an average: the forms and masks in it
-    count, and the model's own where it has weights alone. Layers that it leaves out, or makes dense, get no entry.
-    fetch: gives a tensor that is on the meta device, by name. Spare blocks of packed layers are left out. Raises
-    `CheckpointError` where weight and mask do not go together.
-    """
-    stored, entries = dict(state_dict), {}
-    for layer, (name, *other_names) in _names_of_layers(model).items():
-        found = _state_of(name, layer, stored)
-        if found is None:
-            continue
-        if fetch is not None:
-            found = {key: fetch(f"{name}.{key}") if tensor.is_meta else tensor for key, tensor in found.items()}
-        is_packed, kept = _is_packed(layer, found), _kept_blocks(name, layer, found)
-        if is_packed and "weight" in found:
-            stripped = layout.strip(found["weight"], found["block_index"], kept.shape[0])
-            found["weight"], found["block_index"] = stripped
-        elif not is_packed:
-            found |= {"block_mask": found["block_mask"].to(torch.float32), "block_size": states.block_size(layer)}
-        entries[name] = _describe(layer, kept, found[_mask_key(is_packed)], is_packed=is_packed)
-        stored |= {f"{name}.{key}": tensor for key, tensor in found.items()}
-        for other in other_names:
-            for key in layer.mask_buffers:
-                stored.pop(f"{other}.{key}", None)
-            if f"{other}.weight" in stored and "weight" in found:
-                stored[f"{other}.weight"] = found["weight"]  # tied, as libraries see by its memory
-    return stored, entries
-
-
-def _names_of_layers(model: nn.Module) -> dict[SparseLayer, list[str]]:
-    """Every name of each sparse layer, as a state dict has it."""
-    names: dict[SparseLayer, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        if isinstance(module, SparseLayer):
-            for wrapper in _WRAPPERS:
-                name = name.replace(wrapper, "")
-            names.setdefault(module, []).append(name)
-    return names
-
-
-def _state_of(name: str, layer: SparseLayer, state_dict: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Weight and mask of a layer in a state dict, or None where it is not in it, or dense."""
-    keys = ("weight", *MASKS)
-    found = {key: state_dict[f"{name}.{key}"] for key in keys if f"{name}.{key}" in state_dict}
-    if not found or _mask_key(_is_packed(layer, found)) in found:
-        return found or None
-    if _is_packed(layer, found) == isinstance(layer, PackedLayer):
-        return found | {_mask_key(isinstance(layer, PackedLayer)): layer.index_operand()}
-    if found["weight"].dim() == 2:
-        return None
-    raise CheckpointError(
-        f"expected an index beside the packed weight of {name!r}, got none in the state dict to be saved, and a masked "
-        "layer in the model; save the state dict as it came from its model"
-    )
-
-
-def _mask_key(is_packed: bool) -> str:
-    return "block_index" if is_packed else "block_mask"
-
-
-def _is_packed(layer: SparseLayer, found: Mapping[str, Tensor]) -> bool:
-    return found["weight"].dim() == 3 if "weight" in found else isinstance(layer, PackedLayer)
-
-
-def _kept_blocks(name: str, layer: SparseLayer, found: Mapping[str, Tensor]) -> Tensor:
-    """Bool `[R, C]`; raises `CheckpointError` unless weight and mask or index would load again."""
-    is_packed, blocks = _is_packed(layer, found), layout.grid(layer.shape, layer.block)
-    index = found[_mask_key(is_packed)]
-    if is_packed and index.dtype != torch.int32:
-        raise CheckpointError(
-            f"expected an int32 index of {name!r} in the state dict to be saved, got {index.dtype}, which rounds block "
-            "numbers; cast the weights alone, by model.to(dtype)"
-        )
-    num_stored = found["weight"].shape[0] if "weight" in found else None
-    if is_packed and num_stored not in (None, index.numel() - 2 * blocks[0] - 1):
-        raise CheckpointError(
-            f"expected an index of {blocks[0] + 1} offsets, {blocks[0]} check words and {num_stored} columns for the "
-            f"packed weight of {name!r}, got shape {tuple(index.shape)}; save the state dict as it came from its model"
-        )
-    try:
-        return layout.kept_blocks(index, blocks)
-    except MaskError as error:
-        raise CheckpointError(f"expected a mask of {name!r} to save, got one that cannot be used: {error}") from error
-
-
-def _describe(layer: SparseLayer, kept: Tensor, index: Tensor, *, is_packed: bool) -> Entry:
-    """The entry of a layer whose mask or index is saved as `index`."""
-    described: dict[str, Any] = {"form": "packed" if is_packed else "masked", "block": list(layer.block)}
-    if is_packed:
-        num_dead_blocks = layer.num_dead_blocks if isinstance(layer, PackedLayer) else 0
-        described |= {"num_blocks": int(kept.sum()), "num_dead_blocks": num_dead_blocks}
-    return described | {"index_crc32": _crc32(index)}
-
-
 def make_dense_(model: nn.Module) -> None:
     """Turns sparse layers into the dense ones that compute the same, in place."""
     for layer in sparse_layers(model).values():
@@ -149,22 +51,20 @@ def make_dense_(model: nn.Module) -> None:
 Made = list[tuple[str, SparseLayer, Entry]]
 
 
-def make_skeletons_(model: nn.Module, entries: Mapping[str, Entry], tensors: set[str] | None, version: int) -> Made:
+def make_skeletons_(
+    model: nn.Module, entries: Mapping[str, Entry], tensors: set[str] | None, *, version: int = VERSION
+) -> Made:
     """Makes layers of a model on the meta device sparse, with the shapes of the tensors that will be read.
 
-    version: of the description; in files of version 1 masks have another form, and until `settle_` so have the layers.
     tensors: the names of those in the checkpoint, where they are known. A checkpoint without any mask is that of a
     dense model whose config was made from a sparse one's: nothing is made sparse then.
     """
     if tensors is not None and entries and not any(name.rpartition(".")[2] in MASKS for name in tensors):
         _warn_of_dense(model, len(entries))
         return []
-    made: Made = []
-    for name, layer, entry in layers_to_make(model, entries):
-        made.append((name, _skeleton_(name, layer, entry), entry))
-        if version == 1:
-            states.make_old_(made[-1][1])
-    return made
+    return [
+        (name, _skeleton_(name, layer, entry, version), entry) for name, layer, entry in layers_to_make(model, entries)
+    ]
 
 
 def settle_(model: nn.Module, made: Made, was_read: Callable[[Tensor], bool]) -> None:
@@ -173,7 +73,7 @@ def settle_(model: nn.Module, made: Made, was_read: Callable[[Tensor], bool]) ->
     was_read: whether a tensor came from the checkpoint, as far as the library tells. Where no mask did, masked layers
     become dense again. Raises `CheckpointError` where a mask is not the one that was saved.
     """
-    if made and all(isinstance(layer, MaskedLayer) and not was_read(_stored_mask(layer)) for _, layer, _ in made):
+    if made and all(isinstance(layer, MaskedLayer) and not was_read(_mask_read(layer)) for _, layer, _ in made):
         try:
             for name, layer, entry in made:
                 _check_loaded(name, layer, entry)
@@ -183,17 +83,33 @@ def settle_(model: nn.Module, made: Made, was_read: Callable[[Tensor], bool]) ->
                 forms.leave_form_(layer)
         return
     for name, layer, entry in made:
-        if _stored_mask(layer).is_meta and hasattr(layer, "_hf_hook") and not states.is_old(layer):
-            continue  # offloaded with its buffers; stays as its file has it
+        if _mask_read(layer).is_meta and hasattr(layer, "_hf_hook"):
+            _check_offloaded(name, layer)
+            continue
         _check_loaded(name, layer, entry)
         if isinstance(layer, MaskedLayer):
             layer.block_mask = layer.block_mask.to(torch.float32)
             layer.block_size = states.block_size(layer, layer.block_mask.device)
             layer.clear_dropped_()
-        if isinstance(layer, PackedLayer) and not layer.weight.is_meta:  # the same, without buffers
+        elif isinstance(layer, PackedLayer) and not layer.weight.is_meta:  # the same, without buffers
             most = layer.mask.kept.numel()
             values, layer.block_index = layout.refill(layer.weight.detach(), layer.block_index, most)
             layer.weight = nn.Parameter(values, requires_grad=layer.weight.requires_grad)
+
+
+def _check_offloaded(name: str, layer: SparseLayer) -> None:
+    """One offloaded with its buffers stays as its file has it; raises `CheckpointError` where that is an old form."""
+    if states.is_old(layer):
+        raise CheckpointError(
+            f"expected the mask of {name!r} in today's form, got that of an earlier version, which stays where it is "
+            "with offload_buffers=True; load the model without, and save it again"
+        )
+
+
+def _mask_read(layer: SparseLayer) -> Tensor:
+    """The tensor that a checkpoint gives for the mask of a skeleton."""
+    index = layer._buffers.get("block_index")
+    return layer.index_operand() if index is None else index
 
 
 def _warn_of_dense(model: nn.Module, num_layers: int) -> None:
@@ -225,7 +141,7 @@ def layers_to_make(model: nn.Module, entries: Mapping[str, Entry]) -> Iterator[t
         )
 
 
-def _skeleton_(name: str, layer: nn.Module, entry: Entry) -> SparseLayer:
+def _skeleton_(name: str, layer: nn.Module, entry: Entry, version: int) -> SparseLayer:
     twin: type[SparseLayer] | None = twins.masked_twin(type(layer))
     if twin is None:
         raise CheckpointError(f"expected a linear layer called {name!r}, got {layer}; its class has changed")
@@ -237,35 +153,26 @@ def _skeleton_(name: str, layer: nn.Module, entry: Entry) -> SparseLayer:
             twin = twins.packed_twin(cast(type[MaskedLayer], twin))
             values = weight.new_empty((entry["num_blocks"], *block[::-1]))
             layer.weight = nn.Parameter(values, requires_grad=cast(Tensor, layer.weight).requires_grad)
-        forms.take_form_(
-            layer, twin, _mask_to_read(entry, blocks, weight.device), block, entry.get("num_dead_blocks", 0)
-        )
+        mask = torch.empty(blocks, device=weight.device)
+        if entry["form"] == "packed":
+            length = 2 * blocks[0] + 1 + entry["num_blocks"]
+            mask = torch.empty(length, dtype=torch.int32, device=weight.device)
+        forms.take_form_(layer, twin, mask, block, entry.get("num_dead_blocks", 0))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"expected a description of the sparse layer {name!r}, got {entry}: {error}") from error
-    return cast(SparseLayer, layer)
-
-
-def _mask_to_read(entry: Entry, blocks: tuple[int, int], device: torch.device) -> Tensor:
-    """A mask or an index of the shape and dtype that the checkpoint holds."""
-    if entry["form"] == "packed":
-        return torch.empty(2 * blocks[0] + 1 + entry["num_blocks"], dtype=torch.int32, device=device)
-    return torch.empty(blocks, dtype=torch.float32, device=device)
-
-
-def _stored_mask(layer: SparseLayer) -> Tensor:
-    """What the checkpoint says of the kept blocks, in the form that it has there."""
-    found = (layer._buffers.get(name) for name in reversed(MASKS))
-    return next(tensor for tensor in found if tensor is not None)
+    made = cast(SparseLayer, layer)
+    if version == 1:  # read in the old form, which `_check_loaded` renews
+        states.make_old_(made)
+    return made
 
 
 def _check_loaded(name: str, layer: SparseLayer, entry: Entry) -> None:
-    """Raises `CheckpointError` unless the mask is the one that was saved, and goes with the weight.
+    """Raises `CheckpointError` unless the index is the one that was saved, and goes with the weight.
 
-    Where a tensor is missing, libraries go on with whatever its memory holds, which may even be a sound mask. A layer
-    of version 1 gets today's form.
+    Where a tensor is missing, libraries go on with whatever its memory holds, which may even be a sound index.
     """
-    stored = _stored_mask(layer)
-    if stored.is_meta:
+    read = _mask_read(layer)
+    if read.is_meta:
         raise CheckpointError(f"expected the mask index of {name!r}, got none in the checkpoint: save the model again")
     try:
         states.renew_(layer)
@@ -274,14 +181,13 @@ def _check_loaded(name: str, layer: SparseLayer, entry: Entry) -> None:
         raise CheckpointError(f"expected the mask index of {name!r}, got one that cannot be used: {error}") from error
     if isinstance(layer, PackedLayer) and mask.nnz != layer.weight.shape[0]:
         raise CheckpointError(f"expected {layer.weight.shape[0]} blocks in the index of {name!r}, got {mask.nnz}")
-    if _crc32(stored) != entry.get("index_crc32"):
+    if crc32(read if read.dtype == torch.int32 else read != 0) != entry.get("index_crc32"):
         raise CheckpointError(
             f"expected the mask index of {name!r} with the CRC-32 in quantization_config, got another; its tensor is "
             "missing from the checkpoint, or was edited: save the model again"
         )
 
 
-def _crc32(stored: Tensor) -> int:
-    """Of an index, its bytes; of a mask, what it keeps, in whatever dtype a library reads its numbers."""
-    told = stored != 0 if stored.is_floating_point() else stored
-    return zlib.crc32(told.cpu().numpy().tobytes())
+def crc32(index: Tensor) -> int:
+    """The checksum of an index, or of which blocks are kept."""
+    return zlib.crc32(index.cpu().numpy().tobytes())

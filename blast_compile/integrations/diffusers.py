@@ -23,6 +23,7 @@ from torch import Tensor
 from blast_compile.errors import CheckpointError, OptionsError
 from blast_compile.integrations import described
 from blast_compile.integrations.described import METHOD, VERSION, Entry
+from blast_compile.integrations.describing import describe_state
 
 
 class _Method(StrEnum):
@@ -70,9 +71,8 @@ class BlastQuantizer(DiffusersQuantizer):  # type: ignore[misc, unused-ignore]
         return loaded_keys
 
     def _process_model_before_weight_loading(self, model: ModelMixin, **_: Any) -> ModelMixin:
-        self._made = described.make_skeletons_(
-            model, self.quantization_config.layers, self._tensors, self.quantization_config.version
-        )
+        config = self.quantization_config
+        self._made = described.make_skeletons_(model, config.layers, self._tensors, version=config.version)
         return model
 
     def _process_model_after_weight_loading(self, model: ModelMixin, **_: Any) -> ModelMixin:
@@ -124,7 +124,7 @@ def _describing(plain: Callable[..., Any]) -> Callable[..., Any]:
         state_dict: dict[str, Tensor] | None = None
         entries: dict[str, Entry] = {}
         if described.sparse_layers(self):
-            state_dict, entries = described.describe_state(self, self.state_dict())
+            state_dict, entries = describe_state(self, self.state_dict())
             _check_quantizer(self, entries)
         with _noted_for_save(self, state_dict, entries):
             return plain(self, *args, **kwargs)

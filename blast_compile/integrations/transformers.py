@@ -29,6 +29,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from blast_compile.errors import CheckpointError, OptionsError
 from blast_compile.integrations import described
 from blast_compile.integrations.described import METHOD, VERSION, Entry
+from blast_compile.integrations.describing import describe_state
 from blast_compile.log import logger
 
 
@@ -64,9 +65,8 @@ class BlastQuantizer(HfQuantizer):  # type: ignore[misc, unused-ignore]
     def _process_model_before_weight_loading(
         self, model: PreTrainedModel, checkpoint_files: list[str] | None = None, **_: Any
     ) -> PreTrainedModel:
-        self._made = described.make_skeletons_(
-            model, self.quantization_config.layers, _names_in(checkpoint_files), self.quantization_config.version
-        )
+        names, config = _names_in(checkpoint_files), self.quantization_config
+        self._made = described.make_skeletons_(model, config.layers, names, version=config.version)
         return model
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
@@ -138,7 +138,7 @@ def _describing(plain: Callable[..., Any]) -> Callable[..., Any]:
         if described.sparse_layers(self):
             given = bound.arguments.get("state_dict")
             state_dict = self.state_dict() if given is None else given
-            state_dict, entries = described.describe_state(self, state_dict, _fetch_of(self))
+            state_dict, entries = describe_state(self, state_dict, _fetch_of(self))
             if _can_say_so(self, entries, is_distributed=bool(bound.arguments.get("distributed_checkpoint"))):
                 bound.arguments["state_dict"] = state_dict
             else:

@@ -33,11 +33,9 @@ class Net(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc, unused-ignore]
         return y
 
 
-def pruned(form: str) -> Net:
-    """Dropped blocks are zeros in the weight."""
+def sparse(form: str) -> Net:
     torch.manual_seed(0)
-    model = Net()
-    blast.prune_(model, blast.BlockSparse(block=4, sparsity=0.5, targets="all"), method="magnitude")
+    model = blast.sparsify_(Net(), blast.BlockSparse(block=4, sparsity=0.5, targets="all"))
     return blast.pack_(model, dense_below=0) if form == "packed" else model
 
 
@@ -80,7 +78,7 @@ def assert_same(model: nn.Module, other: nn.Module) -> None:
 @pytest.mark.parametrize("form", ["masked", "packed"])
 @pytest.mark.parametrize("saver", SAVERS)
 def test_sparse_layers_take_what_sparse_layers_gave(saver: str, form: str, tmp_path: Path) -> None:
-    model, other = pruned(form), pruned(form)
+    model, other = sparse(form), sparse(form)
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.mul_(0.5)
@@ -91,7 +89,7 @@ def test_sparse_layers_take_what_sparse_layers_gave(saver: str, form: str, tmp_p
 
 @pytest.mark.parametrize("saver", SAVERS)
 def test_dense_layers_compute_what_masked_ones_did(saver: str, tmp_path: Path) -> None:
-    model, other = pruned("masked"), Net()
+    model, other = sparse("masked"), Net()
     SAVERS[saver](model, other, tmp_path)
     assert num_sparse(other) == 0
     assert_same(model, other)
@@ -103,14 +101,14 @@ def test_dense_layers_compute_what_masked_ones_did(saver: str, tmp_path: Path) -
 @pytest.mark.parametrize("saver", SAVERS)
 def test_dense_layers_refuse_packed_ones(saver: str, tmp_path: Path) -> None:
     with pytest.raises((RuntimeError, ValueError), match="shape"):
-        SAVERS[saver](pruned("packed"), Net(), tmp_path)
+        SAVERS[saver](sparse("packed"), Net(), tmp_path)
 
 
 def test_models_of_the_hub(tmp_path: Path) -> None:
-    model: Any = pruned("masked")
+    model: Any = sparse("masked")
     model.save_pretrained(tmp_path / "masked")
     assert_same(model, Net.from_pretrained(tmp_path / "masked"))
-    packed: Any = pruned("packed")
+    packed: Any = sparse("packed")
     packed.save_pretrained(tmp_path / "packed")
     with pytest.raises(RuntimeError, match="size mismatch for mlp.0.weight"):
         Net.from_pretrained(tmp_path / "packed")
