@@ -175,6 +175,8 @@ class Sparsifier:
         self._is_late = not all(found.is_finite for found in evidence.values())
         if self._is_late:
             logger.warning("step %d: masks wait for the next step, a score or gradient norm is not finite", step)
+            for name, found in evidence.items():
+                self._seen.restart(name, ~found.scores.isfinite())  # summed over ranks, so all of them do it
             return None
         decided = decide(evidence, self.config, step, self.config.fraction.at(step))
         changes = carry_out_(evidence, decided, optimizer)
