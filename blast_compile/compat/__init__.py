@@ -14,6 +14,7 @@ from blast_compile.compat.dispatch import (
     without_autocast,
 )
 from blast_compile.compat.graphs import copy_graph_module, known_equal, size_hint, static_size
+from blast_compile.compat.imports import when_imported
 from blast_compile.compat.machine import cpu_isa, has_triton, runnable_isas
 from blast_compile.compat.tensors import has_rows_in_values, is_fake, is_traced_by_fx, map_values
 
@@ -37,5 +38,6 @@ __all__ = [
     "runnable_isas",
     "size_hint",
     "static_size",
+    "when_imported",
     "without_autocast",
 ]

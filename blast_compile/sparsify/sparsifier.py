@@ -141,9 +141,9 @@ class Sparsifier:
 
         A run that resumes between two optimizer steps gives the bits of one that was never interrupted.
         """
-        self._seen.sums = resume.checked_sums(state, self.layers, self.config)
-        self.num_steps, self._is_late = state["num_steps"], state["is_late"]
-        self.history = [resume.record_of(record) for record in state["history"]]
+        sums, history, (num_steps, is_late) = resume.checked(state, self.layers, self.config)
+        self._seen.sums, self.history = sums, history
+        self.num_steps, self._is_late = num_steps, is_late
         self._switch_probes()
 
     def _is_due(self, step: int) -> bool:

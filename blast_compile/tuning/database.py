@@ -132,7 +132,7 @@ class Database:
         if path in self._in_memory:
             return self._in_memory[path]
         try:
-            with path.open("rb") as file:
+            with folders.open_regular(path) as file:
                 return Record.from_text(file.read(MAX_RECORD_BYTES))
         except FileNotFoundError:
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from contextlib import suppress
 from dataclasses import asdict
@@ -45,8 +46,8 @@ def _device_name(target: str) -> str:
 @cache
 def _this_cpu(name: str, threads: int) -> Device:
     device, known = _measured(name, threads), None
-    with suppress(OSError, ValueError, TypeError, KeyError, RecursionError):
-        known = _device(json.loads(_path(name, threads).read_bytes()), name)
+    with suppress(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
+        known = _device(json.loads(folders.read_regular(_path(name, threads))), name)
         if known.source == _MEASURED:
             device = device.or_better(known) if device.source == _MEASURED else known
     if device == known:
@@ -77,7 +78,7 @@ def _device(value: dict[str, object], name: str) -> Device:
     if value["name"] != name or not isinstance(rates, dict) or not isinstance(caches, list):
         raise ValueError("another machine's")
     numbers = [value["bandwidth"], *(rates[dtype] for dtype in get_args(Dtype)), *caches]
-    if not all(isinstance(number, float | int) and number > 0 for number in numbers):
+    if not all(isinstance(number, float | int) and 0 < number < math.inf for number in numbers):
         raise ValueError("no figures of a machine")
     return Device(**{**value, "caches": tuple(caches)})  # type: ignore[arg-type]
 
