@@ -26,7 +26,7 @@ from blast_compile.checkpoint import import_dense, import_torchao
 from blast_compile.checkpoint.header import NAME, Header, _digest
 from blast_compile.errors import BlastError, BundleError, CheckpointError, LayerError
 from blast_compile.store import Store
-from blast_compile.tuning import machine
+from blast_compile.tuning import machine, probe
 from blast_compile.tuning.database import Database
 from tests.checkpoint.saved import block_model, on_meta
 from tests.damage import edited, flipped
@@ -256,8 +256,8 @@ def test_plans_and_figures_that_are_no_files_count_as_missing(
         _replace(path, how)
     assert not list(plans.records())
     monkeypatch.setattr(machine, "_folder", lambda: tmp_path / "plans")
-    monkeypatch.setattr(machine.probe, "rate", lambda *_: 1e10)
-    monkeypatch.setattr(machine.probe, "bandwidth", lambda *_: 1e10)
+    monkeypatch.setattr(probe, "rate", lambda *_: 1e10)
+    monkeypatch.setattr(probe, "bandwidth", lambda *_: 1e10)
     path = machine._path("here", 1)
     path.touch()
     _replace(path, how)
@@ -277,4 +277,4 @@ def test_flipped_bytes_of_other_files(data: st.DataObject, tmp_path: Path) -> No
     pickled.write_bytes(data.draw(flipped(pickled.read_bytes())))
     for read, where in ((import_dense, path), (import_torchao, pickled)):
         with suppress(CheckpointError):
-            read(on_meta(), where)  # type: ignore[operator]
+            read(on_meta(), where)

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from filelock import FileLock
+from safetensors.torch import save_file
 
 import blast_compile as blast
-from blast_compile.checkpoint import files, shards
+from blast_compile.checkpoint import shards
 from blast_compile.checkpoint.header import Header
 from blast_compile.errors import CheckpointError
 from tests.checkpoint.saved import assert_same_state, block_model, header_of, on_meta, shards_in
@@ -48,7 +49,7 @@ def test_a_save_that_ends_while_another_removes_shards(tmp_path: Path, monkeypat
 
 def test_a_save_that_ends_while_another_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it removes is what lies there at its end, not at its beginning."""
-    save_file, others = shards.save_file, [lambda: save(OTHER, tmp_path)]
+    others = [lambda: save(OTHER, tmp_path)]
 
     def slow(*args: object, **kwargs: object) -> None:
         if others:
@@ -114,7 +115,7 @@ def test_a_folder_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pyt
             others.pop()()
         return read(folder, header)
 
-    monkeypatch.setattr(files.shards, "read", slow)
+    monkeypatch.setattr(shards, "read", slow)
     assert_same_state(blast.load_model(on_meta(), tmp_path), OTHER)
     shards_in(tmp_path)[0].unlink()
     with pytest.raises(CheckpointError, match="expected the shard"):
