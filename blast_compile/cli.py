@@ -8,13 +8,15 @@ import typer
 
 from blast_compile import __version__
 from blast_compile.commands import bench, build, cache, demo, doctor, explain, plan, report, tune
+from blast_compile.commands.output import system_errors_as_messages
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def main() -> None:
     """The entry point of the installed command."""
-    app()
+    with system_errors_as_messages():
+        app()
 
 
 def _print_version(is_wanted: bool) -> None:

@@ -34,8 +34,8 @@ def examine() -> Iterator[Finding]:
     yield Finding("python", platform.python_version())
     for package in _PACKAGES:
         yield Finding(package, _version(package))
-    yield Finding("cpu", _cpu())
     looks = (
+        ("cpu", _cpu),
         ("instruction set", _isa),
         ("C++ compiler", _compiler),
         ("gpu", _gpu),
@@ -50,7 +50,7 @@ def examine() -> Iterator[Finding]:
 def _careful(name: str, look: Callable[[str], Finding]) -> Finding:
     try:
         return look(name)
-    except BlastError as error:
+    except (BlastError, OSError) as error:
         return Finding(name, "unusable", str(error))
 
 
@@ -61,11 +61,12 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _cpu() -> str:
+def _cpu(name: str) -> Finding:
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     caches = f"L2 {l2_bytes() // 2**10} KiB a core, L3 {l3_bytes() // 2**20} MiB"
     cores = len(os.sched_getaffinity(0))
-    return f"{cpu_model()}, {cores} cores, {torch.get_num_threads()} threads, {caches}, {gib:.0f} GiB of memory"
+    threads = torch.get_num_threads()
+    return Finding(name, f"{cpu_model()}, {cores} cores, {threads} threads, {caches}, {gib:.0f} GiB of memory")
 
 
 def _isa(name: str) -> Finding:
@@ -119,6 +120,9 @@ def _store(name: str) -> Finding:
 
 def _plans(name: str) -> Finding:
     folder = folders.cache_root() / "plans"
-    num_chosen = sum(1 for _ in folder.glob("*/chosen-*.json"))
-    num_tried = sum(1 for _ in folder.glob("*/trial-*.json"))
+    try:
+        num_chosen = sum(1 for _ in folder.glob("*/chosen-*.json"))
+        num_tried = sum(1 for _ in folder.glob("*/trial-*.json"))
+    except OSError as error:
+        return Finding(name, "unusable", f"{error}; set BLAST_CACHE_DIR to another folder")
     return Finding(name, f"{num_chosen} tuned, {num_tried} configurations tried" if num_tried else "none tuned yet")

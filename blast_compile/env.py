@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from blast_compile.errors import OptionsError
+from blast_compile.errors import OptionsError, StoreError
 
 Isa = Literal["portable", "avx2", "avx512", "avx512_bf16"]
 ISAS: tuple[Isa, ...] = get_args(Isa)
@@ -45,9 +45,14 @@ VARIABLES = (
 
 
 def cache_dir() -> Path | None:
-    """The folder asked for by `BLAST_CACHE_DIR`, or None for the default one."""
+    """The folder asked for by `BLAST_CACHE_DIR`, or None for the default one; a `StoreError` if it names none."""
     value = os.environ.get("BLAST_CACHE_DIR", "")
-    return Path(value).expanduser().absolute() if value else None
+    try:
+        return Path(value).expanduser().absolute() if value else None
+    except (OSError, RuntimeError) as error:  # a home of nobody; a folder below one that is gone
+        raise StoreError(
+            f"expected BLAST_CACHE_DIR to name a folder, got {value!r}: {error}; correct or unset it"
+        ) from error
 
 
 def debug_level() -> int:

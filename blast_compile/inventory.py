@@ -6,10 +6,11 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from io import TextIOWrapper
 from itertools import takewhile
 from pathlib import Path
 
-from blast_compile import manifest
+from blast_compile import folders, manifest
 from blast_compile.shelf import size_bytes
 from blast_compile.store import Store
 
@@ -84,14 +85,15 @@ def _entry(path: Path) -> Entry | None:
         fields = content["key"]["fields"]
         kind, torch = str(content["key"]["kind"]), str(content["versions"]["torch"])
         what = ", ".join(f"{name} {str(value)[:24]}" for name, value in fields.items())
-        made = datetime.fromisoformat(content["created"])
+        created = datetime.fromisoformat(content["created"])
+        made = created if created.tzinfo else created.replace(tzinfo=UTC)
     return Entry(path, kind, what, made, size_bytes(path), torch, _head(path / "kernel.cpp"))
 
 
 def _head(source: Path) -> tuple[str, ...]:
     """The first lines of a source that are comments; none where there is no source."""
     try:
-        with source.open(errors="replace") as file:
+        with TextIOWrapper(folders.open_regular(source), errors="replace") as file:
             return tuple(line[2:].strip() for line in takewhile(lambda line: line.startswith("//"), file))
     except OSError:
         return ()

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from blast_compile import __version__
+from blast_compile import __version__, folders
 
 NAME = "manifest.json"
 
@@ -51,7 +51,10 @@ def write(key: StoreKey, files: Mapping[str, bytes]) -> bytes:
 
 def read(entry: Path) -> dict[str, Any]:
     """The manifest of the folder `entry`; an OSError or a ValueError where it cannot be read."""
-    manifest = json.loads((entry / NAME).read_bytes())
+    try:
+        manifest = json.loads(folders.read_regular(entry / NAME))
+    except RecursionError as error:
+        raise ValueError("the manifest is nested too deeply") from error
     if not isinstance(manifest, dict):
         raise ValueError(f"the manifest is a {type(manifest).__name__}")
     return manifest
@@ -65,9 +68,9 @@ def damage(entry: Path, key: StoreKey | None = None) -> str | None:
         if found != (entry.name if key is None else digest(key)):
             return "the manifest holds another key"
         for name, expected in manifest["files"].items():
-            if _fingerprint((entry / name).read_bytes()) != expected:
+            if _fingerprint(folders.read_regular(entry / name)) != expected:
                 return f"{name} is not what was written"
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         return f"{type(error).__name__}: {error}"
     return None
 

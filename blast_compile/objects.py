@@ -69,7 +69,8 @@ def made(key: CppKey | KernelKey, source: Callable[[], str], what: str) -> Path:
         logger.info("compiling %s", what)
         text = source()
         debug(3, "%s", text)
-        return {"kernel.cpp": text.encode(), "kernel.so": build.compile_with(key.flags, text)}
+        made_in = folders.private_folder()
+        return {"kernel.cpp": text.encode(), "kernel.so": build.compile_with(key.flags, text, made_in)}
 
     return open_store().get_or_make(key, make) / "kernel.so"
 

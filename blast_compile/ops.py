@@ -26,7 +26,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.library import Library
 
-from blast_compile import compat, gradients, hidden_grads, launch, layer_grads, transforms
+from blast_compile import compat, flops, gradients, hidden_grads, launch, layer_grads, transforms
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import LayerError
 from blast_compile.gpu import hidden_grads as gpu_hidden_grads
@@ -150,3 +150,4 @@ for _name, _arguments in _ARGUMENTS.items():
 _register_block_norms()
 for _hidden_grad, (_hidden, _results) in _HIDDEN_GRADS.items():
     _register_hidden_grad(_hidden_grad, _hidden, _results)
+flops.register()

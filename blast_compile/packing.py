@@ -38,9 +38,10 @@ def pack_(
 
     example_inputs: a tensor, a tuple of arguments, or a mapping of keyword arguments. The model runs on them once, and
     kept blocks that no output depends on are removed from the MLPs that fuse in that run: those of hidden units whose
-    inputs are all dropped, or that nothing reads. What such units add as constants moves into the bias behind them.
-    Results stay the same in every run that uses these layers in the same way (in training, dropout may not). Each layer
-    counts what it lost in `num_dead_blocks`, `repr()` shows it, and the log has the sum.
+    inputs are all dropped, or that nothing reads. What such units add as constants moves into the bias behind them,
+    where nothing else reads that bias. Results stay the same in every run that uses these layers in the same way (in
+    training, dropout may not). Each layer counts what it lost in `num_dead_blocks`, `repr()` shows it, and the log has
+    the sum.
     dense_below: layers with a smaller fraction of zero blocks become dense layers, their dropped blocks zeros; 0 packs
     all. The log names them. `unpack_` leaves them dense.
 
@@ -100,7 +101,10 @@ def _live_parts(model: nn.Module, example_inputs: Inputs) -> list[Live]:
 
     mlps = find_mlps(model, example_inputs)
     owners = select.owners(model)
-    live = [live_part(mlp, may_change_bias=owners[id(mlp.down._parameters.get("bias"))] == 1) for mlp in mlps]
+    live = [
+        live_part(mlp, may_change_bias=is_read_alone and owners[id(mlp.down._parameters.get("bias"))] == 1)
+        for mlp, is_read_alone in mlps.items()
+    ]
     if not mlps:
         logger.info("no dead blocks are removed: no MLP fuses in the run on example_inputs; explain says why")
     else:

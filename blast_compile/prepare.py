@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.fx import GraphModule
 
 from blast_compile import compat, launch, native
-from blast_compile.errors import TuningError
+from blast_compile.errors import StoreError, TuningError
 from blast_compile.log import logger, warn_once
 from blast_compile.passes.survey import FoundOp, survey
 from blast_compile.tuning.database import Database
@@ -25,7 +25,11 @@ _THREADS = 2  # each waits for a C++ compiler
 def tune_graph(gm: GraphModule, example_inputs: Sequence[object], *, again: bool) -> None:
     """Tunes the ops of a graph for the tokens of its example inputs: those without a plan, or all of them `again`."""
     found = [try_problem(op.kind, op.arguments, _indices(op, example_inputs)) for op in survey(gm)]
-    database = Database.default()
+    try:
+        database = Database.default()
+    except StoreError as error:
+        warn_once("store refused", f"{error}; every kernel runs at its default")  # as serving.py says it, once
+        return
     wanted = [
         problem
         for problem in distinct(problem for problem in found if isinstance(problem, Problem))

@@ -106,7 +106,8 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: B
         blocks, first = layout.pack(dense, kept, block).to(weight.dtype), int(index[0])
         num_behind = weight.shape[0] - first - blocks.shape[0]
         return F.pad(blocks, (0, 0, 0, 0, first, num_behind))  # spare blocks have no gradient
-    return torch.empty_like(weight).copy_(dense * layout.spread(kept, shape, block))
+    # Not a product with zeros: what is not finite outside the kept blocks would become NaN there.
+    return torch.empty_like(weight).copy_(torch.where(layout.spread(kept, shape, block), dense, 0.0))
 
 
 def block_norms(grad: Tensor, x: Tensor, probe: Tensor, block: Block) -> Tensor:

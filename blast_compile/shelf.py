@@ -111,4 +111,12 @@ def size_bytes(folder: Path) -> int:
 
 
 def _children(root: Path) -> Iterator[Path]:
-    return root.iterdir() if root.is_dir() else iter(())
+    """Raises `StoreError` where the folder cannot be looked into."""
+    try:
+        yield from root.iterdir()
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise StoreError(
+            f"expected a store folder that can be read, got {root}: {error}; set BLAST_CACHE_DIR to another folder"
+        ) from error

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from blast_compile import tensor_files
 from blast_compile.errors import CheckpointError
 
 _FORMAT = "blast_compile.state"
@@ -36,21 +36,19 @@ def write(path: Path, state: Mapping[Any, Any]) -> None:
 
 def read(path: Path) -> dict[Any, Any]:
     """The state in the file at `path`, tensors on the CPU; raises `CheckpointError` where it cannot be used."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            if metadata.get("format") != _FORMAT:
-                raise CheckpointError(f"expected a state that blast_compile wrote, got {path} of another program")
-            if int(metadata["version"]) > _VERSION:
-                raise CheckpointError(
-                    f"expected a state of version {_VERSION} or older, got version {metadata['version']} in {path}; "
-                    "upgrade blast_compile"
-                )
-            state = _unpacked(json.loads(metadata["tree"]), lambda name: file.get_tensor(name).clone())
-    except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"expected a state file, got {path}: {type(error).__name__}: {error}") from error
-    assert isinstance(state, dict)
-    return state
+    with tensor_files.opened(path, "a state file") as file:
+        metadata = file.metadata() or {}
+        if metadata.get("format") != _FORMAT:
+            raise CheckpointError(f"expected a state that blast_compile wrote, got {path} of another program")
+        if int(metadata["version"]) > _VERSION:
+            raise CheckpointError(
+                f"expected a state of version {_VERSION} or older, got version {metadata['version']} in {path}; "
+                "upgrade blast_compile"
+            )
+        state = _unpacked(json.loads(metadata["tree"]), lambda name: file.get_tensor(name).clone())
+        if not isinstance(state, dict):
+            raise ValueError(f"it holds a {type(state).__name__}")
+        return state
 
 
 def _packed(value: object, tensors: dict[str, Tensor], where: str) -> object:
@@ -80,5 +78,7 @@ def _unpacked(packed: Any, tensor: Callable[[str], Tensor]) -> object:
         return tensor(content)
     if kind == "dict":
         return {_unpacked(key, tensor): _unpacked(item, tensor) for key, item in content}
+    if kind not in ("list", "tuple"):
+        raise ValueError(f"it holds a {kind!r}")
     items = [_unpacked(item, tensor) for item in content]
     return items if kind == "list" else tuple(items)

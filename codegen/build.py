@@ -42,8 +42,10 @@ def compile_cpp(source: str, isa: str) -> bytes:
     return compile_with(flags(isa), source)
 
 
-def compile_with(flags: tuple[str, ...], source: str) -> bytes:
+def compile_with(flags: tuple[str, ...], source: str, within: Path | None = None) -> bytes:
     """The shared object of a C++ file, libraries last among the flags; raises as `compile_cpp` does.
+
+    within: a folder that nobody else can write, where it is made; without one, the system's for temporary files.
 
     Ctrl-C reaches the compiler too: one that it ended is a `KeyboardInterrupt`, in whichever thread waits for it.
     """
@@ -51,7 +53,7 @@ def compile_with(flags: tuple[str, ...], source: str) -> bytes:
     if compiler is None:
         raise BuildError("expected a C++ compiler on PATH, got none; install g++ or clang++, or set BLAST_CXX")
     try:
-        with tempfile.TemporaryDirectory(prefix="blast-") as folder:
+        with tempfile.TemporaryDirectory(prefix="blast-", dir=within) as folder:
             Path(folder, "kernel.cpp").write_text(source)
             _run([str(Path(compiler).absolute()), "kernel.cpp", "-o", "kernel.so", *flags], folder)
             return Path(folder, "kernel.so").read_bytes()

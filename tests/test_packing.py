@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
 import blast_compile as blast
@@ -156,6 +157,49 @@ def test_a_bias_that_others_hold_stays(is_tied: bool) -> None:
     torch.testing.assert_close(model(x), expected)
     assert torch.equal(net.down.bias, before) is is_tied
     assert num_removed(model)["0.down"] == (0 if is_tied else 4)
+
+
+class Borrowed(nn.Module):
+    """Reads a bias of its net itself, as Megatron's `skip_bias_add` does, or memory that the bias shares."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.net = how, Net()
+        self.kept = [self.net.down.bias]
+        self.register_buffer("shared", self.net.down.bias.detach())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y, bias = self.net(x), self.net.down.bias
+        others = {
+            "nobody": lambda: y,
+            "product": lambda: bias * 2,
+            "result": lambda: bias,
+            "linear": lambda: F.linear(y, torch.ones(16, 16), bias),
+            "kept": lambda: self.kept[0] + y,
+            "shared": lambda: self.shared + y,
+            "checkpoint": lambda: checkpoint(lambda z: z + bias, y, use_reentrant=False),
+        }
+        return y, others[self.how]()  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("how", ["nobody", "product", "result", "linear", "kept", "shared", "checkpoint"])
+def test_a_bias_that_the_model_reads_itself_stays(how: str) -> None:
+    torch.manual_seed(0)
+    model = Borrowed(how).eval()
+    kept = torch.ones(8, 4, dtype=torch.bool)
+    kept[:4] = False
+    blast.sparsify_(model, THIRD, masks={"net.up": kept, "net.down": kept.new_ones(4, 8)})
+    x = torch.randn(3, 16)
+    expected, before = model(x), model.net.down.bias.clone()
+    blast.pack_(model, example_inputs=x, dense_below=0)
+    torch.testing.assert_close(model(x), expected)
+    assert num_removed(model)["net.down"] == (16 if how == "nobody" else 0)
+    assert torch.equal(model.net.down.bias, before) is (how != "nobody")
+
+
+def test_an_mlp_in_a_checkpoint_folds_into_its_bias() -> None:
+    net, _ = packed_net(lambda net, x: checkpoint(net.mlp, x, use_reentrant=False))
+    assert sum(num_removed(net).values()) > 0
 
 
 def test_a_graph_break_is_an_error_and_changes_nothing() -> None:

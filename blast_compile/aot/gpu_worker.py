@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
+from blast_compile import folders
 from blast_compile.codegen.spec_json import read_spec
 from blast_compile.codegen.triton import TritonConfig
 from blast_compile.codegen.triton_build import load_kernel
@@ -22,7 +23,7 @@ from blast_compile.errors import BlastError
 
 def main(lines: TextIO, results: TextIO) -> None:
     """Answers every job."""
-    with tempfile.TemporaryDirectory(prefix="blast-") as folder:
+    with tempfile.TemporaryDirectory(prefix="blast-", dir=folders.private_folder()) as folder:
         for line in lines:
             results.write(json.dumps(_answer(json.loads(line), Path(folder))) + "\n")
             results.flush()

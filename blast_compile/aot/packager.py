@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from blast_compile import folders
 from blast_compile.aot import stable_ops
 from blast_compile.aot.build_report import BuildReport
 from blast_compile.aot.builder import Request, make
@@ -57,7 +58,7 @@ def package(
         raise TargetError(
             f"expected CPUs as targets of a package, got {', '.join(others)}; use build for other devices"
         )
-    with torch.no_grad(), tempfile.TemporaryDirectory(prefix="blast-") as folder:
+    with torch.no_grad(), tempfile.TemporaryDirectory(prefix="blast-", dir=folders.private_folder()) as folder:
         program = fuse_(export(model, args, kwargs, dynamic_shapes))
         found = list(needs_of_graph(program.graph_module))
 

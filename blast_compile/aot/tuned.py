@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from blast_compile import folders
 from blast_compile.bundles import PLANS
 from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Spec
@@ -48,7 +49,7 @@ def configs(records: Iterable[Record], spec: Spec) -> dict[CpuConfig, tuple[int,
 def files(records: Iterable[Record]) -> dict[str, bytes]:
     """A plan database of these records, by path in the bundle."""
     found = {}
-    with tempfile.TemporaryDirectory(prefix="blast-") as folder:
+    with tempfile.TemporaryDirectory(prefix="blast-", dir=folders.private_folder()) as folder:
         root = Path(folder, "plans")
         for record in records:
             Database(root, record.device).add(record)

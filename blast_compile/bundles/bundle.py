@@ -44,7 +44,7 @@ class Bundle:
             )
         where = root / MANIFEST
         try:
-            contents, files = manifests.read(_trusted(where, Path.read_bytes))
+            contents, files = manifests.read(_trusted(where, folders.read_regular))
         except BundleError:
             raise
         except ValueError as error:

@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from blast_compile import folders
 from blast_compile.bundles import fields
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.spec_json import read_spec
@@ -94,7 +95,7 @@ class Fingerprint:
     @classmethod
     def of_file(cls, path: Path) -> Fingerprint:
         """Of a file of any size."""
-        with path.open("rb") as file:
+        with folders.open_regular(path) as file:
             return cls(hashlib.file_digest(file, "sha256").hexdigest(), file.tell())
 
 
@@ -111,9 +112,15 @@ def write(contents: Contents, files: Mapping[str, Fingerprint]) -> bytes:
 def read(text: bytes) -> tuple[Contents, dict[str, Fingerprint]]:
     """A manifest and the files it lists; a `ValueError` that says what is wrong with it."""
     try:
-        manifest = json.loads(text)
+        return _read(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+    except (TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise ValueError(f"it is not what was written: {type(error).__name__}: {error}") from error
+
+
+def _read(text: bytes) -> tuple[Contents, dict[str, Fingerprint]]:
+    manifest = json.loads(text)
     said = fields.typed(manifest, dict, "the manifest")
     if (number := said.get("format")) != FORMAT:
         raise ValueError(f"expected format {FORMAT}, got {number!r}")

@@ -40,7 +40,8 @@ def assign_(model: nn.Module, loaded: Loaded) -> None:
         if missing:
             raise CheckpointError(f"expected tensors of the sparse layer {name!r}, got no {', '.join(sorted(missing))}")
         weight, index = tensors[f"{name}.weight"], tensors.pop(f"{name}.block_index")
-        tensors[f"{name}.weight"], indices[name] = record.to_memory(weight, index, is_transposed=transposed)
+        converted, indices[name] = record.to_memory(weight, index, is_transposed=transposed)
+        tensors |= dict.fromkeys(_names_of(f"{name}.weight", loaded.ties), converted)
     slots = slots_of(model, but={id(layer._buffers[name]) for layer in layers.values() for name in mask_buffers(layer)})
     plan = _plan(slots, tensors, loaded, {f"{name}.weight" for name in layers})
     indices = {name: index.to(_device(layers[name].weight), copy=True) for name, index in indices.items()}
@@ -50,6 +51,11 @@ def assign_(model: nn.Module, loaded: Loaded) -> None:
     for name, layer in layers.items():
         _take_form_(layer, loaded.layers.get(name), indices.get(name))
     integrations.meet_savers()
+
+
+def _names_of(stored: str, ties: Mapping[str, str]) -> list[str]:
+    """All names in the file of the tensor that stands there as `stored`: a layer may be held under several."""
+    return [stored, *(name for name, other in ties.items() if other == stored)]
 
 
 def _layers_of(model: nn.Module, records: Mapping[str, Record]) -> dict[str, nn.Module]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from safetensors import SafetensorError, safe_open
+import torch
 from torch import Tensor, nn
 
-from blast_compile import layout, select
+from blast_compile import folders, layout, select, tensor_files
 from blast_compile.checkpoint.assign import Loaded, assign_, plain_class
 from blast_compile.checkpoint.record import Form, Record
 from blast_compile.errors import CheckpointError
@@ -49,9 +49,12 @@ def import_dense(
         for name, layer in select.linear_layers(model)
         if is_target(config, name, layer) and masked_twin(plain_class(layer)) is not None
     }
+    ties = _other_names(model, layers)
     tensors: dict[str, Tensor] = {}
     records: dict[str, Record] = {}
-    for key, tensor in _tensors(Path(path)):
+    for stored, tensor in _tensors(Path(path)):
+        key = ties.get(stored, stored)
+        known = tensors.get(key)
         tensors[key] = tensor
         if key not in layers or tensor.dim() != 2 or tensor.dtype not in select.DTYPES:
             continue
@@ -65,24 +68,30 @@ def import_dense(
         records[name] = Record(form, kind.__name__, mask.shape, mask.block)
         tensors[key] = layout.pack(weight_NK, mask.kept, mask.block)
         tensors[f"{name}.block_index"] = layout.packed_index(mask.kept)
+        if known is not None and not torch.equal(known, tensors[key]):
+            raise CheckpointError(f"expected one weight of the layer {name!r}, got another as {stored!r}; untie them")
     if not records:
         raise CheckpointError(
             f"expected layers among {config.targets!r} with zero blocks of {config.block_shape} in {path}, got none; "
             "use the block that it was pruned with, or a smaller dense_below"
         )
-    assign_(model, Loaded(tensors, records, ties={}))
+    assign_(model, Loaded(tensors, records, ties))
     return model
+
+
+def _other_names(model: nn.Module, layers: Mapping[str, tuple[str, nn.Module]]) -> dict[str, str]:
+    """The weights of layers that a model holds under several names: each further name to the first one."""
+    first = {id(layer): key for key, (_, layer) in layers.items()}
+    keys = ((f"{name}.weight", id(module)) for name, module in model.named_modules(remove_duplicate=False))
+    return {key: first[module] for key, module in keys if module in first and key != first[module]}
 
 
 def _tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Name and tensor of everything in the files, read one by one."""
     for file in _files(path):
-        try:
-            with safe_open(file, framework="pt") as opened:
-                for key in opened.keys():  # noqa: SIM118 - it is no mapping
-                    yield key, opened.get_tensor(key)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"expected a safetensors file, got {file}: {error}") from error
+        with tensor_files.opened(file) as opened:
+            for key in opened.keys():  # noqa: SIM118 - it is no mapping
+                yield key, opened.get_tensor(key)
 
 
 def _files(path: Path) -> list[Path]:
@@ -96,7 +105,7 @@ def _files(path: Path) -> list[Path]:
     if not path.name.endswith(".index.json"):
         return [path]
     try:
-        shards = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+        shards = sorted(set(json.loads(folders.read_regular(path))["weight_map"].values()))
         return [path.parent / Path(shard).name for shard in shards]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except tensor_files.UNREADABLE as error:
         raise CheckpointError(f"expected an index of shards, got {path}: {type(error).__name__}: {error}") from error

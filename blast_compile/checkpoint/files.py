@@ -21,6 +21,7 @@ from blast_compile.wrappers import bare
 Model = TypeVar("Model", bound=nn.Module)
 
 MAX_SHARD_BYTES = 5 * 2**30
+_TRIES = 5  # of reading a folder that others save into
 
 
 def save_model(model: nn.Module, path: str | os.PathLike[str], *, max_shard_bytes: int = MAX_SHARD_BYTES) -> None:
@@ -76,10 +77,22 @@ def load_model(model: Model, path: str | os.PathLike[str]) -> Model:
     another architecture; the model is then as it was.
     """
     inner = bare(model)
-    header = Header.read(Path(path))
-    tensors = shards.read(Path(path), header)
+    header, tensors = _read(Path(path))
     assign_(inner, Loaded(tensors, header.layers, header.ties, header.transient))
     return model
+
+
+def _read(folder: Path) -> tuple[Header, dict[str, Tensor]]:
+    """The model in a folder, also where another one takes its place meanwhile."""
+    header = Header.read(folder)
+    for _ in range(_TRIES):
+        try:
+            return header, shards.read(folder, header)
+        except CheckpointError:
+            before, header = header, Header.read(folder)
+            if header == before:
+                raise
+    return header, shards.read(folder, header)
 
 
 def _check_can_be_saved(name: str, tensor: Tensor) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blast_compile import __version__
+from blast_compile import __version__, folders, tensor_files
 from blast_compile.checkpoint.record import Record
 from blast_compile.errors import CheckpointError
 
@@ -58,10 +59,10 @@ class Header:
     def read(cls, folder: Path) -> Header:
         """The header in `folder`; raises `CheckpointError` where there is none, or one that cannot be used."""
         path = folder / NAME
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 - False where a path cannot be looked at, too
             raise CheckpointError(f"expected a folder that save_model wrote, got {folder}, {_described(folder)}")
         try:
-            content = json.loads(path.read_bytes())
+            content = json.loads(folders.read_regular(path))
             if content["metadata"].get("format") != FORMAT:
                 raise CheckpointError(
                     f"expected a header of save_model, got {path} of another program; load a model of transformers "
@@ -77,7 +78,7 @@ class Header:
             if digest != _digest(content):
                 raise CheckpointError(f"expected {path} as it was written, got other content: it was edited or damaged")
             return cls._from_json(content)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+        except tensor_files.UNREADABLE as error:
             if isinstance(error, CheckpointError):
                 raise
             raise CheckpointError(
@@ -103,11 +104,14 @@ def _digest(content: Mapping[str, Any]) -> str:
 
 
 def _described(folder: Path) -> str:
-    if folder.is_file():
+    if os.path.isfile(folder):  # noqa: PTH113 - the same
         return "a file; import_dense takes plain safetensors files"
-    if not folder.is_dir():
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except FileNotFoundError:
         return "which does not exist"
-    names = sorted(path.name for path in folder.iterdir())
+    except (OSError, ValueError) as error:
+        return f"which cannot be read ({error})"
     if any(name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl")) for name in names):
         return "with pickled files, which are never loaded here; convert them to safetensors where you trust them"
     if any(name.endswith(".safetensors") for name in names):

@@ -44,6 +44,9 @@ class Record:
         sizes: tuple[object, ...] = self.shape
         if len(sizes) != 2 or not all(type(size) is int and size >= 0 for size in sizes):
             raise ValueError(f"expected a shape (N, K), got {self.shape}")
+        others: tuple[object, ...] = (self.kind, self.is_whole, self.num_dead_blocks)
+        if [type(other) for other in others] != [str, bool, int]:
+            raise ValueError(f"expected the fields of a sparse layer, got {self}")
         layout.check_block(self.block)
 
     @classmethod

@@ -1,7 +1,8 @@
 """Safetensors files of a saved model: written beside their place and renamed into it, read after a check of their hash.
 
 A shard's name holds its hash, so that no save overwrites a file of the one before. The header, renamed last, makes the
-new model take the old one's place in one step: a crash anywhere leaves one of the two whole.
+new model take the old one's place in one step: a crash anywhere leaves one of the two whole. Of several that save into
+one folder, one at a time puts its files into their places and takes those of the model that is there away.
 """
 
 from __future__ import annotations
@@ -12,21 +13,23 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from filelock import FileLock
 from safetensors.torch import save_file
 from torch import Tensor
 
-from blast_compile import folders
+from blast_compile import folders, tensor_files
 from blast_compile.checkpoint import header
 from blast_compile.checkpoint.header import Header
 from blast_compile.checkpoint.record import Record
 from blast_compile.errors import CheckpointError
+from blast_compile.log import warn_once
 
-_TEMPORARY = ".saving-"
+_TEMPORARY, _LOCK = ".saving-", ".saving.lock"
+_MOST_WAIT_S = 60.0  # a folder is changed by renaming alone, in milliseconds
 
 
 def write(
@@ -39,7 +42,6 @@ def write(
     max_shard_bytes: int,
 ) -> None:
     """Writes shards and header; files of the model that was there before go once the new one is complete."""
-    old = _shards_named_in(folder)
     _sweep(folder)
     weight_map: dict[str, str] = {}
     shards: dict[str, tuple[int, str]] = {}
@@ -52,18 +54,51 @@ def write(
             _sync(path)
             size, digest = fingerprint(path)
             shard = f"model-{number:05d}-of-{len(groups):05d}-{digest[:12]}.safetensors"
-            path.replace(folder / shard)
+            path.rename(temporary / shard)
             shards[shard] = size, digest
             weight_map |= dict.fromkeys(names, shard)
         content = Header(weight_map, shards, layers, ties, transient).to_bytes()
         folders.write_durably(temporary, {header.NAME: content})
-        folders.sync(folder)
-        (temporary / header.NAME).replace(folder / header.NAME)
-        folders.sync(folder)
+        with _alone_in(folder):
+            gone = _take_place(folder, temporary, set(shards))
+        for path in gone:
+            path.unlink()
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for shard in old - set(shards):
-        (folder / shard).unlink(missing_ok=True)
+
+
+def _take_place(folder: Path, temporary: Path, shards: set[str]) -> list[Path]:
+    """Makes the files in `temporary` the model in `folder`, and moves what that was before into `temporary`."""
+    old = _shards_named_in(folder)  # now, as another save may have ended since this one began
+    for shard in sorted(shards):
+        (temporary / shard).replace(folder / shard)
+    folders.sync(folder)
+    (temporary / header.NAME).replace(folder / header.NAME)
+    folders.sync(folder)
+    gone = []
+    for shard in sorted(old - shards):
+        with suppress(FileNotFoundError):
+            gone.append((folder / shard).rename(temporary / shard))
+    return gone
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Waits until no other process or thread changes a folder; where nothing can be locked, goes on after a warning."""
+    path = folder / _LOCK
+    lock = FileLock(path, timeout=_MOST_WAIT_S)
+    try:
+        lock.acquire()
+    except OSError as error:  # `Timeout` is one
+        warn_once(("lock", folder), f"cannot lock {path} ({error}): nobody else may save into this folder now")
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            path.unlink()  # while it is held: who waits for it sees that it is gone, and makes another
+        lock.release()
 
 
 def read(folder: Path, described: Header) -> dict[str, Tensor]:
@@ -80,9 +115,9 @@ def read(folder: Path, described: Header) -> dict[str, Tensor]:
                 f"{reason}: it was cut, edited or damaged; copy it again"
             )
     tensors: dict[str, Tensor] = {}
-    with ExitStack() as stack:
-        for name in described.shards:
-            tensors |= _tensors_in(folder / name, stack)
+    for name in described.shards:
+        with tensor_files.opened(folder / name) as file:
+            tensors |= {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
     if set(tensors) != set(described.weight_map):
         raise CheckpointError(f"expected in the shards what {folder / header.NAME} names, got other tensors")
     return tensors
@@ -90,17 +125,9 @@ def read(folder: Path, described: Header) -> dict[str, Tensor]:
 
 def fingerprint(path: Path) -> tuple[int, str]:
     """Size in bytes and sha256 of a file; raises OSError."""
-    with path.open("rb") as file:
+    with folders.open_regular(path) as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
         return file.tell(), digest
-
-
-def _tensors_in(path: Path, stack: ExitStack) -> dict[str, Tensor]:
-    try:
-        file = stack.enter_context(safe_open(path, framework="pt"))
-        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - it is no mapping
-    except SafetensorError as error:
-        raise CheckpointError(f"expected a safetensors file, got {path}: {error}") from error
 
 
 def _sweep(folder: Path) -> None:

@@ -15,10 +15,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from blast_compile import layout
+from blast_compile import folders, layout, tensor_files
 from blast_compile.checkpoint.assign import Loaded, assign_, plain_class
 from blast_compile.checkpoint.record import Form, Record
-from blast_compile.errors import CheckpointError, MaskError
+from blast_compile.errors import CheckpointError
 from blast_compile.wrappers import check_model
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -68,9 +68,10 @@ def import_torchao(model: Model, path: str | os.PathLike[str], *, form: Form = "
 
 def _state_dict(path: Path) -> Mapping[str, Tensor]:
     try:
+        folders.check_regular(path)
         with torch.serialization.safe_globals([(_Stored, _CLASS)]):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError) as error:
+    except (pickle.UnpicklingError, EOFError, *tensor_files.UNREADABLE) as error:
         raise CheckpointError(f"expected a state dict that torch.save wrote, got {path}: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise CheckpointError(f"expected a state dict of tensors in {path}, got a {type(state).__name__}")
@@ -87,6 +88,6 @@ def _packed(key: str, tensor: _Stored) -> tuple[Tensor, Tensor]:
         order = torch.argsort(rows * C + columns)
         index = layout.join_index(starts, columns[order])
         layout.kept_blocks(index, (R, C))
-    except (IndexError, RuntimeError, MaskError) as error:
+    except tensor_files.UNREADABLE as error:
         raise CheckpointError(f"expected a block-sparse tensor called {key!r}, got a damaged one: {error}") from error
     return values[order].transpose(1, 2).contiguous(), index

@@ -155,9 +155,9 @@ def _kernel(entry: Entry) -> str:
     try:
         known = spec_text.parse(spec)
         config = difference(more[0], default_config(known)) if more else ""
-    except (ValueError, BlastError):  # the first words of another source, or a spec of another version
-        return spec
-    return ", ".join(filter(None, (spec_text.describe(known), known.target, config)))
+        return ", ".join(filter(None, (spec_text.describe(known), known.target, config)))
+    except (ValueError, TypeError, LookupError, AttributeError, BlastError):
+        return spec  # the first words of another source, or a spec of another version
 
 
 def _plain(entry: Entry) -> dict[str, Any]:

@@ -6,7 +6,9 @@ wrong. 130: Ctrl-C ended it; what was done is kept where the command says so.
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 INTERRUPTED = 130
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _WIDTH = 160  # where no terminal has one
 
 
@@ -30,6 +33,29 @@ def errors_as_messages() -> Iterator[None]:
         yield
     except BlastError as error:
         fail(str(error))
+
+
+@contextmanager
+def system_errors_as_messages() -> Iterator[None]:
+    """Ends the process with a message and exit code 1 where the system fails, as on a full disk behind `> file`."""
+    try:
+        yield
+    except OSError as error:
+        is_of_writing = error.filename is None and error.errno in _FULL
+        advice = "expected to write all of the results, got {}; write them where there is space"
+        typer.secho(f"error: {advice.format(error) if is_of_writing else error}", fg=typer.colors.RED, err=True)
+        _give_up_output()
+        raise SystemExit(1) from None
+
+
+def _give_up_output() -> None:
+    """What could not be written is dropped: Python would try it again, and fail, at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
 
 
 def fail(message: str) -> None:

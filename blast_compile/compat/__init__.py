@@ -14,6 +14,7 @@ from blast_compile.compat.dispatch import (
     without_autocast,
 )
 from blast_compile.compat.graphs import copy_graph_module, known_equal, size_hint, static_size, with_hints
+from blast_compile.compat.imports import when_imported
 from blast_compile.compat.machine import cpu_isa, has_triton, runnable_isas
 from blast_compile.compat.sources import compiled_function, fixed_inputs, is_told, let_first_size_vary
 from blast_compile.compat.tensors import (
@@ -53,6 +54,7 @@ __all__ = [
     "shares_memory",
     "size_hint",
     "static_size",
+    "when_imported",
     "with_hints",
     "without_autocast",
 ]

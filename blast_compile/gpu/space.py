@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from blast_compile import objects
+from blast_compile import folders, objects
 from blast_compile.codegen import triton
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton import TritonConfig
@@ -58,7 +58,7 @@ def reason_against(spec: Spec, config: TritonConfig) -> str:
 
 
 def _judged(spec: Spec, config: TritonConfig) -> str:
-    with tempfile.TemporaryDirectory(prefix="blast-fit-") as folder:
+    with tempfile.TemporaryDirectory(prefix="blast-fit-", dir=folders.private_folder()) as folder:
         try:
             compiled = cross_compile(load_kernel(spec, config, Path(folder)), in_cache=torch.cuda.is_available())
         except BuildError as error:

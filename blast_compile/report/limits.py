@@ -11,6 +11,7 @@ import torch
 
 from blast_compile import __version__, kernels, plans
 from blast_compile.codegen import cpp
+from blast_compile.errors import StoreError
 from blast_compile.report.data import Machine
 from blast_compile.report.sites import Site
 from blast_compile.tuning import cost, records, serving
@@ -89,7 +90,10 @@ def predicted_us(problem: Problem, config: Config, device: Device) -> float:
 
 def records_of(problem: Problem) -> list[records.Record]:
     """What tuning tried for a problem's bucket on this machine, the fastest first, refused ones last."""
-    database = Database.default()
+    try:
+        database = Database.default()
+    except StoreError:  # the store beside it is refused too, and says so
+        return []
     found = database.trials(problem)
     found |= {record.config: record for record in database.chosen(problem) if record.problem.bucket == problem.bucket}
     return sorted(found.values(), key=lambda record: (record.median_us is None, record.median_us or 0.0, record.config))

@@ -12,6 +12,7 @@ from torch.fx import GraphModule
 
 from blast_compile import compat, passes
 from blast_compile.errors import RewriteError
+from blast_compile.passes.readers import Readers, readers_of_inputs
 from blast_compile.passes.survey import FoundOp, survey
 
 
@@ -19,11 +20,13 @@ from blast_compile.passes.survey import FoundOp, survey
 class GraphRun:
     """One call of one graph.
 
-    ops: its sparse ops. inputs: what it was called with. failure: why it could not be rewritten, or empty.
+    ops: its sparse ops. inputs: what it was called with. readers: who reads each of them. failure: why it could not be
+    rewritten, or empty.
     """
 
     ops: tuple[FoundOp, ...]
     inputs: tuple[object, ...]
+    readers: tuple[Readers, ...]
     failure: str
 
     def index_of(self, op: FoundOp) -> Iterator[tuple[str, Tensor | None]]:
@@ -43,12 +46,12 @@ def record(gm: GraphModule, _example_inputs: Sequence[object]) -> Callable[..., 
         passes.rewrite(copied)
     except RewriteError as error:
         failure, copied = str(error), gm
-    ops, run = survey(copied), copied.forward
+    ops, readers, run = survey(copied), readers_of_inputs(copied), copied.forward
 
     def call(*inputs: object) -> object:
         listener = _listener.get()
         if listener is not None:
-            listener.append(GraphRun(ops, inputs, failure))
+            listener.append(GraphRun(ops, inputs, readers, failure))
         return run(*inputs)
 
     return call

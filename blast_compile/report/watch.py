@@ -23,10 +23,17 @@ def watch(
 
     Buffers, random state and compiled forms of the model stay as they were, also where the run fails.
     """
+    return watch_call(model, args, kwargs, fullgraph=fullgraph)[0]
+
+
+def watch_call(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, fullgraph: bool = False
+) -> tuple[list[GraphRun], object]:
+    """As `watch`, with the result of the call; what a call returns as it was given is in no graph."""
     compiled = torch.compile(_fresh_caller(), backend=record, fullgraph=fullgraph)
     with listening() as runs, _unchanged(model):
-        compiled(model, args, dict(kwargs))
-    return runs
+        result = compiled(model, args, dict(kwargs))
+    return runs, result
 
 
 def _call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:

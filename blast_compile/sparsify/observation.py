@@ -43,9 +43,14 @@ class Observation:
 
     @torch.no_grad()
     def accept(self) -> None:
-        """Adds the latest step to the sums: it really happened."""
+        """Adds the latest step to the sums: it really happened.
+
+        Blocks whose scores are not finite are left out of it: an optimizer may have done so too, and a sum that took
+        one would never be finite again. Ranks do this alike, as they step by the same gradients.
+        """
         for name, found in self.latest.items():
-            self.sums[name] = self.sums[name] + found if name in self.sums else found
+            usable = torch.where(found.isfinite(), found, 0.0)
+            self.sums[name] = self.sums[name] + usable if name in self.sums else usable
 
     def scores(self) -> list[Tensor] | None:
         """Of each layer, float32 `[R, C]`; zeros where a layer had no gradient, None where none had one."""
@@ -56,7 +61,7 @@ class Observation:
         return list((empty | known).values())
 
     def restart(self, name: str, blocks: Tensor) -> None:
-        """Blocks, bool `[R * C]`, that were pruned or grown start at zero."""
+        """Blocks, bool `[R * C]`, that were pruned or grown, or whose sums overflowed, start at zero."""
         if name in self.sums:
             sums = self.sums[name]
             self.sums[name] = sums.masked_fill(blocks.to(sums.device).view_as(sums), 0.0)

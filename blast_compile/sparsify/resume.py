@@ -29,13 +29,30 @@ def state_of(layers: Mapping[str, MaskedLayer], config: PruneAndGrow, seen: Obse
     }
 
 
-def checked_sums(
+def checked(
     state: Mapping[str, Any], layers: Mapping[str, MaskedLayer], config: PruneAndGrow
-) -> dict[str, Tensor]:
-    """The movement of blocks. Raises `LayerError` where the state is of other layers or another version.
+) -> tuple[dict[str, Tensor], list[UpdateRecord], tuple[int, bool]]:
+    """The movement of blocks, the history, and the number of steps with whether an update waits.
 
-    Another configuration is the user's right, and logged: the run goes on under the present one.
+    Raises `LayerError` where the state is of other layers, another version or damaged. Another configuration is the
+    user's right, and logged: the run goes on under the present one.
     """
+    try:
+        _check(state, layers, config)
+        sums = {name: _on_layer(sums, layers[name]) for name, sums in state["movement"].items()}
+        num_steps, is_late = state["num_steps"], state["is_late"]
+        if type(num_steps) is not int or num_steps < 0 or type(is_late) is not bool:
+            raise ValueError(f"{num_steps!r} steps, and an update that waits: {is_late!r}")
+        return sums, [_record(record) for record in state["history"]], (num_steps, is_late)
+    except LayerError:
+        raise
+    except (TypeError, LookupError, AttributeError, ValueError) as error:
+        raise LayerError(
+            f"expected the state of a Sparsifier, got a damaged one: {type(error).__name__}: {error}; load another"
+        ) from error
+
+
+def _check(state: Mapping[str, Any], layers: Mapping[str, MaskedLayer], config: PruneAndGrow) -> None:
     if state.get("version") != VERSION:
         raise LayerError(f"expected the state of a Sparsifier of version {VERSION}, got {state.get('version')!r}")
     if missing := _FIELDS - state.keys():
@@ -49,10 +66,15 @@ def checked_sums(
             )
     if state["config"] != _described(config):
         logger.warning("the sparsifier goes on under another configuration: %s, saved %s", config, state["config"])
-    return {name: sums.to(layers[name].weight.device, copy=True) for name, sums in state["movement"].items()}
 
 
-def record_of(state: Mapping[str, Any]) -> UpdateRecord:
+def _on_layer(sums: Tensor, layer: MaskedLayer) -> Tensor:
+    if sums.shape != layer.mask.kept.shape:
+        raise ValueError(f"movement of shape {tuple(sums.shape)}")
+    return sums.to(layer.weight.device, copy=True)
+
+
+def _record(state: Mapping[str, Any]) -> UpdateRecord:
     """A record of the history from its fields."""
     layers = {name: LayerChange(**change) for name, change in state["layers"].items()}
     return UpdateRecord(**{**state, "layers": layers})

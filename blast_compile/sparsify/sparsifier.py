@@ -142,9 +142,9 @@ class Sparsifier:
 
         A run that resumes between two optimizer steps gives the bits of one that was never interrupted.
         """
-        self._seen.sums = resume.checked_sums(state, self.layers, self.config)
-        self.num_steps, self._is_late = state["num_steps"], state["is_late"]
-        self.history = [resume.record_of(record) for record in state["history"]]
+        sums, history, (num_steps, is_late) = resume.checked(state, self.layers, self.config)
+        self._seen.sums, self.history = sums, history
+        self.num_steps, self._is_late = num_steps, is_late
         self._switch_probes()
 
     def _is_due(self, step: int) -> bool:
@@ -176,6 +176,8 @@ class Sparsifier:
         self._is_late = not all(found.is_finite for found in evidence.values())
         if self._is_late:
             logger.warning("step %d: masks wait for the next step, a score or gradient norm is not finite", step)
+            for name, found in evidence.items():
+                self._seen.restart(name, ~found.scores.isfinite())  # summed over ranks, so all of them do it
             return None
         decided = decide(evidence, self.config, step, self.config.fraction.at(step))
         changes = carry_out_(evidence, decided, optimizer)

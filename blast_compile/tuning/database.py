@@ -17,8 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from blast_compile import folders
-from blast_compile.errors import RecordError
-from blast_compile.log import warn_once
+from blast_compile.errors import RecordError, StoreError
+from blast_compile.log import debug, warn_once
 from blast_compile.tuning.machine import device_name
 from blast_compile.tuning.problem import Problem, density_bucket, token_bucket
 from blast_compile.tuning.records import MAX_RECORD_BYTES, Record, digest
@@ -38,9 +38,14 @@ class Database:
         """
         self.path, self.device = path, device
         self._in_memory: dict[Path, Record] = {}
-        for folder in (path.parent, path):
-            if folder.is_dir():
-                folders.open_trusted(folder)
+        try:
+            for folder in (path.parent, path):
+                if folder.is_dir():
+                    folders.open_trusted(folder)
+        except StoreError:
+            raise
+        except OSError as error:  # the store beside it warns of the same
+            debug(1, "no plans are read from %s: %s", path, error)
 
     @classmethod
     def default(cls, device: str | None = None) -> Database:
@@ -50,7 +55,7 @@ class Database:
     def records(self) -> Iterator[Record]:
         """All that can be read, of every machine, each configuration of a bucket once."""
         seen = set()
-        for path in sorted({*self.path.glob("*/*.json"), *self._in_memory}):  # a chosen one before its trial
+        for path in sorted({*_files(self.path, "*/*.json"), *self._in_memory}):  # a chosen one before its trial
             record = self._read(path)
             if record is not None and (place := _place(record)) not in seen:
                 seen.add(place)
@@ -118,7 +123,7 @@ class Database:
     def _of(self, problem: Problem, pattern: str) -> Iterator[Record]:
         folder = self._folder(problem)
         in_memory = (path for path in self._in_memory if path.parent == folder and path.match(pattern))
-        for path in sorted({*folder.glob(pattern), *in_memory}):
+        for path in sorted({*_files(folder, pattern), *in_memory}):
             record = self._read(path)
             if record is not None and _family(record.problem) == folder.name:
                 yield record
@@ -127,7 +132,7 @@ class Database:
         if path in self._in_memory:
             return self._in_memory[path]
         try:
-            with path.open("rb") as file:
+            with folders.open_regular(path) as file:
                 return Record.from_text(file.read(MAX_RECORD_BYTES))
         except FileNotFoundError:
             return None
@@ -152,6 +157,14 @@ class Database:
             f"cannot write plans to {self.path} ({error}); they are kept for this process alone. Free some space "
             "there, or set BLAST_CACHE_DIR to a folder that can be written",
         )
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """None where the folder cannot be looked into, as where its name is too long for the system."""
+    try:
+        return list(folder.glob(pattern))
+    except OSError:
+        return []
 
 
 def nearest(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from contextlib import suppress
 from dataclasses import asdict
@@ -12,7 +13,7 @@ from typing import get_args
 
 from blast_compile import folders, kernels
 from blast_compile.codegen.spec import Dtype
-from blast_compile.errors import BuildError, StoreError
+from blast_compile.errors import BuildError
 from blast_compile.log import logger
 from blast_compile.tuning import probe
 from blast_compile.tuning.devices import Device
@@ -44,15 +45,15 @@ def _device_name(target: str) -> str:
 
 @cache
 def _this_cpu(name: str, threads: int) -> Device:
-    path = _folder() / f"machine-{digest(name, threads)}.json"
     device, known = _measured(name, threads), None
-    with suppress(OSError, ValueError, TypeError, KeyError):
-        known = _device(json.loads(path.read_bytes()), name)
+    with suppress(OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError):
+        known = _device(json.loads(folders.read_regular(_path(name, threads))), name)
         if known.source == _MEASURED:
             device = device.or_better(known) if device.source == _MEASURED else known
     if device == known:
         return device
-    with suppress(OSError, StoreError):  # it is measured again where it cannot be kept
+    with suppress(OSError):  # it is measured again where it cannot be kept
+        path = _path(name, threads)
         folders.open_trusted(path.parent.parent)
         folders.open_trusted(path.parent)
         folders.replace_durably(path, json.dumps(asdict(device), indent=1).encode())
@@ -77,9 +78,13 @@ def _device(value: dict[str, object], name: str) -> Device:
     if value["name"] != name or not isinstance(rates, dict) or not isinstance(caches, list):
         raise ValueError("another machine's")
     numbers = [value["bandwidth"], *(rates[dtype] for dtype in get_args(Dtype)), *caches]
-    if not all(isinstance(number, float | int) and number > 0 for number in numbers):
+    if not all(isinstance(number, float | int) and 0 < number < math.inf for number in numbers):
         raise ValueError("no figures of a machine")
     return Device(**{**value, "caches": tuple(caches)})  # type: ignore[arg-type]
+
+
+def _path(name: str, threads: int) -> Path:
+    return _folder() / f"machine-{digest(name, threads)}.json"
 
 
 def _folder() -> Path:

@@ -62,7 +62,7 @@ class Record:
         """From what `to_text` gave; anything else is a `RecordError`, whatever it is."""
         try:
             return _record(json.loads(text))
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
             raise RecordError(f"expected a record of blast_compile, got {type(error).__name__}: {error}") from error
 
 

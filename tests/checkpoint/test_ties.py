@@ -6,9 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import blast_compile as blast
+from blast_compile.checkpoint import import_dense
+from blast_compile.errors import CheckpointError
+from blast_compile.layers import PackedLinear
 from tests.checkpoint.saved import FORMS, assert_same_state, block_model, header_of
 from tests.models import Block, sparse_layer
 
@@ -91,3 +95,52 @@ def test_parts_of_one_tensor_are_saved_whole(tmp_path: Path) -> None:
     assert torch.equal(other.first, both[:3])  # type: ignore[arg-type]
     assert torch.equal(other.last, both[1:])  # type: ignore[arg-type]
     assert torch.equal(other.turned, both[1:].t())  # type: ignore[arg-type]
+
+
+class Twice(nn.Module):
+    """One layer under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = nn.Linear(16, 16)
+        self.again = self.mlp
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.again(torch.relu(self.mlp(x)))
+        return y
+
+
+@pytest.mark.parametrize("form", ["masked", "packed"])
+def test_a_pruned_layer_under_two_names(form: str, tmp_path: Path) -> None:
+    model, x = Twice(), torch.randn(3, 16)
+    blast.prune_(model, blast.BlockSparse(block=4, sparsity=0.5, targets="all"), method="magnitude")
+    if form == "packed":
+        blast.pack_(model)
+    blast.save_model(model, tmp_path)
+    loaded = blast.load_model(Twice(), tmp_path)
+    assert loaded.again is loaded.mlp
+    assert torch.equal(loaded(x), model(x))
+    if form == "masked":
+        untied = Twice()
+        untied.again = nn.Linear(16, 16)
+        torch.testing.assert_close(blast.load_model(untied, tmp_path)(x), model(x))
+
+
+@pytest.mark.parametrize("names", [("mlp", "again"), ("mlp",), ("again",)])
+def test_a_dense_file_of_a_layer_under_two_names(names: tuple[str, ...], tmp_path: Path) -> None:
+    model, x = Twice(), torch.randn(3, 16)
+    with torch.no_grad():
+        model.mlp.weight[:8] = 0.0
+    path = tmp_path / "model.safetensors"
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items() if name.split(".")[0] in names}
+    save_file(state, path)
+    config = blast.BlockSparse(block=4, targets="all")
+    loaded = import_dense(Twice(), path, config)
+    assert loaded.mlp is loaded.again
+    assert type(loaded.mlp) is PackedLinear
+    torch.testing.assert_close(loaded(x), model(x))
+    if len(names) == 2:
+        state["again.weight"][8:] *= 2
+        save_file(state, path)
+        with pytest.raises(CheckpointError, match="expected one weight of the layer 'mlp', got another"):
+            import_dense(Twice(), path, config)
