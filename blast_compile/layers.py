@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from blast_compile import compat, layout, ops
 from blast_compile.errors import DtypeError, LayerError, MaskError
+from blast_compile.integrations import watch
 from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
 
@@ -125,6 +126,13 @@ class MaskedLayer(SparseLayer):
             )
         self.block_index.copy_(mask.index)
 
+    def clear_dropped_(self) -> None:
+        """Makes the dropped blocks of the weight zero, in place; no result changes."""
+        weight = self._parameters.get("weight")
+        if weight is not None and not weight.is_meta:
+            dropped = ~self.mask.elements().to(weight.device)
+            weight.data.masked_fill_(dropped.t() if is_transposed(self) else dropped, 0)
+
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
         """A checkpoint of the dense layer loads too: it has no index, so the mask stays as it is."""
         key = prefix + "block_index"
@@ -188,3 +196,6 @@ def _probe_on(device: torch.device, probe: Tensor) -> Tensor:
         moved = torch.zeros_like(probe, device=device) if probe.is_meta else probe.to(device)
         moved.grad = None if probe.grad is None or probe.is_meta else probe.grad.to(device)
     return moved.requires_grad_()
+
+
+watch.guard_libraries()

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from blast_compile import forms, select
+from blast_compile import forms, integrations, select
 from blast_compile.dead_blocks import Live, live_part
 from blast_compile.errors import LayerError, MaskError
 from blast_compile.inputs import Inputs
@@ -91,6 +91,12 @@ def _layers_to_pack(model: nn.Module) -> dict[str, MaskedLayer]:
     for name in masked:
         if name in reasons:
             raise LayerError(f"expected masked layers with a weight of their own, got {name!r}: {reasons[name]}")
+    for name, adapter in integrations.weights_read_by_adapters(model).items():
+        if name in masked:
+            raise LayerError(
+                f"expected masked layers whose weight nothing else reads, got {name!r} below {adapter}; merge the "
+                "adapter first, or leave the model masked"
+            )
     return masked
 
 

@@ -13,3 +13,12 @@ def announce_(model: nn.Module) -> None:
         from blast_compile.integrations import transformers
 
         transformers.announce_(model)
+
+
+def weights_read_by_adapters(model: nn.Module) -> dict[str, str]:
+    """The layers of `model`, by name, that stay masked because an adapter of peft may read their weight, and which."""
+    if "peft.tuners.tuners_utils" not in sys.modules:
+        return {}
+    from blast_compile.integrations import adapters
+
+    return dict(adapters.readers_below(model))

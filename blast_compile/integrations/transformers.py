@@ -18,6 +18,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from blast_compile import layout
 from blast_compile.errors import CheckpointError, OptionsError
+from blast_compile.integrations.dense_again import make_dense_
 from blast_compile.integrations.described import check_loaded, describe, layers_to_make, make_skeleton_
 from blast_compile.layers import PackedLayer, SparseLayer
 
@@ -89,6 +90,10 @@ class BlastQuantizer(HfQuantizer):  # type: ignore[misc, unused-ignore]
                 most = layer.mask.kept.numel()
                 values, layer.block_index = layout.refill(layer.weight.detach(), layer.block_index, most)
                 layer.weight = nn.Parameter(values, requires_grad=layer.weight.requires_grad)
+        return model
+
+    def _dequantize(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+        make_dense_(model)
         return model
 
     def is_serializable(self) -> bool:
