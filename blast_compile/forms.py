@@ -18,6 +18,7 @@ def to_masked_(layer: nn.Module, mask: BlockMask) -> None:
     """Turns a dense layer into its masked twin, in place."""
     twin = masked_twin(type(layer))
     assert twin is not None
+    _forget_bound_forward_(layer)
     layer.register_buffer("block_index", mask.index.to(dense_weight(layer).device))
     layer.register_buffer("probe", None, persistent=False)
     layer.__class__ = twin
@@ -39,6 +40,7 @@ def to_plain_(layer: MaskedLayer, mask: BlockMask) -> None:
     weight = layer.weight.detach()
     weight = torch.where(kept.t() if is_transposed(layer) else kept, weight, weight.new_zeros(()))
     layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+    _forget_bound_forward_(layer)
     del layer.block_index, layer.probe, layer.block
     layer.__class__ = layer.plain_class  # type: ignore[assignment]
 
@@ -81,6 +83,20 @@ def leave_form_(layer: nn.Module) -> None:
     """Makes a sparse layer dense again, but for its weight, which is the caller's to replace; others stay."""
     if not isinstance(layer, SparseLayer):
         return
+    _forget_bound_forward_(layer)
     del layer.block_index, layer.probe, layer.block
     vars(layer).pop("num_dead_blocks", None)
     layer.__class__ = layer.plain_class  # type: ignore[assignment]
+
+
+def has_forward_of_its_own(layer: nn.Module) -> bool:
+    """Whether a function stands in for the forward of the layer's class; accelerate leaves the latter behind, bound."""
+    forward = vars(layer).get("forward")
+    is_bound = getattr(forward, "__self__", None) is layer
+    return forward is not None and not (is_bound and getattr(forward, "__func__", None) is type(layer).forward)
+
+
+def _forget_bound_forward_(layer: nn.Module) -> None:
+    """Lets the layer's next class bring its own forward."""
+    if not has_forward_of_its_own(layer):
+        vars(layer).pop("forward", None)

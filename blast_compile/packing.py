@@ -73,6 +73,9 @@ def unpack_(model: Model) -> Model:
     packed = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLayer)]
     if not packed:
         raise LayerError("expected a model with packed layers, got none: run pack_ first")
+    for name, layer in packed:
+        if select.is_offloaded(layer):
+            raise LayerError(f"expected packed layers whose weights are here, got {name!r}: {select.OFFLOADED}")
     masks = [_current_mask(name, layer) for name, layer in packed]
     for (_, layer), mask in zip(packed, masks, strict=True):
         forms.from_packed_(layer, mask)

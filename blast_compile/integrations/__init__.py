@@ -6,6 +6,8 @@ import sys
 
 from torch import nn
 
+import blast_compile.layers  # noqa: F401 - before any guard, which it calls for when it is imported
+
 
 def announce_(model: nn.Module) -> None:
     """Tells the models of transformers in `model` that they hold sparse layers, so that `save_pretrained` knows."""

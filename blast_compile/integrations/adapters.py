@@ -56,7 +56,7 @@ def readers_below(model: nn.Module) -> Iterator[tuple[str, str]]:
     """The layers of a model, by name, whose weight an adapter may look into, and what that adapter is."""
     from peft.tuners.tuners_utils import BaseTunerLayer  # loaded by now, or nothing would be guarded
 
-    kind: type = BaseTunerLayer
+    kind: type[Any] = BaseTunerLayer
     for name, module in model.named_modules():
         if isinstance(module, kind) and "base_layer" in module._modules and reads_weight(module):
             yield f"{name}.base_layer".removeprefix("."), f"{type(module).__name__} of {type(module).__module__}"

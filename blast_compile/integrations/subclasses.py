@@ -12,7 +12,7 @@ Method = Callable[..., Any]
 def follow_(base: Any, guards: Mapping[str, Callable[[Method], Method]]) -> None:
     """Puts the guard of each name around the method that a class below `base` defines under it."""
 
-    def follow(cls: Any, **kwargs: Any) -> None:
+    def follow(cls: Any, /, **kwargs: Any) -> None:
         super(base, cls).__init_subclass__(**kwargs)
         wrap_(cls, guards)
 

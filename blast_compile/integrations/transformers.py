@@ -92,7 +92,7 @@ class BlastQuantizer(HfQuantizer):  # type: ignore[misc, unused-ignore]
                 layer.weight = nn.Parameter(values, requires_grad=layer.weight.requires_grad)
         return model
 
-    def _dequantize(self, model: PreTrainedModel, **_: Any) -> PreTrainedModel:
+    def _dequantize(self, model: PreTrainedModel, dtype: Any = None) -> PreTrainedModel:  # noqa: ARG002 - values stay
         make_dense_(model)
         return model
 
