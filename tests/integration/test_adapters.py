@@ -166,7 +166,7 @@ def test_after_a_merge_the_layer_is_masked_with_a_full_mask() -> None:
 
 
 def test_targeted_parameters_stay_under_the_mask() -> None:
-    options = {"target_modules": [], "target_parameters": ["mlp.up_proj.weight"]}
+    options: dict[str, Any] = {"target_modules": [], "target_parameters": ["mlp.up_proj.weight"]}
     model = adapted("masked", **options)
     expected = logits(model)
     model.merge_adapter()

@@ -18,11 +18,17 @@ TOKENS = torch.arange(3, 17).view(2, 7)
 
 def model_with_head(form: str, *, tied: bool = False) -> Any:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
     config = transformers.LlamaConfig(
         **sizes, num_key_value_heads=2, vocab_size=96, initializer_range=0.1, tie_word_embeddings=tied
     )
-    model: Any = transformers.LlamaForCausalLM(config).eval()
+    model: Any = transformers.LlamaForCausalLM(config)
+    model.eval()
     blast.sparsify_(model, blast.BlockSparse(block=8, sparsity=0.5, targets="all"))
     return blast.pack_(model) if form == "packed" else model
 
