@@ -7,7 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from blast_compile import layout, pages, sizes
+from blast_compile import integrations, layout, pages, sizes
 from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight, is_transposed
 from blast_compile.layout import Block
 from blast_compile.mask import BlockMask
@@ -70,6 +70,7 @@ def leave_form_(layer: nn.Module) -> None:
     """Makes a sparse layer dense again, but for its weight, which is the caller's to replace; others stay."""
     if not isinstance(layer, SparseLayer):
         return
+    _forget_bound_forward_(layer)
     for name in ("block_mask", "block_size", "block_index"):
         layer._buffers.pop(name, None)
     for name in ("block", "probe", "num_dead_blocks"):
@@ -78,7 +79,9 @@ def leave_form_(layer: nn.Module) -> None:
 
 
 def _become_masked_(layer: nn.Module, twin: type[SparseLayer], mask: Tensor, block: Block) -> None:
+    integrations.meet_libraries()
     leave_form_(layer)
+    _forget_bound_forward_(layer)
     layer.__class__ = twin
     masked = cast(MaskedLayer, layer)
     masked.block = block
@@ -89,7 +92,9 @@ def _become_masked_(layer: nn.Module, twin: type[SparseLayer], mask: Tensor, blo
 def _become_packed_(
     layer: nn.Module, twin: type[SparseLayer], index: Tensor, block: Block, num_dead_blocks: int
 ) -> None:
+    integrations.meet_libraries()
     leave_form_(layer)
+    _forget_bound_forward_(layer)
     layer.__class__ = twin
     packed = cast(PackedLayer, layer)
     packed.block, packed.num_dead_blocks = block, num_dead_blocks
@@ -99,3 +104,16 @@ def _become_packed_(
 
 def _replace_weight_(layer: SparseLayer, weight: Tensor) -> None:
     layer.weight = nn.Parameter(weight, requires_grad=layer.weight.requires_grad)
+
+
+def has_forward_of_its_own(layer: nn.Module) -> bool:
+    """Whether a function stands in for the forward of the layer's class; accelerate leaves the latter behind, bound."""
+    forward = vars(layer).get("forward")
+    is_bound = getattr(forward, "__self__", None) is layer
+    return forward is not None and not (is_bound and getattr(forward, "__func__", None) is type(layer).forward)
+
+
+def _forget_bound_forward_(layer: nn.Module) -> None:
+    """Lets the layer's next class bring its own forward."""
+    if not has_forward_of_its_own(layer):
+        vars(layer).pop("forward", None)

@@ -115,7 +115,7 @@ class SparseLayer(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Layers that older versions pickled hold their masks in another form."""
-        integrations.meet_savers()
+        integrations.meet_libraries()
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         states.renew_(self)
 

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from blast_compile import forms, select
+from blast_compile import forms, integrations, select
 from blast_compile.dead_blocks import Live, live_part
 from blast_compile.errors import LayerError, MaskError
 from blast_compile.inputs import Inputs
@@ -74,6 +74,9 @@ def unpack_(model: Model) -> Model:
     packed = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, PackedLayer)]
     if not packed:
         raise LayerError("expected a model with packed layers, got none: run pack_ first")
+    for name, layer in packed:
+        if select.is_offloaded(layer):
+            raise LayerError(f"expected packed layers whose weights are here, got {name!r}: {select.OFFLOADED}")
     masks = [_current_mask(name, layer) for name, layer in packed]
     for (_, layer), mask in zip(packed, masks, strict=True):
         forms.from_packed_(layer, mask)
@@ -92,6 +95,12 @@ def _layers_to_pack(model: nn.Module) -> dict[str, MaskedLayer]:
     for name in masked:
         if name in reasons:
             raise LayerError(f"expected masked layers with a weight of their own, got {name!r}: {reasons[name]}")
+    for name, adapter in integrations.weights_read_by_adapters(model).items():
+        if name in masked:
+            raise LayerError(
+                f"expected masked layers whose weight nothing else reads, got {name!r} below {adapter}; merge the "
+                "adapter first, or leave the model masked"
+            )
     return masked
 
 

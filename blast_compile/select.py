@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils.parametrize import type_before_parametrizations
 
+from blast_compile import forms
 from blast_compile.adopt import carried_mask
 from blast_compile.bypass import weights_read
 from blast_compile.errors import OptionsError
@@ -35,6 +36,11 @@ _MLP = re.compile(
 _ROUTER = re.compile(r"(^|\.)(gate|shared_expert_gate)$|(^|\.)router(\.|$)")
 # These read the weights of their linears themselves, past any forward of ours.
 _BYPASSING_PARENTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+
+OFFLOADED = (
+    "it is offloaded by accelerate: call accelerate.hooks.remove_hook_from_submodules on the model first, or prune and "
+    "pack before dispatch"
+)
 
 
 def check_targets(targets: Targets) -> None:
@@ -115,7 +121,9 @@ def _reasons_to_leave(
     kind, carried = type_before_parametrizations(layer), carried_mask(layer)
     if masked_twin(kind) is None:
         yield f"its class is {kind.__module__}.{kind.__qualname__}, not a plain linear layer"
-    if "forward" in vars(layer):
+    if is_offloaded(layer):
+        yield OFFLOADED
+    if forms.has_forward_of_its_own(layer):
         yield "its forward was replaced by another function"
     if carried is None and kind is not type(layer):
         yield "a parametrization computes its weight or bias, and not by a mask alone; remove it first"
@@ -150,6 +158,12 @@ def _reasons_of_parents(model: nn.Module, name: str, layer: nn.Module) -> Iterat
             yield f"it is part of a small adapter, in {type(parent).__name__} of {type(parent).__module__}"
 
 
+def is_offloaded(layer: nn.Module) -> bool:
+    """Whether accelerate brings the weight of a layer for each call alone, and holds it elsewhere meanwhile."""
+    hook = getattr(layer, "_hf_hook", None)
+    return any(getattr(part, "offload", False) for part in (hook, *getattr(hook, "hooks", ())))
+
+
 def reasons_not_to_repack(model: nn.Module) -> dict[str, str]:
     """Why the weight of a sparse layer cannot be stored in another form, by name."""
     num_owners = owners(model)
@@ -158,7 +172,9 @@ def reasons_not_to_repack(model: nn.Module) -> dict[str, str]:
         if not isinstance(layer, SparseLayer):
             continue
         weight = layer._parameters.get("weight")
-        if weight is None or hasattr(layer, "parametrizations"):
+        if is_offloaded(layer):
+            reasons[name] = OFFLOADED
+        elif weight is None or hasattr(layer, "parametrizations"):
             reasons[name] = "its weight is computed by a parametrization or by pruning; remove that first"
         elif num_owners[id(weight)] > 1:
             reasons[name] = "its weight is tied to another module; untie it first"

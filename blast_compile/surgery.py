@@ -11,7 +11,7 @@ from typing import Literal, TypeVar
 
 from torch import Tensor, nn
 
-from blast_compile import forms, integrations, layers, select
+from blast_compile import forms, layers, select
 from blast_compile.adopt import Carried, carried_mask
 from blast_compile.errors import LayerError, MaskError, OptionsError
 from blast_compile.layers import SparseLayer
@@ -88,7 +88,6 @@ def sparsify_(model: Model, config: BlockSparse | None = None, *, masks: Masks |
         if plan.carried is not None:
             plan.carried.release_()
         forms.to_masked_(chosen[name], plan.mask)
-    integrations.meet_savers()
     return model
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from blast_compile import forms, integrations
+from blast_compile import forms
 from blast_compile.checkpoint.record import Record
 from blast_compile.checkpoint.slots import Slot, slots_of
 from blast_compile.errors import CheckpointError
@@ -50,7 +50,6 @@ def assign_(model: nn.Module, loaded: Loaded) -> None:
             _fill(slot, tensor)
     for name, layer in layers.items():
         _take_form_(layer, loaded.layers.get(name), indices.get(name))
-    integrations.meet_savers()
 
 
 def _names_of(stored: str, ties: Mapping[str, str]) -> list[str]:

@@ -39,15 +39,6 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, SparseLayer)}
 
 
-def make_dense_(model: nn.Module) -> None:
-    """Turns sparse layers into the dense ones that compute the same, in place."""
-    for layer in sparse_layers(model).values():
-        if isinstance(layer, PackedLayer):
-            forms.from_packed_(layer, layer.mask)
-        masked = cast(MaskedLayer, layer)  # by now
-        forms.to_plain_(masked, masked.mask)
-
-
 Made = list[tuple[str, SparseLayer, Entry]]
 
 

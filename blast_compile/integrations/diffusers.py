@@ -22,6 +22,7 @@ from torch import Tensor
 
 from blast_compile.errors import CheckpointError, OptionsError
 from blast_compile.integrations import described
+from blast_compile.integrations.dense_again import make_dense_
 from blast_compile.integrations.described import METHOD, VERSION, Entry
 from blast_compile.integrations.describing import describe_state
 
@@ -83,7 +84,7 @@ class BlastQuantizer(DiffusersQuantizer):  # type: ignore[misc, unused-ignore]
         return model
 
     def _dequantize(self, model: ModelMixin) -> ModelMixin:
-        described.make_dense_(model)
+        make_dense_(model)
         return model
 
     @property

@@ -28,6 +28,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from blast_compile.errors import CheckpointError, OptionsError
 from blast_compile.integrations import described
+from blast_compile.integrations.dense_again import make_dense_
 from blast_compile.integrations.described import METHOD, VERSION, Entry
 from blast_compile.integrations.describing import describe_state
 from blast_compile.log import logger
@@ -192,7 +193,7 @@ def _dense_again(plain: Callable[..., Any]) -> Callable[..., Any]:
     def dequantize(self: PreTrainedModel, dtype: torch.dtype | None = None) -> Any:
         if getattr(self, "hf_quantizer", None) is not None or not described.sparse_layers(self):
             return plain(self, dtype)
-        described.make_dense_(self)
+        make_dense_(self)
         return self if dtype is None else cast(Any, self).to(dtype)
 
     return dequantize
