@@ -159,7 +159,7 @@ class MaskedLayer(SparseLayer):
         weight, mask = self._parameters.get("weight"), self._buffers.get("block_mask")
         if weight is None or not compat.has_plain_values(weight) or mask is None or mask.is_meta:
             return
-        kept = self.block_mask.detach() != 0
+        kept = mask.detach() != 0
         if compat.shares_memory(weight) and compat.is_whole_memory(weight):
             if not layout.holds_more_than(dense_weight(self).detach(), kept, self.block):
                 return

@@ -40,6 +40,13 @@ def block_size(layer: SparseLayer, device: torch.device | str = "cpu") -> Tensor
     return torch.tensor(layer.block, dtype=torch.float32, device=device)
 
 
+def is_size_of(layer: SparseLayer, size: Tensor, mask: Tensor) -> bool:
+    """Whether a block size is the layer's, or was scaled as its mask was: by a number that all of a state was."""
+    scale = float(mask.max()) if mask.numel() and not mask.is_meta else 0.0
+    sizes = [size.float(), size.float() / scale] if scale > 0 else [size.float()]
+    return any(tuple(each.round().int().tolist()) == tuple(layer.block) for each in sizes)
+
+
 def renew_(layer: SparseLayer) -> None:
     """Brings the buffers of a layer that an older version pickled to today's form, in place."""
     layer._buffers.pop("probe", None)
@@ -83,15 +90,12 @@ def _readable_by_masked(layer: MaskedLayer, state: State, prefix: str) -> State:
     elif prefix + "weight" in state:
         state[mask_key] = layer.block_mask
     size = state.get(size_key)
-    if size is not None and not size.is_meta:
-        saved = tuple(size.detach().float().round().int().tolist())
-        if saved != tuple(layer.block):
-            raise MaskError(
-                f"expected masks in blocks of {tuple(layer.block)}, got a state in blocks of {saved}; run sparsify_ "
-                "with that block before loading it"
-            )
-        state[size_key] = size.to(torch.float32)
-    elif mask_key in state:
+    if size is not None and not size.is_meta and mask_key in state and not is_size_of(layer, size, state[mask_key]):
+        raise MaskError(
+            f"expected masks in blocks of {tuple(layer.block)}, got a state in blocks of {size.tolist()}; run "
+            "sparsify_ with that block before loading it"
+        )
+    if mask_key in state:
         state[size_key] = block_size(layer)
     return state
 

@@ -84,7 +84,7 @@ def _kept_blocks(name: str, layer: SparseLayer, found: Mapping[str, Tensor]) -> 
             mask, size = found.get("block_mask"), found.get("block_size")
             if mask is None:
                 return old_states.mask_from_old_index(found["block_index"], blocks) != 0
-            if size is not None and not _is_size_of(layer, size, mask):
+            if size is not None and not states.is_size_of(layer, size, mask):
                 raise MaskError(
                     f"blocks of {tuple(layer.block)} were expected, got a state in blocks of {size.tolist()}"
                 )
@@ -100,13 +100,6 @@ def _kept_blocks(name: str, layer: SparseLayer, found: Mapping[str, Tensor]) -> 
         return layout.kept_blocks(index, blocks)
     except MaskError as error:
         raise CheckpointError(f"expected a mask of {name!r} to save, got one that cannot be used: {error}") from error
-
-
-def _is_size_of(layer: SparseLayer, size: Tensor, mask: Tensor) -> bool:
-    """Whether a block size is the layer's, or was scaled as its mask was: by a number that all of a state was."""
-    scale = float(mask.max()) if mask.numel() else 0.0
-    sizes = [size.float(), size.float() / scale] if scale > 0 else [size.float()]
-    return any(tuple(each.round().int().tolist()) == tuple(layer.block) for each in sizes)
 
 
 def _as_stored(layer: SparseLayer, found: Mapping[str, Tensor], kept: Tensor) -> dict[str, Tensor]:
