@@ -127,7 +127,7 @@ def test_a_state_of_other_blocks_is_refused() -> None:
     for model, block in zip(models, (24, 32), strict=True):
         blast.sparsify_(model, blast.BlockSparse(block=block, sparsity=0.5, targets="all"))  # 2 x 2 blocks either way
     first, second = models
-    with pytest.raises(RuntimeError, match=r"0: expected masks in blocks of .*, got a state in blocks of \[24.0, 24.0\]"):
+    with pytest.raises(RuntimeError, match=r"0: expected masks in .*, got a state in blocks of \[24.0, 24.0\]"):
         second.load_state_dict(first.state_dict())
     state = {**first.state_dict(), "0.block_size": torch.tensor([31.6, 32.4])}
     second.load_state_dict(state)  # an average of the same blocks
