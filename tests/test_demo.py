@@ -89,9 +89,9 @@ def test_models_share_their_weights_and_only_the_mlps_shrink() -> None:
     dense, packed = Memory.of(models.dense), Memory.of(models.packed)
     num_blocks = 3 * (256 // 32) * (128 // 32)
     kept = num_blocks - 3 * round(0.9 * num_blocks / 3)
-    offsets = (2 * (256 // 32 + 1) + 128 // 32 + 1 + kept) * 4
+    indices = (2 * (2 * 256 // 32 + 1) + 2 * 128 // 32 + 1 + kept) * 4
     assert dense.mlp_bytes == num_blocks * 32 * 32 * 2
-    assert packed.mlp_bytes == kept * 32 * 32 * 2 + offsets
+    assert packed.mlp_bytes == kept * 32 * 32 * 2 + indices
     assert dense.total_bytes - packed.total_bytes == dense.mlp_bytes - packed.mlp_bytes
     name = "model.layers.0.mlp.up_proj.weight"
     original, masked = models.dense.get_parameter(name), models.masked_dense.get_parameter(name)

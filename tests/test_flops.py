@@ -101,7 +101,7 @@ def test_fused_ops(is_gated: bool, form: str) -> None:
         dense = counted(program.module(), torch.randn(M, K), custom_mapping=flops.dense_formulas())
     assert dense == 2 * M * whole
     gate = [sparse_layer(model, "gate"), sparse_layer(model, "up")] if is_gated else []
-    pair = [tensor for layer in gate for tensor in (layer.weight, layer.block_index, layer.bias)]
+    pair = [tensor for layer in gate for tensor in (layer.weight, layer.index_operand(), layer.bias)]
     stored = sum(layer.weight.numel() if form == "packed" else layer.mask.nnz * B * B for layer in gate)
     if is_gated:
         args = (torch.randn(M, K), *pair, H, [B, B], "silu", ABI)
@@ -138,7 +138,7 @@ def test_norms_count_where_a_probe_is_on() -> None:
 def test_hidden_gradients_count_one_product() -> None:
     layer = sparse_layer(net()[0], "down")
     z, grad = torch.randn(M, H), torch.randn(M, N)
-    args = (grad, layer.weight, layer.block_index, z, H, [B, B], "relu", 0)
+    args = (grad, layer.weight, layer.index_operand(), z, H, [B, B], "relu", 0)
     with torch.no_grad():
         assert counted(torch.ops.blast.hidden_grad, *args) == 2 * M * layer.mask.nnz * B * B
 

@@ -71,7 +71,7 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
         folders.check_regular(path)
         with torch.serialization.safe_globals([(_Stored, _CLASS)]):
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, *tensor_files.UNREADABLE) as error:
+    except (pickle.UnpicklingError, EOFError, Warning, *tensor_files.UNREADABLE) as error:
         raise CheckpointError(f"expected a state dict that torch.save wrote, got {path}: {error}") from error
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise CheckpointError(f"expected a state dict of tensors in {path}, got a {type(state).__name__}")
