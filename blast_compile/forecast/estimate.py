@@ -146,7 +146,7 @@ def _stored_bytes(linear: Linear, setting: Setting, sparsity: float) -> float:
         return N * K * ITEM_BYTES[setting.dtype]
     R, C = layout.grid((N, K), (setting.block, setting.block))
     stored = layout.size_class(max(1, R * C - round(sparsity * R * C)), R * C)
-    return stored * setting.block**2 * ITEM_BYTES[setting.dtype] + cost.INDEX_BYTES * (R + 1 + stored)
+    return stored * setting.block**2 * ITEM_BYTES[setting.dtype] + cost.INDEX_BYTES * (2 * R + 1 + stored)
 
 
 def _cache_bytes_a_token(shape: ModelShape, item: int) -> float:

@@ -27,7 +27,7 @@ INDEX_BYTES = 4
 MARGIN = 0.1
 operations = 2 * M * n * bn * bk
 """Of one product: a multiply-add counts two."""
-weight_traffic = n * bn * bk * w + INDEX_BYTES * (n + R)
+weight_traffic = n * bn * bk * w + INDEX_BYTES * (n + 2 * R)
 """Bytes of kept blocks and their index, read once."""
 activation_traffic = M * (K + N) * x
 """Bytes of what comes in and goes out, once."""
