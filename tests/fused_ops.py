@@ -44,7 +44,7 @@ Built = tuple[nn.Module, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Case:
-    """build: a sparse model and its inputs. needs_grad, is_training: as it is captured. dynamic: with sizes left open."""
+    """build: a sparse model and its inputs. The rest says how it is captured; dynamic: with sizes left open."""
 
     build: Callable[[], Built]
     needs_grad: bool = False

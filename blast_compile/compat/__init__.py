@@ -13,7 +13,14 @@ from blast_compile.compat.dispatch import (
     redispatch_below_autograd,
     without_autocast,
 )
-from blast_compile.compat.graphs import copy_graph_module, known_equal, size_hint, static_size
+from blast_compile.compat.graphs import (
+    copy_graph_module,
+    is_static_input,
+    known_equal,
+    size_hint,
+    static_size,
+    storage_of,
+)
 from blast_compile.compat.machine import cpu_isa, has_triton, runnable_isas
 from blast_compile.compat.tensors import has_rows_in_values, is_fake, is_traced_by_fx, map_values
 
@@ -28,6 +35,7 @@ __all__ = [
     "has_rows_in_values",
     "has_triton",
     "is_fake",
+    "is_static_input",
     "is_traced_by_fx",
     "known_equal",
     "map_values",
@@ -37,5 +45,6 @@ __all__ = [
     "runnable_isas",
     "size_hint",
     "static_size",
+    "storage_of",
     "without_autocast",
 ]
