@@ -41,13 +41,11 @@ class Mode:
 class Entry:
     """How a graph is entered.
 
-    needs_grad: whether anything in the whole program may need a gradient. is_written_later: whether memory of its
-    arguments or results may be written to behind it, as only the graph around it tells.
+    needs_grad: whether anything in the whole program may need a gradient.
     """
 
     mode: Mode
     needs_grad: bool
-    is_written_later: bool = False
 
 
 _entry: ContextVar[Entry | None] = ContextVar("entry", default=None)
@@ -108,10 +106,7 @@ class Effects:
 
     def is_written_behind(self, place: Node, *nodes: Node) -> bool:
         """Whether anything behind `place` may write to memory of one of `nodes`."""
-        if self._is_hit(place, nodes, self._writes):
-            return True
-        outside = self._memory.of_arguments() | self._memory.of_results() if self._entry.is_written_later else set()
-        return not outside.isdisjoint(self._memory.of(nodes) if outside else ())
+        return self._is_hit(place, nodes, self._writes)
 
     def is_reshaped_behind(self, place: Node, *nodes: Node) -> bool:
         """Whether anything behind `place` may change more of one of `nodes` than values: its sizes, its history."""
@@ -138,8 +133,7 @@ class Effects:
             users = [user for node in fetched for user in node.users]
             modes = {self.mode(user) if calls.runs_graphs(user) else Mode(None) for user in users}
             mode = modes.pop() if len(modes) == 1 else Mode(None)
-            is_written_later = any(self.is_written_behind(user, user, *user.all_input_nodes) for user in users)
-            found[name] = Entry(mode, self.needs_grad, is_written_later)
+            found[name] = Entry(mode, self.needs_grad)
         return found
 
     @cached_property
