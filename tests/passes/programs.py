@@ -60,6 +60,7 @@ _HALVES = (
 )
 _MODES = (
     "torch.no_grad()",
+    "torch.no_grad()",
     "torch.enable_grad()",
     "torch.autocast('cpu', enabled=False)",
     "torch.autocast('cpu', torch.bfloat16)",
@@ -102,88 +103,95 @@ class Program:
 
 @st.composite
 def programs(draw: st.DrawFn) -> Program:
-    """Some steps, of which about one in two is an MLP, and a result of most that they made."""
-    program = Program(grad=draw(st.booleans()), alias=draw(st.integers(0, 3)) == 3)
+    """One to three MLPs, with views and writes before, between and behind their steps, and most results returned."""
+    program = Program(grad=draw(st.sampled_from((True, True, False))), alias=draw(st.integers(0, 3)) == 3)
     for _ in range(draw(st.integers(1, 3))):
-        _extra(draw, program)
         step = draw(st.sampled_from((_mlp, _mlp, _gated, _halves, _inside)))
-        step(draw, program)
-    _extra(draw, program)
-    last = program.names[-1][0]
-    others = draw(st.lists(st.sampled_from([name for name, _ in program.names]), max_size=2))
-    program.results = list(dict.fromkeys((last, *others)))
+        step(draw, program, _pick(draw, program))
+        _written(draw, program, program.names[-1][0], _pick(draw, program))
+    late = [name for name, _ in program.names[:1:-1]]
+    program.results = [late[0], *(name for name in late[1:5] if draw(st.booleans()))]
     return program
 
 
-def _pick(draw: st.DrawFn, program: Program, size: int) -> str:
-    """A variable of that last size, a late one rather than an early one."""
-    names = [name for name, last in program.names if last == size]
+def _pick(draw: st.DrawFn, program: Program) -> str:
+    """A variable that an MLP can take, a late one rather than an early one."""
+    names = [name for name, size in program.names if size == 8]
     return names[-1 - min(draw(st.integers(0, 3)), len(names) - 1)]
 
 
-def _extra(draw: st.DrawFn, program: Program) -> None:
-    """A view, a write, or nothing; some in a mode of their own."""
-    for kind in draw(st.lists(st.sampled_from(("view", "write", "write")), max_size=2)):
-        name, size = program.names[-1 - min(draw(st.integers(0, 3)), len(program.names) - 1)]
-        mode = draw(st.sampled_from((None, None, *_MODES[:4])))
-        start = len(program.lines)
-        if kind == "view":
-            program.new(draw(st.sampled_from(_VIEWS)).format(v=name, k=size), size)
-        else:
-            program.lines.append(draw(st.sampled_from(_WRITES)).format(v=name, k=size))
-        _indent(program, start, mode)
+def _viewed(draw: st.DrawFn, program: Program, name: str, size: int) -> str:
+    """A variable, or a view of it that was made in a mode of its own, perhaps."""
+    if not draw(st.booleans()):
+        return name
+    start = len(program.lines)
+    new = program.new(draw(st.sampled_from(_VIEWS)).format(v=name, k=size), size)
+    _indent(draw, program, start)
+    return new
 
 
-def _indent(program: Program, start: int, mode: str | None) -> None:
-    if mode is not None and len(program.lines) > start:
+def _written(draw: st.DrawFn, program: Program, *names: str) -> None:
+    """Writes to one of the variables, perhaps, in a mode of its own, perhaps."""
+    if draw(st.booleans()):
+        start, name = len(program.lines), draw(st.sampled_from(names))
+        program.lines.append(draw(st.sampled_from(_WRITES)).format(v=name, k=dict(program.names)[name]))
+        _indent(draw, program, start)
+
+
+def _indent(draw: st.DrawFn, program: Program, start: int) -> None:
+    """Puts the lines from `start` on into a mode, perhaps."""
+    mode = draw(st.sampled_from((None,) * 6 + _MODES))
+    if mode is not None:
         program.lines[start:] = [f"with {mode}:", *(f"    {line}" for line in program.lines[start:])]
 
 
-def _mlp(draw: st.DrawFn, program: Program) -> None:
-    x, start = _pick(draw, program, 8), len(program.lines)
+def _mlp(draw: st.DrawFn, program: Program, given: str) -> None:
+    start = len(program.lines)
+    x = _viewed(draw, program, given, 8)
     h = program.new(f"m.up({x})", 12)
-    _extra(draw, program)
-    h = program.new(draw(st.sampled_from(_ACTIVATIONS)).format(v=h), 12)
-    _extra(draw, program)
-    y = program.new(f"m.down({_pick(draw, program, 12) if draw(st.booleans()) else h})", 8)
-    _end(draw, program, start, x, y)
+    _written(draw, program, given, x, h)
+    viewed = _viewed(draw, program, h, 12)
+    activated = program.new(draw(st.sampled_from(_ACTIVATIONS)).format(v=viewed), 12)
+    _written(draw, program, given, x, h, viewed, activated)
+    _end(draw, program, start, given, program.new(f"m.down({_viewed(draw, program, activated, 12)})", 8))
 
 
-def _gated(draw: st.DrawFn, program: Program) -> None:
-    x, start = _pick(draw, program, 8), len(program.lines)
-    view = draw(st.sampled_from(("{v}", "{v}.view(-1, 8)", "{v}.reshape(-1, 8)"))).format(v=x)
-    gate, up = program.new(f"m.gate({view})", 12), program.new(f"m.up({view})", 12)
-    product = f"{draw(st.sampled_from(_ACTIVATIONS)).format(v=gate)} * {up}".replace(" + F", " * 1.0 + F")
-    h = program.new(f"({product}).view(2, 3, 12)", 12)
-    program.names = [one for one in program.names if one[0] not in (gate, up)]  # of other dimensions, maybe
-    _extra(draw, program)
-    _end(draw, program, start, x, program.new(f"m.down({h})", 8))
+def _gated(draw: st.DrawFn, program: Program, given: str) -> None:
+    start = len(program.lines)
+    x = _viewed(draw, program, given, 8)
+    view = draw(st.sampled_from(("{v}", "{v}.view(-1, 8)", "{v}.reshape(-1, 8)", "{v}.view(2, 3, 8)"))).format(v=x)
+    program.lines += [f"gate, up = m.gate({view}), m.up({view})"]
+    _written(draw, program, given, x)
+    activation = draw(st.sampled_from(_ACTIVATIONS)).format(v="gate")
+    h = program.new(f"(({activation}) * up).view(2, 3, 12)", 12)
+    _written(draw, program, given, x, h)
+    _end(draw, program, start, given, program.new(f"m.down({_viewed(draw, program, h, 12)})", 8))
 
 
-def _halves(draw: st.DrawFn, program: Program) -> None:
-    x, start = _pick(draw, program, 8), len(program.lines)
-    program.lines.append(f"both = m.both({x})")
-    program.lines.append(f"a, b = {draw(st.sampled_from(_HALVES)).format(v='both')}")
-    _extra(draw, program)
-    h = program.new("F.silu(a) * b", 12)
-    _end(draw, program, start, x, program.new(f"m.down({h})", 8))
+def _halves(draw: st.DrawFn, program: Program, given: str) -> None:
+    start = len(program.lines)
+    x = _viewed(draw, program, given, 8)
+    both = program.new(f"m.both({x})", 24)
+    program.lines.append(f"gate, up = {draw(st.sampled_from(_HALVES)).format(v=both)}")
+    _written(draw, program, given, x)
+    h = program.new("(F.silu(gate) * up).view(2, 3, 12)", 12)
+    _end(draw, program, start, given, program.new(f"m.down({h})", 8))
 
 
-def _inside(draw: st.DrawFn, program: Program) -> None:
-    """An MLP in a graph of its own."""
-    x, size = _pick(draw, program, 8), len(program.names)
-    inner = Program(program.grad, alias=False, names=[("v", 8)])
-    inner.names += [("v", 8)] * size  # so that its names are none of those outside
-    draw(st.sampled_from((_mlp, _gated, _halves)))(draw, inner)
-    result = inner.names[-1][0]
-    program.lines.append(f"def part{size}(v):")
-    program.lines += [f"    {line}" for line in inner.lines]
-    program.lines.append(f"    return {result}")
-    program.new(f"checkpoint(part{size}, {x}, use_reentrant=False)", inner.names[-1][1])
+def _inside(draw: st.DrawFn, program: Program, given: str) -> None:
+    """An MLP in a graph of its own, as activation checkpointing makes it."""
+    number = len(program.names)
+    inner = Program(program.grad, alias=False, names=[("v", 8)] * number)  # so that its names are none of those outside
+    draw(st.sampled_from((_mlp, _gated, _halves)))(draw, inner, "v")
+    program.lines += [f"def part{number}(v):", *(f"    {line}" for line in inner.lines)]
+    program.lines += [f"    return {inner.names[-1][0]}"]
+    start = len(program.lines)
+    result = program.new(f"checkpoint(part{number}, {given}, use_reentrant=False)", 8)
+    _end(draw, program, start, given, result)
 
 
-def _end(draw: st.DrawFn, program: Program, start: int, x: str, y: str) -> None:
+def _end(draw: st.DrawFn, program: Program, start: int, given: str, result: str) -> None:
     """A residual, perhaps, and a mode around all of it, perhaps."""
     if draw(st.booleans()):
-        program.new(f"{y} + {x}", 8)
-    _indent(program, start, draw(st.sampled_from((None, None, None, *_MODES))))
+        program.new(f"{result} + {given}", 8)
+    _indent(draw, program, start)

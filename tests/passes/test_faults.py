@@ -42,7 +42,7 @@ def check_written_before_backward(net: Net) -> None:
     net.body = lambda m, x: m.up(x.transpose(0, 1).reshape(-1, 8).view(x.shape[1], x.shape[0], 8))
     torch._dynamo.reset()
     x = torch.ones(2, 3, 8)
-    y = torch.compile(net, backend=Graphs())(x)  # type: ignore[arg-type]
+    y = torch.compile(net, backend=Graphs())(x)
     x.zero_()
     y.sum().backward()
 

@@ -130,9 +130,7 @@ def compare(
     assert not actual.error, actual.error
     for what in ("results", "arguments", "gradients", "written"):
         left, right = getattr(actual, what), getattr(expected, what)
-        torch.testing.assert_close(
-            left, right, rtol=tolerance, atol=tolerance, equal_nan=True, msg=lambda text, what=what: f"{what}: {text}"
-        )
+        torch.testing.assert_close(left, right, rtol=tolerance, atol=tolerance, equal_nan=True, msg=f"other {what}")
     torch.testing.assert_close(dict(model.state_dict()), changed)
     model.load_state_dict(state)
     return expected
