@@ -4,8 +4,8 @@
     python -m tests.fused_ops --write             writes the counts into the table, `tests/passes/fused_ops.json`
     python -m tests.fused_ops --only llama        only models whose name holds a word
 
-A change of the passes must not lower a count. Times are of this machine, now: compare them with another checkout's in
-the same hour, in turns.
+A change of the passes must not lower a count. Times are CPU times of this machine, now: compare them with those of
+another checkout in the same hour, in turns.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Case:
 
 @dataclass
 class Found:
-    """kinds: the sparse ops of a model after all passes. num_nodes: of its graphs before. passes_ms: of all passes."""
+    """kinds: the sparse ops of a model after all passes. num_nodes: of its graphs before. passes_ms: CPU time."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     num_nodes: int = 0
@@ -139,9 +139,9 @@ def count(case: Case, *, repeats: int = 1) -> Found:
             times_ms = []
             for _ in range(repeats):
                 copied = compat.copy_graph_module(gm)
-                start = time.perf_counter()
+                start = time.process_time()
                 passes.rewrite(copied)
-                times_ms.append((time.perf_counter() - start) * 1e3)
+                times_ms.append((time.process_time() - start) * 1e3)
             found.passes_ms += min(times_ms)
             found.num_nodes += sum(len(part.graph.nodes) for part in gm.modules() if isinstance(part, GraphModule))
             found.kinds.update(_kinds(copied))
