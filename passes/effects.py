@@ -61,6 +61,20 @@ def entered(entry: Entry) -> Iterator[None]:
         _entry.reset(token)
 
 
+Events = list[tuple[Node, calls.Effect]]
+_inside: ContextVar[dict[Graph, Events] | None] = ContextVar("inside", default=None)
+
+
+@contextmanager
+def remembering(inside: dict[Graph, Events]) -> Iterator[None]:
+    """Inside the block, passes rewrite one graph, and none of those in it: these are read once and kept in `inside`."""
+    token = _inside.set(inside)
+    try:
+        yield
+    finally:
+        _inside.reset(token)
+
+
 class Effects:
     """The effects of a graph. What a pass puts into the graph while it asks must write nothing and change no mode."""
 
@@ -156,11 +170,21 @@ def _events(graph: Graph) -> Iterator[tuple[Node, calls.Effect]]:
             yield node, effect
 
 
+def _events_inside(graph: Graph) -> Events:
+    """Those of a graph that another one runs."""
+    known = _inside.get()
+    if known is None:
+        return list(_events(graph))
+    if graph not in known:
+        known[graph] = list(_events(graph))
+    return known[graph]
+
+
 def _effect_of(node: Node) -> calls.Effect:
     """As `calls.py` says; of a call that runs graphs, what they do."""
     if not calls.runs_graphs(node):
         return calls.effect_of(node)
-    is_pure = all(effect == "mode" for graph in _graphs_of(node) for _, effect in _events(graph))
+    is_pure = all(effect == "mode" for graph in _graphs_of(node) for _, effect in _events_inside(graph))
     return "view" if is_pure else "unknown"
 
 
@@ -203,7 +227,7 @@ def _unknown_behind(mode: Mode) -> Mode:
     return replace(mode, grad=None, other=mode.other + 1)
 
 
-def _entry_of(graph: Graph, events: list[tuple[Node, calls.Effect]]) -> Entry:
+def _entry_of(graph: Graph, events: Events) -> Entry:
     """How a graph is entered that is in no other: as torch computes now, which Dynamo guards.
 
     An exported program may run in any mode, and where it changes none, it does not matter in which.
@@ -222,6 +246,6 @@ def _modes_inside(fetched: Node) -> Iterator[Mode]:
     """The modes that a graph inside a graph changes to, and those in it."""
     inner = getattr(fetched.graph.owning_module, str(fetched.target), None)
     if isinstance(inner, GraphModule):
-        yield from (mode for _, mode in _follow(_events(inner.graph), Mode(False)))
+        yield from (mode for _, mode in _follow(_events_inside(inner.graph), Mode(False)))
         for node in inner.graph.find_nodes(op="get_attr"):
             yield from _modes_inside(node)

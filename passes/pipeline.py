@@ -11,7 +11,7 @@ from torch.fx import Graph, GraphModule
 
 from blast_compile.errors import RewriteError
 from blast_compile.log import debug
-from blast_compile.passes.effects import Effects, entered
+from blast_compile.passes.effects import Effects, Events, entered, remembering
 from blast_compile.passes.vocabulary import describe, nested_graphs
 
 
@@ -34,9 +34,11 @@ def run(gm: GraphModule, passes: Iterable[Pass]) -> bool:
     changed = False
     done: list[str] = []
     names = [node.name for node in gm.graph.output_node().all_input_nodes]
+    inside: dict[Graph, Events] = {}
     for step in passes:
         try:
-            changed |= _run_one(gm, step)
+            with remembering(inside):
+                changed |= _run_one(gm, step)
         except Exception as error:  # a failure of ours must never be the user's: the backend falls back
             after = f" after {', '.join(done)}" if done else ""
             raise RewriteError(
