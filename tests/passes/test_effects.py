@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._ops import OpOverloadPacket
+from torch.utils.checkpoint import checkpoint
 
 from blast_compile.passes.calls import FUNCTIONS, INPLACE, MAX_NORM, effect_of
 from blast_compile.passes.effects import Effects, Mode
@@ -212,3 +213,43 @@ def test_arguments_of_the_caller_may_share_memory_and_parameters_do_not() -> Non
     weight, first, second = sorted(graph.find_nodes(op="placeholder"), key=lambda node: "weight" not in node.name)
     memory = Memory(graph, effect_of)
     assert memory.of([first]) == memory.of([second]) != memory.of([weight])
+
+
+def test_buffers_that_are_views_of_one_tensor_share_memory() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            whole = torch.ones(16)
+            self.register_buffer("first", whole[:8])
+            self.register_buffer("second", whole[8:])
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = x * self.first + self.second
+            return y
+
+    graph = capture(Two(), torch.ones(8)).gm.graph
+    first, second = (node for node in graph.find_nodes(op="placeholder") if "buffers" in node.name)
+    memory = Memory(graph, effect_of)
+    assert memory.of([first]) == memory.of([second])
+
+
+def _inside(write: bool) -> Body:
+    def body(m: Toy, x: Tensor) -> Any:
+        def part(x: Tensor) -> Tensor:
+            return x.add_(1.0) if write else x + 1.0
+
+        y = m.up(x)
+        with torch.no_grad():
+            z = checkpoint(part, x, use_reentrant=False)
+        return F.relu(y), z
+
+    return body
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_a_graph_inside_does_what_its_nodes_do_in_the_mode_of_its_call(write: bool) -> None:
+    gm = capture(Toy(_inside(write)), grad=True).gm
+    linear, relu = (next(n for n in gm.graph.nodes if word in str(n.target)) for word in ("linear", "relu"))
+    effects = Effects(gm.graph)
+    assert (effects.hazard_between([linear, relu]) is not None) is write
+    assert [(entry.mode, entry.needs_grad) for entry in effects.entries(gm).values()] == [(Mode(False), True)]
