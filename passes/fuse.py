@@ -9,6 +9,7 @@ import torch
 from torch.fx import Graph, Node
 
 from blast_compile.log import debug
+from blast_compile.passes.effects import Effects
 from blast_compile.passes.judge import reason_against, reason_alone
 from blast_compile.passes.match import Match, find_matches
 from blast_compile.passes.vocabulary import ABI, REASON, activation_of, arguments, is_bare_linear
@@ -28,13 +29,13 @@ class FuseLayers:
 
     def run(self, graph: Graph) -> bool:
         """Fuses, and leaves a reason on every op that is not a whole MLP."""
-        reasons: dict[Node, str] = {}
+        effects, reasons = Effects(graph), dict[Node, str]()
         fused: set[Node] = set()
         changed = False
         for match in list(find_matches(graph)):
             if not fused.isdisjoint(match.nodes.values()):
                 continue
-            if reason := reason_against(match):
+            if reason := reason_against(match, effects):
                 debug(1, "not fused (%s) at %s: %s", match.pattern, match.last, reason)
                 for linear in match.linears.values():
                     reasons.setdefault(linear, reason)

@@ -8,7 +8,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch.fx import Node
 
-from blast_compile.passes.hazards import hazard_between
+from blast_compile.passes.effects import Effects
 from blast_compile.passes.match import Match
 from blast_compile.passes.name_activations import MAX_NODES
 from blast_compile.passes.scalars import scalar_function
@@ -24,12 +24,12 @@ from blast_compile.passes.vocabulary import (
 )
 
 
-def reason_against(match: Match) -> str | None:
+def reason_against(match: Match, effects: Effects) -> str | None:
     """Why the nodes of `match` must stay apart, or None where they may become one op."""
-    return next(_reasons(match), None)
+    return next(_reasons(match, effects), None)
 
 
-def _reasons(match: Match) -> Iterator[str]:
+def _reasons(match: Match, effects: Effects) -> Iterator[str]:
     members = set(match.nodes.values())
     for role, node in match.nodes.items():
         others = [user for user in node.users if user not in members]
@@ -42,7 +42,7 @@ def _reasons(match: Match) -> Iterator[str]:
         yield "gate and up read different inputs"
     if match.residual is not None:
         yield from _reasons_of_residual(match.residual, match)
-    if hazard := hazard_between(members):
+    if hazard := effects.hazard_between(members):
         yield hazard
 
 

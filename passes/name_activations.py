@@ -10,9 +10,16 @@ from typing import Any
 from torch.fx import Graph, Node
 
 from blast_compile.passes import dialect
-from blast_compile.passes.hazards import hazard_between
-from blast_compile.passes.scalars import DEFINITIONS, SAMPLES, has_bend, scalar_function
-from blast_compile.passes.vocabulary import activation_of, fake, is_selection, is_tensor, sparse_kind
+from blast_compile.passes.effects import Effects
+from blast_compile.passes.scalars import (
+    DEFINITIONS,
+    SAMPLES,
+    SLOPES_AT_ZERO,
+    has_bend,
+    scalar_function,
+    slope,
+)
+from blast_compile.passes.vocabulary import activation_of, describe, fake, is_selection, is_tensor, sparse_kind
 
 MAX_NODES = 16  # the longest spelling in transformers has 8
 
@@ -27,18 +34,19 @@ class NameActivations:
 
     A region of elementwise calls on `y` and numbers is evaluated at sample points, in Python floats, and compared with
     the definitions. All calls but relu and a clamp at zero are analytic, and those two are taken of multiples of `y`
-    alone, so samples cannot miss a bound. A formula in 16-bit rounds after each step; its named form rounds once, so it
-    is at least as exact.
+    alone, so samples cannot miss a bound. Equal values are no equal slopes where two straight parts meet: torch gives
+    `y.clamp(min=0)` slope 1 at zero, and relu 0. So where a gradient may be recorded, slopes there are compared too.
+    A formula in 16-bit rounds after each step; its named form rounds once, so it is at least as exact.
     """
 
     name: str = "name-activations"
 
     def run(self, graph: Graph) -> bool:
         """Names the largest recognised region behind every sparse layer, and behind parts of its result."""
-        changed = False
+        effects, changed = Effects(graph), False
         for node in list(graph.nodes):
             if _is_source(node):
-                changed |= _name_region(graph, node)
+                changed |= _name_region(graph, node, effects)
         return changed
 
 
@@ -49,13 +57,14 @@ def _is_source(node: Node) -> bool:
     return sparse_kind(node) is not None
 
 
-def _name_region(graph: Graph, source: Node) -> bool:
+def _name_region(graph: Graph, source: Node, effects: Effects) -> bool:
     for region in _regions(source):
         last = region[-1]
-        if activation_of(last) is not None or hazard_between([source, *region]):
+        if activation_of(last) is not None or effects.hazard_between([source, *region]):
             continue
-        name = recognise(source, region)
-        if name is None:
+        records = any(map(effects.records_gradient, region))
+        name = recognise(source, region, with_slope=records)
+        if name is None or (records and effects.is_written_behind(last, source)):  # it is saved for the backward pass
             continue
         with graph.inserting_before(last):
             named = dialect.activation(graph, name, source, like=last)
@@ -66,12 +75,17 @@ def _name_region(graph: Graph, source: Node) -> bool:
     return False
 
 
-def recognise(source: Node, region: list[Node]) -> str | None:
-    """The activation that `region`, in topological order, computes from `source` at its last node."""
+def recognise(source: Node, region: list[Node], *, with_slope: bool) -> str | None:
+    """The activation that `region`, in topological order, computes from `source` at its last node.
+
+    with_slope: whether its gradient must be that of the activation too.
+    """
     known: dict[Any, Sequence[float]] = {source: SAMPLES}
     for node in region:
         operands: list[Any] = [known[arg] if isinstance(arg, Node) else [arg] * len(SAMPLES) for arg in node.args]
         if has_bend(node) and not _is_multiple(operands[0]):
+            return None
+        if _is_root(node):
             return None
         try:
             known[node] = [float(scalar_function(node)(*at, **node.kwargs)) for at in zip(*operands, strict=True)]
@@ -83,8 +97,26 @@ def recognise(source: Node, region: list[Node]) -> str | None:
             math.isclose(value, definition(point), rel_tol=1e-6, abs_tol=1e-6)
             for point, value in zip(SAMPLES, known[region[-1]], strict=True)
         ):
-            return name
+            return name if not with_slope or _has_slope(source, region, SLOPES_AT_ZERO[name]) else None
     return None
+
+
+def _has_slope(source: Node, region: list[Node], wanted: float) -> bool:
+    """Whether `region` has that gradient where `source` is zero; where nothing is bent, it has that of its values."""
+    if not any(map(has_bend, region)):
+        return True
+    known: dict[Any, tuple[float, float]] = {source: (0.0, 1.0)}
+    for node in region:
+        at, slopes = zip(*(known.get(arg, (arg, 0.0)) for arg in node.args), strict=True)
+        known[node] = scalar_function(node)(*at, **node.kwargs), slope(node, at, slopes)
+    return math.isclose(known[region[-1]][1], wanted, abs_tol=1e-4)
+
+
+def _is_root(node: Node) -> bool:
+    """Whether a call takes a root, which is bent at zero: `(y * y) ** 0.5` is the absolute value."""
+    return describe(node) == "pow" and not (
+        isinstance(node.args[-1], int | float) and float(node.args[-1]).is_integer()
+    )
 
 
 def _is_multiple(values: Sequence[float]) -> bool:

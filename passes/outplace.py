@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch.fx import Graph, Node
 
-from blast_compile.passes.hazards import is_inplace_call
+from blast_compile.passes.calls import writes_in_place
+from blast_compile.passes.effects import Effects
 from blast_compile.passes.vocabulary import aten, fake, is_tensor, same_shape, sparse_kind, word
 
 _FUNCTIONS: dict[object, Callable[..., Any]] = {
@@ -34,22 +35,23 @@ class Outplace:
 
     y = linear(x); y = relu(y, inplace=True); y *= u      -->      y = linear(x); r = relu(y); m = r * u
 
-    A value is fresh if one of our ops, an activation, a product or a sum made it and this call alone uses it.
+    A value is fresh if one of our ops, an activation, a product or a sum made it and this call alone uses it. Under
+    no_grad a call in place keeps the gradient of what it writes to, and a result out of place has none.
     """
 
     name: str = "outplace"
 
     def run(self, graph: Graph) -> bool:
         """Rewrites every such call."""
-        changed = False
+        effects, changed = Effects(graph), False
         for node in graph.nodes:
-            if not _is_on_fresh_value(node) or not _keeps_type(node):
+            if not _is_on_fresh_value(node) or not _keeps_type(node) or not effects.keeps_gradient(node):
                 continue
             if node.op == "call_method" and node.target in _METHODS:
                 node.target = _METHODS[node.target]
             elif node.op == "call_function" and node.target in _FUNCTIONS:
                 node.target = _FUNCTIONS[node.target]
-            elif node.target in _WITH_FLAG and is_inplace_call(node.target, node.args, dict(node.kwargs)):
+            elif node.target in _WITH_FLAG and writes_in_place(node):
                 node.args, node.kwargs = node.args[:1], {}
             else:
                 continue

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch._ops import OpOverloadPacket
 from torch.fx import Graph
 
-from blast_compile.passes.hazards import changes_mode
+from blast_compile.passes.effects import Effects
 from blast_compile.passes.vocabulary import sparse_kind
 
 
@@ -17,15 +16,14 @@ class PickOverloads:
     """Names the overload of every sparse op; `nograd` costs a few microseconds less a call.
 
     linear(x, ...)      -->      linear.nograd(x, ...)        captured under no_grad; Dynamo guards the mode
-    linear(x, ...)      -->      linear.default(x, ...)       otherwise, or where the graph itself switches gradients
+    linear(x, ...)      -->      linear.default(x, ...)       otherwise, or where the program switches gradients on
     """
 
     name: str = "pick-overloads"
 
     def run(self, graph: Graph) -> bool:
         """Replaces packets; calls that name an overload stay as they are."""
-        needs_grad = torch.is_grad_enabled() or any(changes_mode(node) for node in graph.nodes)
-        changed = False
+        needs_grad, changed = Effects(graph).needs_grad, False
         for node in graph.nodes:
             if sparse_kind(node) and isinstance(node.target, OpOverloadPacket):
                 node.target = node.target.default if needs_grad else node.target.nograd

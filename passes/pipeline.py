@@ -11,6 +11,7 @@ from torch.fx import Graph, GraphModule
 
 from blast_compile.errors import RewriteError
 from blast_compile.log import debug
+from blast_compile.passes.effects import Effects, Events, entered, remembering
 from blast_compile.passes.vocabulary import describe, nested_graphs
 
 
@@ -33,9 +34,11 @@ def run(gm: GraphModule, passes: Iterable[Pass]) -> bool:
     changed = False
     done: list[str] = []
     names = [node.name for node in gm.graph.output_node().all_input_nodes]
+    inside: dict[Graph, Events] = {}
     for step in passes:
         try:
-            changed |= _run_one(gm, step)
+            with remembering(inside):
+                changed |= _run_one(gm, step)
         except Exception as error:  # a failure of ours must never be the user's: the backend falls back
             after = f" after {', '.join(done)}" if done else ""
             raise RewriteError(
@@ -47,8 +50,10 @@ def run(gm: GraphModule, passes: Iterable[Pass]) -> bool:
         for node, name in zip(gm.graph.output_node().all_input_nodes, names, strict=True):
             node.name = name  # an exported program knows its results by their names
         gm.recompile()
-    for nested in nested_graphs(gm).values():
-        changed |= run(nested, passes)
+    nested = nested_graphs(gm)
+    for name, entry in (Effects(gm.graph).entries(gm) if nested else {}).items():
+        with entered(entry):
+            changed |= run(nested[name], passes)
     return changed
 
 

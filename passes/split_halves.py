@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch.fx import Graph, Node
 from torch.fx.node import map_arg
 
 from blast_compile import compat
 from blast_compile.passes import dialect
-from blast_compile.passes.hazards import hazard_between
+from blast_compile.passes.effects import Effects
 from blast_compile.passes.vocabulary import (
     REASON,
     activation_of,
@@ -44,12 +43,12 @@ class SplitHalves:
 
     def run(self, graph: Graph) -> bool:
         """Splits every such linear, or leaves on it the reason why not."""
-        changed = False
+        effects, changed = Effects(graph), False
         for linear in [node for node in graph.nodes if is_bare_linear(node)]:
             halves = _halves(linear)
             if halves is None or not _meet(halves[0].part, halves[1].part):
                 continue
-            if reason := _reason_against(linear, halves):
+            if reason := _reason_against(linear, halves, effects):
                 linear.meta[REASON] = reason
                 continue
             _split(graph, linear, halves)
@@ -75,7 +74,7 @@ def _halves(linear: Node) -> tuple[_Half, _Half] | None:
     paths = list(_paths(linear, linear, ()))
     if width is None or width % 2 or len(paths) != 2:
         return None
-    halves = [_Half(path, _columns(path, linear, width)) for path in paths]
+    halves = [_Half(path, _columns(path, linear)) for path in paths]
     halves.sort(key=lambda half: half.columns)
     together = sorted([*halves[0].columns, *halves[1].columns])
     is_even = len(halves[0].columns) == width // 2
@@ -92,32 +91,36 @@ def _paths(linear: Node, node: Node, before: tuple[Node, ...]) -> Iterator[tuple
             yield path
 
 
-def _columns(path: tuple[Node, ...], linear: Node, width: int) -> list[int]:
+def _columns(path: tuple[Node, ...], linear: Node) -> list[int]:
     """Which outputs of `linear` the last call of a path selects, of all rows; empty where it is no such selection.
 
-    Torch itself says which: the calls are run on the numbers of the columns.
+    Torch itself says which: the calls are run on the fake result, sizes left open and all, and where every view of it
+    lies in its memory is where it lies for all rows and all sizes. What is no view of it is refused.
     """
-    shape, part = fake(linear).shape, path[-1]
-    if not all(map(is_selection, path)) or not is_tensor(part) or fake(part).dim() != len(shape):
+    whole, part = fake(linear), path[-1]
+    if not all(map(is_selection, path)) or not is_tensor(part) or fake(part).dim() != whole.dim():
         return []
-    if not all(map(compat.known_equal, fake(part).shape[:-1], shape[:-1])):
-        return []
-    rows = [compat.size_hint(size) for size in shape[:-1]]
-    if None in rows or 0 in rows:
-        return []
-    value: Any = torch.arange(width).expand(*rows, width)  # no memory but that of one row
+    value: Any = whole.new_empty(whole.shape)
+    storage = compat.storage_of(value)
+    steps = [*value.stride()[:-1], 1]
     for call in path:
         value = _call(call, value)
-    selected: list[int] = value[(0,) * len(rows)].tolist()
-    return selected
+    if compat.storage_of(value) != storage or not all(map(compat.known_equal, value.shape[:-1], whole.shape[:-1])):
+        return []
+    # a dimension of size 1 has no step that means anything
+    rows = zip(value.shape[:-1], value.stride()[:-1], steps, strict=False)
+    if not all(compat.known_equal(size, 1) or compat.known_equal(here, there) for size, here, there in rows):
+        return []
+    first, number, step = map(compat.static_size, (value.storage_offset(), value.shape[-1], value.stride()[-1]))
+    return [] if first is None or number is None or step is None else [first + i * step for i in range(number)]
 
 
 def _call(node: Node, value: Any) -> Any:
-    args = map_arg(node.args[1:], lambda size: compat.size_hint(fake(size)))
+    args, kwargs = map_arg(node.args[1:], fake), map_arg(node.kwargs, fake)
     if node.op == "call_method":
-        return getattr(value, str(node.target))(*args, **node.kwargs)
+        return getattr(value, str(node.target))(*args, **kwargs)
     function: Any = node.target
-    return function(value, *args, **node.kwargs)
+    return function(value, *args, **kwargs)
 
 
 def _meet(first: Node, second: Node) -> bool:
@@ -132,13 +135,13 @@ def _meet(first: Node, second: Node) -> bool:
     return False
 
 
-def _reason_against(linear: Node, halves: tuple[_Half, _Half]) -> str | None:
+def _reason_against(linear: Node, halves: tuple[_Half, _Half], effects: Effects) -> str | None:
     half, rows = len(halves[0].columns), arguments(linear)["block"][0]
     if halves[0].columns[-1] != half - 1:
         return "gate and up take turns in the features of one layer, so that its blocks hold both"
     if half % rows:
         return f"gate and up are halves of one layer, and {half} features are no whole number of blocks of {rows}"
-    return hazard_between([linear, *(node for half in halves for node in (*half.path, *half.part.users))])
+    return effects.hazard_between([linear, *(node for half in halves for node in (*half.path, *half.part.users))])
 
 
 def _split(graph: Graph, linear: Node, halves: tuple[_Half, _Half]) -> None:

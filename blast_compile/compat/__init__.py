@@ -13,7 +13,15 @@ from blast_compile.compat.dispatch import (
     redispatch_below_autograd,
     without_autocast,
 )
-from blast_compile.compat.graphs import copy_graph_module, known_equal, size_hint, static_size, with_hints
+from blast_compile.compat.graphs import (
+    copy_graph_module,
+    is_static_input,
+    known_equal,
+    size_hint,
+    static_size,
+    storage_of,
+    with_hints,
+)
 from blast_compile.compat.imports import when_imported
 from blast_compile.compat.machine import cpu_isa, has_triton, runnable_isas
 from blast_compile.compat.sources import compiled_function, fixed_inputs, is_told, let_first_size_vary
@@ -41,6 +49,7 @@ __all__ = [
     "has_rows_in_values",
     "has_triton",
     "is_fake",
+    "is_static_input",
     "is_told",
     "is_traced_by_fx",
     "is_whole_memory",
@@ -54,6 +63,7 @@ __all__ = [
     "shares_memory",
     "size_hint",
     "static_size",
+    "storage_of",
     "when_imported",
     "with_hints",
     "without_autocast",

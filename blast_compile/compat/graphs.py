@@ -77,3 +77,22 @@ def with_hints(value: Any) -> Any:
         return value
     with mode:
         return torch.empty_strided(sizes, strides, dtype=value.dtype, device=value.device)
+
+
+def storage_of(tensor: torch.Tensor) -> int | None:
+    """What tells the memory of a tensor, fake or not, from that of others while both live; None where it has none.
+
+    `torch.UntypedStorage._cdata`: run 2.13.
+    """
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except NotImplementedError:  # a sparse tensor, or another wrapper
+        return None
+
+
+def is_static_input(node: Node) -> bool:
+    """Whether Dynamo took an argument of a graph from a module: a parameter or a buffer, not what a caller passes.
+
+    `_dynamo_static_input_type`, as `Node.meta["tensor_dict"]` keeps it: run 2.13.
+    """
+    return "_dynamo_static_input_type" in node.meta.get("tensor_dict", {})

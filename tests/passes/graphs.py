@@ -43,10 +43,11 @@ class Toy(nn.Module):
 
 @dataclass(frozen=True)
 class Captured:
-    """A Dynamo graph that may be edited, with inputs to run it on."""
+    """A Dynamo graph that may be edited, with inputs to run it on. grad: whether it was captured with gradients."""
 
     gm: GraphModule
     inputs: tuple[Any, ...]
+    grad: bool = False
 
     def run(self) -> list[Tensor]:
         """Its results on fresh copies of its inputs, so that in-place calls do not meet each other."""
@@ -74,7 +75,7 @@ def capture(model: nn.Module, x: Tensor | None = None, *, grad: bool = False, dy
     found: list[Captured] = []
 
     def backend(gm: GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
-        found.append(Captured(compat.copy_graph_module(gm), tuple(inputs)))
+        found.append(Captured(compat.copy_graph_module(gm), tuple(inputs), grad))
         return gm.forward
 
     torch._dynamo.reset()
@@ -86,11 +87,15 @@ def capture(model: nn.Module, x: Tensor | None = None, *, grad: bool = False, dy
 
 
 def apply(captured: Captured, *steps: Pass, changes: bool = True) -> Captured:
-    """Runs passes, checks what they say of themselves, that numbers stay, and that a second run changes nothing."""
+    """Runs passes, checks what they say of themselves, that numbers stay, and that a second run changes nothing.
+
+    They run as the backend does, in the grad mode of the capture.
+    """
     before = captured.run()
-    assert pipeline.run(captured.gm, steps) is changes
-    after = captured.run()
-    assert not pipeline.run(captured.gm, steps)
+    with torch.set_grad_enabled(captured.grad):
+        assert pipeline.run(captured.gm, steps) is changes
+        after = captured.run()
+        assert not pipeline.run(captured.gm, steps)
     for left, right in zip(before, after, strict=True):
         torch.testing.assert_close(left, right)
     return captured
