@@ -114,7 +114,7 @@ def test_rewrites_the_graphs_of_checkpoints() -> None:
     with torch.no_grad():
         assert captured.run()[0].shape == (2, 3, 8)
     model = captured.inputs[found.indices["up"] or 0], captured.inputs[found.indices["down"] or 0]
-    assert [tuple(index.shape) for index in model] == [(3, 3), (2, 4)]
+    assert [tuple(mask.shape) for mask in model] == [(3, 2), (2, 3)]
 
 
 def test_survey_reads_what_layers_became() -> None:
