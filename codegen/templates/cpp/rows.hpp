@@ -26,7 +26,7 @@ struct Layer {
   int64_t output_blocks() const { return (outputs + OUTPUT_EDGE - 1) / OUTPUT_EDGE; }
   int64_t contraction_blocks() const { return (contractions + CONTRACTION_EDGE - 1) / CONTRACTION_EDGE; }
 {%- if packed %}
-  bool is_sound() const { return ::is_sound(index, {{ "contraction_blocks(), output_blocks()" if transposed else "output_blocks(), contraction_blocks()" }}, num_blocks); }
+  bool is_sound(int threads) const { return ::is_sound(index, {{ "contraction_blocks(), output_blocks()" if transposed else "output_blocks(), contraction_blocks()" }}, num_blocks, threads); }
 {%- endif %}
 };
 
