@@ -224,8 +224,7 @@ def test_buffers_that_are_views_of_one_tensor_share_memory() -> None:
             self.register_buffer("second", whole[8:])
 
         def forward(self, x: Tensor) -> Tensor:
-            y: Tensor = x * self.first + self.second
-            return y
+            return x * self.get_buffer("first") + self.get_buffer("second")
 
     graph = capture(Two(), torch.ones(8)).gm.graph
     first, second = (node for node in graph.find_nodes(op="placeholder") if "buffers" in node.name)
