@@ -6,6 +6,7 @@ import gc
 import sys
 from collections.abc import Iterable
 
+import torch
 from torch import Tensor, nn
 
 from blast_compile import compat
@@ -32,7 +33,9 @@ def _is_held_elsewhere(layer: nn.Module) -> bool:
         return False
     is_shared = compat.shares_memory(weight)
     del weight
-    return is_shared or _num_references(layer) > _num_references(nn.Linear(1, 1))
+    alone = nn.Module()
+    alone.weight = nn.Parameter(torch.empty(0))
+    return is_shared or _num_references(layer) > _num_references(alone)
 
 
 def _num_references(layer: nn.Module) -> int:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import blast_compile as blast
-from blast_compile import compat, env, kernels, launch
+from blast_compile import compat, env, folders, kernels, launch
 from blast_compile.backend import blast as backend
 from blast_compile.codegen.spec import Epilogue, Spec
 from blast_compile.compat import machine
@@ -136,6 +136,7 @@ def _failing_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def _no_room(_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr("tempfile.tempdir", "/nonexistent/folder")
+    folders._private_folder.cache_clear()  # an earlier test may have made one
     return "No such file or directory"
 
 

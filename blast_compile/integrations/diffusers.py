@@ -80,7 +80,7 @@ class BlastQuantizer(DiffusersQuantizer):  # type: ignore[misc, unused-ignore]
         described.settle_(model, self._made, was_read=lambda tensor: not tensor.is_meta)
         for name in ("is_quantized", "quantization_method"):  # values are what they were: casts are allowed
             vars(model).pop(name, None)
-        model._internal_dict = _without_description(model.config)
+        vars(model)["_internal_dict"] = _without_description(model.config)
         return model
 
     def _dequantize(self, model: ModelMixin) -> ModelMixin:
@@ -114,7 +114,7 @@ def _without_description(config: Mapping[str, Any]) -> FrozenDict:
     found = config.get("quantization_config")
     method = found.get("quant_method") if isinstance(found, Mapping) else getattr(found, "quant_method", None)
     left_out = ("quantization_config",) if method == METHOD else ()
-    return FrozenDict({key: value for key, value in config.items() if key not in left_out})
+    return FrozenDict({key: value for key, value in config.items() if key not in left_out})  # type: ignore[no-untyped-call]
 
 
 def _describing(plain: Callable[..., Any]) -> Callable[..., Any]:
@@ -147,20 +147,23 @@ def _noted_for_save(
     model: ModelMixin, state_dict: dict[str, Tensor] | None, entries: Mapping[str, Entry]
 ) -> Iterator[None]:
     """Gives `model` a config with `entries`, or without any, and their state dict, for as long as it is saved."""
-    live, quantizer = model._internal_dict, vars(model).get("hf_quantizer")
+    noted = vars(model)
+    live, quantizer = noted["_internal_dict"], noted.get("hf_quantizer")
     saved = _without_description(live)
-    model._internal_dict = FrozenDict({**saved, "quantization_config": BlastConfig(entries)}) if entries else saved
+    if entries:
+        saved = FrozenDict({**saved, "quantization_config": BlastConfig(entries)})  # type: ignore[no-untyped-call]
+    noted["_internal_dict"] = saved
     if state_dict is not None:
-        model.hf_quantizer = _Saving(state_dict)
+        noted["hf_quantizer"] = _Saving(state_dict)
     try:
         yield
     finally:
-        model._internal_dict = live
-        vars(model).pop("hf_quantizer", None)
+        noted["_internal_dict"] = live
+        noted.pop("hf_quantizer", None)
         if quantizer is not None:
-            model.hf_quantizer = quantizer
+            noted["hf_quantizer"] = quantizer
 
 
 AUTO_QUANTIZATION_CONFIG_MAPPING[METHOD] = BlastConfig
 AUTO_QUANTIZER_MAPPING[METHOD] = BlastQuantizer
-ModelMixin.save_pretrained = _describing(ModelMixin.save_pretrained)
+ModelMixin.save_pretrained = _describing(ModelMixin.save_pretrained)  # type: ignore[method-assign]
