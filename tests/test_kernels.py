@@ -134,7 +134,8 @@ def _failing_compiler(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "got status 1: no license"
 
 
-def _no_room(_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def _no_room(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(folder))  # else torch makes the folder below, as root may
     monkeypatch.setattr("tempfile.tempdir", "/nonexistent/folder")
     folders._private_folder.cache_clear()  # an earlier test may have made one
     return "No such file or directory"

@@ -45,6 +45,14 @@ def _named_twice(index: Tensor, R: int, _C: int) -> None:
     words[2:3] = layout.check_words(torch.tensor([row.numel()]), row.long())
 
 
+def _in_another_order(index: Tensor, R: int, _C: int) -> None:
+    """The columns of a row backwards, as no index has them."""
+    offsets, words, columns = layout.split_index(index, R)
+    row = columns[int(offsets[2]) : int(offsets[3])]
+    row.copy_(row.flip(0).clone())
+    words[2:3] = layout.check_words(torch.tensor([row.numel()]), row.long())
+
+
 def _far_with_its_word(index: Tensor, R: int, C: int) -> None:
     """A column outside the weight whose check word agrees with it."""
     offsets, words, columns = layout.split_index(index, R)
@@ -64,6 +72,7 @@ DAMAGES: dict[str, Damage] = {
     "column far": _column(lambda _: LARGEST),
     "column of another block": _column(lambda _: 1),
     "column named twice": _named_twice,
+    "columns in another order": _in_another_order,
     "column far, with its check word": _far_with_its_word,
     "average of itself": _averaged,
 }

@@ -87,17 +87,3 @@ def test_edits_of_weight_and_mask_are_seen(case: Case) -> None:
     y = call.run()
     check(y, call)
     assert relative_error(y, other.dense()) > 0.1
-
-
-@some_cases
-def test_columns_of_a_row_may_come_in_any_order(case: Case) -> None:
-    call = make_call(case, (6,), density=0.6)
-    for layer in call.layers:
-        R = layer.kept.shape[0]
-        for row, count in enumerate(layer.kept.sum(1).tolist()):
-            start = int(layer.index[row]) if case.form == "packed" else 0
-            columns = layer.index[R + 1 + start :][:count] if case.form == "packed" else layer.index[row, 1 : 1 + count]
-            columns.copy_(columns.flip(0).clone())
-            if case.form == "packed":
-                layer.operand[start : start + count] = layer.operand[start : start + count].flip(0)
-    check(call.run(), call)

@@ -11,6 +11,7 @@ from torch._subclasses import FakeTensorMode
 
 import blast_compile as blast
 from blast_compile import pages
+from blast_compile.layers import MaskedLayer
 from tests.mappings import have_large_pages, kb_of
 
 
@@ -52,9 +53,10 @@ def can_collapse() -> bool:
 def test_masked_weights_lie_on_large_pages() -> None:
     layer = torch.nn.Linear(2048, 4096, bias=False)
     before, address = layer.weight.detach().clone(), layer.weight.data_ptr()
-    blast.sparsify_(torch.nn.Sequential(layer), blast.BlockSparse(sparsity=0.5, block=32, targets=["0"]))
+    (sparse,) = blast.sparsify_(torch.nn.Sequential(layer), blast.BlockSparse(sparsity=0.5, block=32, targets=["0"]))
     assert layer.weight.data_ptr() == address
-    assert torch.equal(layer.weight, before)
+    assert isinstance(sparse, MaskedLayer)
+    assert torch.equal(layer.weight, before.where(sparse.mask.elements(), 0.0))
     assert kb_of(address + 2**24, "AnonHugePages") >= 24 * 1024
 
 

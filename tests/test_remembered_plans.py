@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blast_compile import launch, native, ops, plans
+from blast_compile import launch, layout, native, ops, plans
 
 pytestmark = pytest.mark.usefixtures("needs_kernels", "two_threads")
 BLOCK = [8, 8]
@@ -17,7 +17,7 @@ BLOCK = [8, 8]
 
 def new_kind_of_layer(N: int) -> Callable[..., Tensor]:
     """A packed layer without blocks, from 8 inputs to N zeros."""
-    weight, index = torch.zeros(0, *BLOCK), torch.zeros(-(-N // 8) + 1, dtype=torch.int32)
+    weight, index = torch.zeros(0, *BLOCK), layout.packed_index(torch.zeros(-(-N // 8), 1, dtype=torch.bool))
     return lambda op, x: op(x, weight, index, None, None, N, BLOCK, "identity", ops.ABI)
 
 

@@ -25,7 +25,7 @@ def seconds(of: Problem, **changes: object) -> float:
 def test_traffic_is_what_a_person_counts() -> None:
     of = problem(16, 0.25)  # 256 x 128 in blocks of 32: 8 x 4 blocks, 8 of them kept
     found = cost.traffic(of)
-    assert found.weight_bytes == 8 * 32 * 32 * 4 + 4 * (8 + 8)
+    assert found.weight_bytes == 8 * 32 * 32 * 4 + 4 * (8 + 2 * 8)
     assert found.activation_bytes == 16 * (256 + 128) * 4
     assert found.operations == 2 * 16 * 8 * 32 * 32
     mlp = cost.traffic(replace(problem(4, 1.0, shapes=MLP), spec=replace(problem().spec, op="gated_mlp")))
