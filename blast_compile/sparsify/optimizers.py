@@ -14,19 +14,29 @@ class StepWatch:
     """Counts the steps that an optimizer really took since it was last asked, by hooks on it.
 
     before: called before each step, while gradients and weights are those of the step. `GradScaler` skips steps in two
-    ways: it does not call the optimizer, or hands it `found_inf` (fused ones), which makes the step do nothing.
+    ways: it does not call the optimizer, or hands it `found_inf` (fused ones), which makes the step do nothing. A step
+    of a subclass that calls that of its base is one, though torch runs the hooks for both.
     """
 
     def __init__(self, optimizer: Optimizer, before: Callable[[Optimizer], None]) -> None:
         self.optimizer = optimizer
         self._found_inf: list[Tensor | None] = []
+        self._before = before
+        self._has_begun = False
         self._handles = [
-            optimizer.register_step_pre_hook(lambda optimizer, _args, _kwargs: before(optimizer)),
+            optimizer.register_step_pre_hook(lambda optimizer, _args, _kwargs: self._begin(optimizer)),
             optimizer.register_step_post_hook(lambda optimizer, _args, _kwargs: self._see(optimizer)),
         ]
 
+    def _begin(self, optimizer: Optimizer) -> None:
+        if not self._has_begun:
+            self._before(optimizer)
+        self._has_begun = True
+
     def _see(self, optimizer: Any) -> None:
-        self._found_inf.append(getattr(optimizer, "found_inf", None))
+        if self._has_begun:
+            self._found_inf.append(getattr(optimizer, "found_inf", None))
+        self._has_begun = False
 
     @property
     def num_steps(self) -> int:
@@ -36,6 +46,7 @@ class StepWatch:
     def forget(self) -> None:
         """Starts counting anew."""
         self._found_inf.clear()
+        self._has_begun = False
 
     def remove(self) -> None:
         """Takes the hooks away."""
