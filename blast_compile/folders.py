@@ -242,8 +242,8 @@ def _private_folder(process: int) -> Path:
         folder = Path(tempfile.mkdtemp(prefix="blast_compile-"))
     except OSError as error:
         raise StoreError(
-            f"expected to make a folder in {tempfile.gettempdir()}, got: {error.strerror}; set BLAST_CACHE_DIR or "
-            "TMPDIR to a folder of your own"
+            f"expected to make a temporary folder, got {error.strerror or error}; set BLAST_CACHE_DIR or TMPDIR to a "
+            "folder of your own"
         ) from error
     atexit.register(_remove_if_owned, folder, process)
     if found := _foreign_part(folder):
