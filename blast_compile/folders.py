@@ -229,11 +229,15 @@ def read_regular(path: Path) -> bytes:
 
 
 def private_folder() -> Path:
-    """A temporary folder of mode 0700, one for the whole process, removed when it ends.
+    """A temporary folder of mode 0700, one for the whole process, removed when it ends; another where it has gone.
 
     A `StoreError` where none can be made, or others could put another folder in its place.
     """
-    return _private_folder(os.getpid())
+    folder = _private_folder(os.getpid())
+    if not folder.is_dir():  # what is old is cleared from folders of temporary files
+        _private_folder.cache_clear()
+        folder = _private_folder(os.getpid())
+    return folder
 
 
 @functools.cache
