@@ -71,14 +71,18 @@ def native() -> bool:
 
 
 def cxx() -> str | None:
-    """Path of the C++ compiler: `BLAST_CXX`, which must exist, else `CXX`, g++ or clang++ if found, else None."""
+    """Path of the C++ compiler: `BLAST_CXX`, which must exist, else `CXX`, g++ or clang++ if found, else None.
+
+    A `CXX` that drives C alone (peft leaves `CXX=gcc` behind, for BOFT) is passed over: it links no C++ library.
+    """
     if asked := os.environ.get("BLAST_CXX", ""):
         if found := shutil.which(asked):
             return found
         raise OptionsError(
             f"expected BLAST_CXX to be a C++ compiler on PATH or the path of one, got {asked!r}; correct or unset it"
         )
-    candidates = (os.environ.get("CXX", ""), "g++", "clang++")
+    asked = os.environ.get("CXX", "")
+    candidates = ("" if Path(asked).name in ("cc", "gcc", "clang") else asked, "g++", "clang++")
     return next((found for name in candidates if name and (found := shutil.which(name))), None)
 
 

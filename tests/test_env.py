@@ -84,6 +84,9 @@ def test_compiler_is_the_first_found(compilers: Callable[..., Path], monkeypatch
     compilers("g++")
     assert env.cxx() == str(folder / "g++")
     compilers("icpx")
+    compilers("gcc")
+    monkeypatch.setenv("CXX", "gcc")
+    assert env.cxx() == str(folder / "g++"), "gcc links no C++ library"
     monkeypatch.setenv("CXX", "icpx")
     assert env.cxx() == str(folder / "icpx")
     monkeypatch.setenv("BLAST_CXX", "clang++")
