@@ -6,7 +6,7 @@ from collections import Counter
 
 from torch.fx import GraphModule, Node
 
-from blast_compile.passes.vocabulary import arguments, nested_graphs, sparse_kind
+from blast_compile.passes.vocabulary import arguments, called_graph, sparse_kind
 
 Readers = Counter[str]
 """How often an argument of a sparse op, such as "down_bias", is the input itself; "" counts all other readers."""
@@ -22,7 +22,7 @@ def _readers(gm: GraphModule, value: Node) -> Readers:
     for user in value.users:
         if sparse_kind(user):
             found.update(name for name, argument in arguments(user).items() if argument is value)
-        elif inner := _called_graph(gm, user):
+        elif inner := called_graph(gm, user):
             taken = zip(inner.graph.find_nodes(op="placeholder"), user.args[1:], strict=False)
             passed = [parameter for parameter, given in taken if given is value]
             for parameter in passed:
@@ -32,9 +32,3 @@ def _readers(gm: GraphModule, value: Node) -> Readers:
         else:
             found[""] += 1
     return found
-
-
-def _called_graph(gm: GraphModule, node: Node) -> GraphModule | None:
-    callee = node.args[0] if node.args else None
-    is_graph = isinstance(callee, Node) and callee.op == "get_attr"
-    return nested_graphs(gm).get(str(callee.target)) if is_graph and isinstance(callee, Node) else None

@@ -10,7 +10,7 @@ from torch.fx import GraphModule, Node
 
 from blast_compile import compat
 from blast_compile.layout import Block
-from blast_compile.passes.vocabulary import KINDS, REASON, Kind, arguments, fake, nested_graphs, sparse_kind
+from blast_compile.passes.vocabulary import KINDS, REASON, Kind, arguments, called_graph, fake, sparse_kind
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,10 @@ def survey(gm: GraphModule) -> tuple[FoundOp, ...]:
 
 
 def _survey(gm: GraphModule, positions: dict[Node, int]) -> Iterator[FoundOp]:
-    nested = nested_graphs(gm)
     for node in gm.graph.nodes:
         if sparse_kind(node):
             yield _found(node, positions)
-        callee = node.args[0] if node.args else None
-        if isinstance(callee, Node) and callee.op == "get_attr" and callee.target in nested:
-            inner = nested[str(callee.target)]
+        if inner := called_graph(gm, node):
             operands = zip(inner.graph.find_nodes(op="placeholder"), node.args[1:], strict=False)
             yield from _survey(inner, {taken: positions[given] for taken, given in operands if given in positions})
 

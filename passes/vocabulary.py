@@ -143,6 +143,13 @@ def describe(node: Node) -> str:
     return str(getattr(called, "__name__", called))
 
 
+def called_graph(gm: GraphModule, node: Node) -> GraphModule | None:
+    """The graph inside `gm` that a node runs, as activation checkpointing does, or None."""
+    called = node.args[0] if node.args else None
+    is_fetched = isinstance(called, Node) and called.op == "get_attr"
+    return nested_graphs(gm).get(str(called.target)) if is_fetched and isinstance(called, Node) else None
+
+
 def nested_graphs(gm: GraphModule) -> dict[str, GraphModule]:
     """The graphs inside a graph, as activation checkpointing makes them, by the name they are fetched by."""
     return {name: child for name, child in gm.named_children() if isinstance(child, GraphModule)}
