@@ -79,10 +79,7 @@ def leave_form_(layer: nn.Module) -> None:
 
 
 def _become_masked_(layer: nn.Module, twin: type[SparseLayer], mask: Tensor, block: Block) -> None:
-    integrations.meet_libraries()
-    leave_form_(layer)
-    _forget_bound_forward_(layer)
-    layer.__class__ = twin
+    _change_class_(layer, twin)
     masked = cast(MaskedLayer, layer)
     masked.block = block
     masked.register_buffer("block_mask", mask)
@@ -92,14 +89,18 @@ def _become_masked_(layer: nn.Module, twin: type[SparseLayer], mask: Tensor, blo
 def _become_packed_(
     layer: nn.Module, twin: type[SparseLayer], index: Tensor, block: Block, num_dead_blocks: int
 ) -> None:
-    integrations.meet_libraries()
-    leave_form_(layer)
-    _forget_bound_forward_(layer)
-    layer.__class__ = twin
+    _change_class_(layer, twin)
     packed = cast(PackedLayer, layer)
     packed.block, packed.num_dead_blocks = block, num_dead_blocks
     packed.register_buffer("block_index", index)
     sizes.hold(layer)
+
+
+def _change_class_(layer: nn.Module, twin: type[SparseLayer]) -> None:
+    integrations.meet_libraries()
+    leave_form_(layer)
+    _forget_bound_forward_(layer)
+    layer.__class__ = twin
 
 
 def _replace_weight_(layer: SparseLayer, weight: Tensor) -> None:
