@@ -17,7 +17,14 @@ def held_outside(model: nn.Module, layers: Iterable[nn.Module]) -> set[int]:
 
     Looks through all live objects, but only where something beside the layer holds a weight: an optimizer may.
     """
-    suspects = {_memory(layer): id(layer._parameters["weight"]) for layer in layers if _is_held_elsewhere(layer)}
+    alone = nn.Module()
+    alone.weight = nn.Parameter(torch.empty(0))
+    own_references = _num_references(alone)
+    suspects = {
+        _memory_of(layer._parameters["weight"]): id(layer._parameters["weight"])
+        for layer in layers
+        if _is_held_elsewhere(layer, own_references)
+    }
     if not suspects:
         return set()
     gc.collect()  # a module that is garbage holds nothing
@@ -27,23 +34,19 @@ def held_outside(model: nn.Module, layers: Iterable[nn.Module]) -> set[int]:
     return {weight for memory, weight in suspects.items() if memory in held}
 
 
-def _is_held_elsewhere(layer: nn.Module) -> bool:
+def _is_held_elsewhere(layer: nn.Module, own_references: int) -> bool:
+    """Whether something beside the layer, whose own references are so many, holds its weight or the memory of that."""
     weight = layer._parameters.get("weight")
     if type(weight) is not nn.Parameter or not compat.has_plain_values(weight):
         return False
-    is_shared = compat.shares_memory(weight)
+    if compat.shares_memory(weight):
+        return True
     del weight
-    alone = nn.Module()
-    alone.weight = nn.Parameter(torch.empty(0))
-    return is_shared or _num_references(layer) > _num_references(alone)
+    return _num_references(layer) > own_references
 
 
 def _num_references(layer: nn.Module) -> int:
     return sys.getrefcount(layer._parameters["weight"])
-
-
-def _memory(layer: nn.Module) -> int | None:
-    return _memory_of(layer._parameters["weight"])
 
 
 def _memory_of(tensor: Tensor | None) -> int | None:

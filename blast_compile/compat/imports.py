@@ -1,4 +1,4 @@
-"""Does something when a module of torch is imported, and not before: importing it here would cost others time."""
+"""Does something when a module of another library is imported, and not before: importing it here would cost time."""
 
 from __future__ import annotations
 

@@ -6,7 +6,8 @@ from torch import nn
 
 from blast_compile import forms
 from blast_compile.errors import LayerError
-from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer
+from blast_compile.integrations.described import sparse_layers
+from blast_compile.layers import MaskedLayer, PackedLayer
 
 
 def make_dense_(model: nn.Module) -> None:
@@ -15,7 +16,7 @@ def make_dense_(model: nn.Module) -> None:
     Raises `LayerError` where a weight is elsewhere (on the meta device), before anything changes, and `MaskError` where
     an index is damaged.
     """
-    sparse = {name: layer for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
+    sparse = sparse_layers(model)
     for name, layer in sparse.items():
         if layer.weight.is_meta:
             raise LayerError(

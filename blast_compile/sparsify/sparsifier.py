@@ -61,7 +61,7 @@ class Sparsifier:
         self._seen = Observation(self.layers, config.score)
         self._probes = Probes(self.layers.values()) if config.gradient_frac > 0 else None
         for layer in self.layers.values():
-            clear_(layer, ~layer.mask.kept, None)
+            layer.clear_dropped_()
         self._start(new)
         self._switch_probes()
         owners.take(self.layers, self)
