@@ -31,7 +31,10 @@ class Variable:
 VARIABLES = (
     Variable("BLAST_CACHE_DIR", "path", "the user's cache folder", "Where compiled kernels are kept."),
     Variable(
-        "BLAST_CXX", "name or path of a program", "`CXX`, `g++` or `clang++`, the first found", "The C++ compiler."
+        "BLAST_CXX",
+        "name or path of a program",
+        "`CXX` (a compiler of C alone is passed over), `g++` or `clang++`, the first found",
+        "The C++ compiler.",
     ),
     Variable("BLAST_DEBUG", "0 to 4", "0", "What is logged: 1 decisions, 2 pass differences, 3 source, 4 timings."),
     Variable("BLAST_ISA", ", ".join(ISAS), "the best of this machine", "Instruction set of generated CPU kernels."),

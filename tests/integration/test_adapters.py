@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -49,6 +52,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 NO_MERGE = {"BEFT": ValueError, "LILY": NotImplementedError}  # of peft itself, for layers without a bias and for all
 READERS = {kind for kind in ON_LINEARS if kind.lower() not in adapters.ON_PACKED}
+
+
+@pytest.fixture(autouse=True)
+def _same_compiler() -> Iterator[None]:
+    """BOFT leaves `CC` and `CXX` at gcc where its CUDA code cannot be built, and Inductor builds by them later."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 def sparse(form: str) -> Any:
