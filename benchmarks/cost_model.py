@@ -19,7 +19,7 @@ from blast_compile import kernels
 from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
 from blast_compile.errors import TuningError
-from blast_compile.tuning import cost
+from blast_compile.tuning import cost, processor
 from blast_compile.tuning.devices import Device
 from blast_compile.tuning.machine import this_cpu
 from blast_compile.tuning.problem import Problem
@@ -84,7 +84,7 @@ def summary(rows: Sequence[CostRow]) -> Iterator[str]:
 def spec_of(op: Op, dtype: Dtype, layout: Layout) -> Spec:
     """That of a layer without biases, or of a Llama's MLP."""
     epilogues = (Epilogue(),) if op == "linear" else (Epilogue("silu", gate=True), Epilogue())
-    return Spec(op, dtype, dtype, (32, 32), epilogues, layout, kernels.cpu_target())
+    return Spec(op, dtype, dtype, (32, 32), epilogues, layout, processor.cpu_target())
 
 
 def shapes_of(op: Op, shape: tuple[int, int]) -> tuple[tuple[int, int], ...]:

@@ -19,7 +19,7 @@ from benchmarks.rows import Row
 from blast_compile import kernels, launch
 from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Spec
-from blast_compile.kernels import Kernel
+from blast_compile.kernel import Kernel
 from blast_compile.layers import PackedLinear
 from blast_compile.packing import pack_
 from blast_compile.surgery import BlockSparse, sparsify_

@@ -18,8 +18,8 @@ from blast_compile.codegen.spec import Dtype, Op
 from blast_compile.tuning.budget import Budget
 from blast_compile.tuning.configs import parse
 from blast_compile.tuning.database import Database
-from blast_compile.tuning.machine import device_name
 from blast_compile.tuning.problem import Problem
+from blast_compile.tuning.processor import device_name
 from blast_compile.tuning.space import space_of
 from blast_compile.tuning.timing import rounds_of
 from blast_compile.tuning.tune import tune_problem

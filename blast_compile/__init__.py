@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from blast_compile.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from blast_compile.aot import build
     from blast_compile.checkpoint import load_model, save_model
@@ -18,21 +20,10 @@ if TYPE_CHECKING:
     from blast_compile.surgery import BlockSparse, sparsify_
     from blast_compile.tuner import tune
 
-__version__ = "0.1.0"
 __all__ = [
-    "BlockMask",
-    "BlockSparse",
-    "Sparsifier",
-    "build",
-    "explain",
-    "load_model",
-    "pack_",
-    "prune_",
-    "save_model",
-    "sparsify_",
-    "tune",
-    "unpack_",
-]
+    "BlockMask", "BlockSparse", "Sparsifier", "build", "explain", "load_model", "pack_", "prune_", "save_model",
+    "sparsify_", "tune", "unpack_",
+]  # fmt: skip
 
 _NAMES_OF = {
     "aot": ("build",),

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from blast_compile import __version__
 from blast_compile.commands import bench, build, cache, demo, doctor, explain, plan, report, tune
 from blast_compile.commands.output import system_errors_as_messages
+from blast_compile.version import __version__
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 

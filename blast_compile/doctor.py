@@ -11,10 +11,11 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from blast_compile import __version__, compat, env, folders, inventory
+from blast_compile import compat, env, folders, inventory
 from blast_compile.errors import BlastError
 from blast_compile.store import Store
 from blast_compile.tuning.processor import cpu_model, l2_bytes, l3_bytes
+from blast_compile.version import __version__
 
 _PACKAGES = ("torch", "triton", "transformers", "matplotlib")
 

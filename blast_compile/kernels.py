@@ -4,30 +4,14 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
 
-from blast_compile import bundles, compat, env, objects
+from blast_compile import bundles, env, objects
 from blast_compile.codegen import build, cpp
 from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Spec
-from blast_compile.errors import BuildError, TargetError
+from blast_compile.errors import BuildError
+from blast_compile.kernel import Kernel
 from blast_compile.log import warn_once
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """What serves a spec: `run` takes the address of int64 arguments; without it the reference runs, for `reason`."""
-
-    name: str
-    run: Callable[[int], int] | None = None
-    reason: str = ""
-
-    @property
-    def address(self) -> int | None:
-        """The entry point as `launch.cpp` calls it."""
-        return None if self.run is None else build.address(self.run)
-
 
 _Key = tuple[Spec, CpuConfig | None]
 _kernels: dict[_Key, Kernel] = {}
@@ -62,17 +46,6 @@ def kernel_for(spec: Spec, config: CpuConfig | None = None) -> Kernel:
 def forget() -> None:
     """Drops the kernels this process has loaded, so that changed settings are read anew."""
     _kernels.clear()
-
-
-def cpu_target() -> str:
-    """The CPU target of this process: `BLAST_ISA` if set, else the best instruction set of this machine.
-
-    Raises `TargetError` where this machine cannot run what `BLAST_ISA` asks for.
-    """
-    isa, runnable = env.isa() or compat.cpu_isa(), compat.runnable_isas()
-    if isa not in runnable:
-        raise TargetError(f"expected BLAST_ISA to be one that runs here, {', '.join(runnable)}, got {isa}; change it")
-    return f"cpu:{isa}"
 
 
 def _find(spec: Spec, config: CpuConfig | None) -> Kernel:

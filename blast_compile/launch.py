@@ -19,7 +19,7 @@ from blast_compile import kernels, native, plans
 from blast_compile.calls import Call, read_call, tokens_of
 from blast_compile.codegen.spec import Op
 from blast_compile.gpu import kernels as gpu_kernels
-from blast_compile.kernels import Kernel
+from blast_compile.kernel import Kernel
 from blast_compile.running import block_norms, product, weight_grad
 from blast_compile.tuning import serving
 

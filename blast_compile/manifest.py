@@ -16,7 +16,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from blast_compile import __version__, folders
+from blast_compile import folders
+from blast_compile.version import __version__
 
 NAME = "manifest.json"
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from blast_compile import bundles, env, objects, running
+from blast_compile import bundles, env, objects, threads
 from blast_compile.errors import BuildError
 from blast_compile.log import logger
 
@@ -123,7 +123,7 @@ def _load_once(path: Callable[[], Path]) -> None:
 def _attached(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.blast_attach.argtypes, library.blast_attach.restype = [ctypes.c_bool], ctypes.c_bool
-    if not library.blast_attach(running.is_alone()):
+    if not library.blast_attach(threads.is_alone()):
         raise BuildError(
             f"expected torch {torch.__version__} to take the launcher, got a refusal; results are the same"
         )

@@ -17,9 +17,9 @@ from blast_compile.calls import Call, Layer, layer_of_weight_grad, layers_of, to
 from blast_compile.codegen.spec import Epilogue, Op, Spec
 from blast_compile.gpu import kernels as gpu_kernels
 from blast_compile.gpu.device import target_of
-from blast_compile.kernels import Kernel
+from blast_compile.kernel import Kernel
 from blast_compile.layout import Block
-from blast_compile.tuning import serving
+from blast_compile.tuning import processor, serving
 from blast_compile.tuning.pinned import PinnedConfig, config_of
 
 
@@ -148,7 +148,7 @@ def _planned(
     kernel, constants = _choose(op, x, layers, block, epilogues, pinned), constants_of(op, layers)
     if kernel.run is None or pinned is not None or x.device.type != "cpu":
         return Plan(kernel, constants)
-    spec = specs.make_spec(op, x, layers, block, epilogues, kernels.cpu_target())
+    spec = specs.make_spec(op, x, layers, block, epilogues, processor.cpu_target())
     assert isinstance(spec, Spec)
     shapes = tuple((layer.N, layer.K) for layer in layers)
     return Plan(kernel, constants, serving.tuned_kernels(spec, shapes, tokens_of(x), density))
@@ -165,7 +165,7 @@ def _choose(
     gpu = target_of(x.device)
     if gpu is None and x.device.type != "cpu":
         return Kernel("reference", reason=f"no kernels for {x.device.type} yet")
-    spec = specs.make_spec(op, x, layers, block, epilogues, gpu or kernels.cpu_target())
+    spec = specs.make_spec(op, x, layers, block, epilogues, gpu or processor.cpu_target())
     if isinstance(spec, str):
         return Kernel("reference", reason=spec)
     if gpu:

@@ -6,7 +6,6 @@ masks are always seen. This is the hot path of every call that does not go throu
 
 from __future__ import annotations
 
-import os
 from array import array
 from collections.abc import Callable
 from typing import Any
@@ -14,33 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blast_compile import checks, compat, pages, plans, reference
+from blast_compile import checks, compat, pages, plans, reference, threads
 from blast_compile.calls import Call, Tensors, write_call
 from blast_compile.checks import check_residual
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import ScratchError
 from blast_compile.plans import plan_of
 
-_num_threads = torch.get_num_threads
 _NO_MEMORY = 2  # of the statuses in codegen/templates/cpp/threads.hpp
-
-
-def _one_thread() -> int:
-    return 1
-
-
-def _stay_alone() -> None:
-    """OpenMP's threads do not survive a fork, and waiting for them would never end: a forked child runs on one."""
-    global _num_threads
-    _num_threads = _one_thread
-
-
-os.register_at_fork(after_in_child=_stay_alone)
-
-
-def is_alone() -> bool:
-    """Whether this process is a forked child, which has no threads but its own."""
-    return _num_threads is _one_thread
 
 
 def product(op: Op, call: Call) -> Tensor:
@@ -59,7 +39,7 @@ def product(op: Op, call: Call) -> Tensor:
     if residual is not None:
         residual = residual.contiguous()
     x_stride = x.shape[-1] if rows is x else rows.stride(0)
-    numbers = kernel_numbers(_num_threads(), tokens, rows, x_stride, y, residual, layers, plan.constants)
+    numbers = kernel_numbers(threads.num_threads(), tokens, rows, x_stride, y, residual, layers, plan.constants)
     if not _succeeds(op, run, numbers):
         raise checks.damage(op, call)
     return y
@@ -72,7 +52,7 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: A
         return reference.weight_grad(grad, x, weight, index, block)
     grad_rows, x_rows = _rows(grad), _rows(x)
     out = torch.empty_like(weight) if weight.dim() == 3 else pages.zeros_like(weight)
-    numbers = weight_grad_numbers(_num_threads(), grad_rows, x_rows, index, out, block, plan.constants[0][-1])
+    numbers = weight_grad_numbers(threads.num_threads(), grad_rows, x_rows, index, out, block, plan.constants[0][-1])
     if not _succeeds("weight_grad", plan.at(len(x_rows)).run or plan.run, numbers):
         raise checks.damage_weight_grad(grad, x, weight, index, block)
     return out

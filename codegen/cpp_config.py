@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ from blast_compile.codegen.spec import Spec
 
 VECTOR_LENGTHS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "portable": 4}
 """Floats of a vector."""
+_REGISTERS = {"avx512_bf16": 32, "avx512": 32, "avx2": 16, "portable": 16}  # of vectors
 Share = Literal["auto", "tokens", "rows"]
 
 
@@ -120,3 +122,27 @@ def isa_of(spec: Spec) -> str:
     assert device == "cpu", spec.target
     assert isa in VECTOR_LENGTHS, spec.target
     return isa
+
+
+def why_impossible(spec: Spec, config: CpuConfig) -> str:
+    """Why a kernel at a config cannot be made or would be absurd; empty where it can."""
+    return next((reason for reason, holds in _reasons_against(spec, config) if holds), "")
+
+
+def _reasons_against(spec: Spec, config: CpuConfig) -> Iterator[tuple[str, bool]]:
+    registers = _REGISTERS[isa_of(spec)]
+    used = num_registers(spec, config)
+    lanes = {32: 16}.get(registers, 8)
+    yield "numbers must be positive", min(config.token_tile, config.vectors, config.row_group, config.span) < 1
+    yield "a tile has an even number of tokens", config.token_tile % 2 == 1 and config.token_tile > 1
+    yield f"a tile of {used} registers does not fit {registers}", used > registers
+    yield "a tile is wider than a block", config.vectors > 1 and (config.vectors // 2) * lanes >= output_edge(spec)
+    yield "more rows than make sense at once", config.row_group > 64
+    yield "unrolled too far", config.unroll not in (1, 2, 4, 8) or config.chains not in (1, 2, 4, 8)
+    yield "no such way of sharing", config.share not in ("auto", "tokens", "rows")
+    sizes = (config.panel_bytes, config.stream_bytes, config.gather_bytes, config.task_bytes, config.share_tokens)
+    yield "sizes must be positive and below 2^62", not all(0 < size < 2**62 for size in sizes)
+    distances = (config.prefetch_bytes, config.fetch_ahead, config.threads)
+    yield "distances must not be negative, nor far", not all(0 <= distance <= 2**20 for distance in distances)
+    yield "a span is too long", config.span > 2**20
+    yield "a row has 1 to 64 parts", not 1 <= config.split <= 64

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from blast_compile.tuning import machine
+from blast_compile.tuning import processor
 from blast_compile.tuning.database import Database
 
 
@@ -14,6 +14,6 @@ def keep_plans_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Puts the database of the user into a folder; kernels stay where they are."""
 
     def default(device: str | None = None) -> Database:
-        return Database(folder, device or machine.device_name())
+        return Database(folder, device or processor.device_name())
 
     monkeypatch.setattr(Database, "default", default)

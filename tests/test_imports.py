@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ORDER = (
-    ("errors", "env", "inputs", "log", "options", "pages"),
+    ("version", "errors", "env", "inputs", "log", "options", "pages"),
     ("compat",),
     ("mask", "layout", "old_states"),
     ("activations",),
@@ -21,7 +21,21 @@ ORDER = (
     ("store", "shelf", "manifest", "folders", "inventory", "state_file", "tensor_files"),
     ("bundles",),
     ("objects",),
-    ("kernels", "native", "calls", "specs", "checks", "plans", "running", "launch", "hidden_grads", "gpu", "tuning"),
+    (
+        "kernel",
+        "kernels",
+        "threads",
+        "native",
+        "calls",
+        "specs",
+        "checks",
+        "plans",
+        "running",
+        "launch",
+        "hidden_grads",
+        "gpu",
+        "tuning",
+    ),
     ("ops", "gradients", "layer_grads", "transforms", "flops"),
     ("layers", "states", "probe", "sizes", "twins", "forms", "integrations"),
     ("surgery", "select", "held_outside", "adopt", "bypass", "dead_blocks", "wrappers"),

@@ -20,8 +20,9 @@ from blast_compile.codegen.spec import Epilogue, Spec
 from blast_compile.compat import machine
 from blast_compile.env import Isa
 from blast_compile.errors import OptionsError, TargetError
-from blast_compile.kernels import Kernel
+from blast_compile.kernel import Kernel
 from blast_compile.layers import SparseLayer
+from blast_compile.tuning import processor
 from tests.op_cases import Call, Case, check, make_call
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -56,7 +57,7 @@ def test_isa_is_the_one_asked_for(isa: Isa, use_isa: Callable[[Isa], None]) -> N
 
 @pytest.mark.usefixtures("needs_kernels")
 def test_isa_is_the_best_by_default() -> None:
-    assert kernels.cpu_target() == f"cpu:{compat.runnable_isas()[-1]}"
+    assert processor.cpu_target() == f"cpu:{compat.runnable_isas()[-1]}"
     assert kernel_of(make_call(CASE)).name.startswith(f"c++ {compat.runnable_isas()[-1]} ")
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from blast_compile import kernels
 from blast_compile.codegen.spec import Epilogue, Spec
-from blast_compile.kernels import Kernel
+from blast_compile.kernel import Kernel
 from tests.op_cases import Call, Case, check, make_call
 
 pytestmark = pytest.mark.usefixtures("two_threads")

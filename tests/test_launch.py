@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from blast_compile import kernels, launch, layout, ops, plans
-from blast_compile.kernels import Kernel
+from blast_compile.kernel import Kernel
 from blast_compile.plans import Plan
 from tests.op_cases import FORMS, Case, Form, check, make_call, make_layer, relative_error
 

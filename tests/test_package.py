@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,7 @@ def test_every_requirement_is_pinned() -> None:
 
 
 def test_version_is_that_of_the_project() -> None:
-    assert blast_compile.__version__ == PROJECT["project"]["version"]
+    assert blast_compile.__version__ == metadata.version("blast-compile")
 
 
 def test_files_stay_short() -> None:

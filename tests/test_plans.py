@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blast_compile import launch, ops, plans, reference, running
 from blast_compile.errors import BlastError, DtypeError, LayerError, MaskError, OptionsError
-from blast_compile.kernels import Kernel
+from blast_compile.kernel import Kernel
 from tests.op_cases import OPS, Call, Case, OpName, make_call
 
 Spoil = Callable[[Call], None]

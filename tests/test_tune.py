@@ -16,7 +16,8 @@ import blast_compile as blast
 from blast_compile import kernels, launch, prepare
 from blast_compile.codegen import cpp
 from blast_compile.errors import LayerError, OptionsError, TuningError
-from blast_compile.tuning import session, timing, tune, workload
+from blast_compile.kernel import Kernel
+from blast_compile.tuning import processor, session, timing, tune, workload
 from blast_compile.tuning.database import Database
 from blast_compile.tuning.devices import Device
 from blast_compile.tuning.session import Session
@@ -99,7 +100,7 @@ def _tuned_rows() -> tune.Tuned:
     from blast_compile.tuning.space import space_of
     from tests.tuning.cases import problem
 
-    of = problem(16, target=kernels.cpu_target())
+    of = problem(16, target=processor.cpu_target())
     space = space_of(of).only("row_group")
     return tune.tune_problem(of, Database.default(), search="exhaustive", space=space)
 
@@ -123,7 +124,7 @@ def test_a_wrong_kernel_is_rejected_and_never_timed(monkeypatch: pytest.MonkeyPa
     real = Session._compiled
     timed: dict[Any, Any] = {}
 
-    def compiled(self: Session, config: cpp.CpuConfig) -> kernels.Kernel:
+    def compiled(self: Session, config: cpp.CpuConfig) -> Kernel:
         kernel = real(self, self.space.default)
         return kernel if config == self.space.default else replace(kernel, name="wrong", run=lambda _address: 0)
 

@@ -19,12 +19,12 @@ from blast_compile.codegen import cpp
 from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.codegen.spec import Spec
 from blast_compile.errors import ScratchError
-from blast_compile.kernels import Kernel
+from blast_compile.kernel import Kernel
 from blast_compile.ops import ABI
 from blast_compile.tuning.database import Database
-from blast_compile.tuning.machine import device_name
 from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.problems import gradients_of, problem_of
+from blast_compile.tuning.processor import device_name
 from blast_compile.tuning.records import Record, now
 from tests.op_cases import Call, Case, check, make_call
 from tests.plan_folders import keep_plans_in

@@ -18,8 +18,9 @@ from blast_compile import folders, launch
 from blast_compile.codegen.spec import Epilogue, Spec
 from blast_compile.errors import StoreError
 from blast_compile.tuning.database import Database
-from blast_compile.tuning.machine import _this_cpu, device_name
+from blast_compile.tuning.machine import _this_cpu
 from blast_compile.tuning.problem import Problem
+from blast_compile.tuning.processor import device_name
 
 pytestmark = pytest.mark.usefixtures("needs_kernels")
 

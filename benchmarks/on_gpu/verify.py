@@ -23,7 +23,7 @@ from blast_compile.codegen.triton import TritonConfig
 from blast_compile.codegen.triton_build import import_triton
 from blast_compile.gpu import kernels
 from blast_compile.gpu.kernels import GpuKernel
-from blast_compile.kernels import Kernel
+from blast_compile.kernel import Kernel
 
 _LIMITS = {torch.float32: 1e-5, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
 """Of the root mean square error: sums in another order for float32; for 16 bits some places, hidden layers rounded."""

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from blast_compile import __version__, compat, native
+from blast_compile import compat, native
 from blast_compile.aot import folder as folders
 from blast_compile.aot import tuned
 from blast_compile.aot.build_report import BuildReport, markdown
@@ -29,6 +29,7 @@ from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.spec_text import describe
 from blast_compile.errors import BuildError, TargetError
 from blast_compile.inputs import Inputs, arguments_of
+from blast_compile.version import __version__
 
 _BINARIES = {"cpu": ("cpp", "so", ""), "cuda": ("py", "cubin", "ptx"), "hip": ("py", "hsaco", "amdgcn")}
 """Suffixes of source, binary and text by kind of device."""

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blast_compile import kernels
 from blast_compile.codegen.occupancy import MULTIPROCESSORS
 from blast_compile.env import ISAS
 from blast_compile.errors import TargetError
+from blast_compile.tuning import processor
 
 _LEVELS = {"x86-64-v4": "avx512", "x86-64-v3": "avx2", "x86-64-v2": "portable", "x86-64": "portable"}
 
@@ -25,7 +25,7 @@ def parse_target(name: str) -> str:
     """The target as a `Spec` has it; `TargetError` on one that is not known."""
     device, _, kind = name.partition(":")
     if name == "cpu":
-        return kernels.cpu_target()
+        return processor.cpu_target()
     if device == "cpu" and _LEVELS.get(kind, kind) in ISAS:
         return f"cpu:{_LEVELS.get(kind, kind)}"
     if name in MULTIPROCESSORS:

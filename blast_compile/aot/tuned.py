@@ -9,13 +9,13 @@ from pathlib import Path
 from blast_compile import folders
 from blast_compile.bundles import PLANS
 from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.codegen.cpp_config import why_impossible
 from blast_compile.codegen.spec import Spec
 from blast_compile.errors import RecordError, StoreError
 from blast_compile.log import logger
 from blast_compile.tuning.configs import parse
 from blast_compile.tuning.database import Database
 from blast_compile.tuning.records import Record
-from blast_compile.tuning.space import is_runnable
 
 
 def chosen(specs: Iterable[Spec]) -> list[Record]:
@@ -63,4 +63,4 @@ def _config(record: Record) -> CpuConfig | None:
         config = parse(record.config)
     except RecordError:
         return None
-    return config if isinstance(config, CpuConfig) and not is_runnable(record.problem.spec, config) else None
+    return config if isinstance(config, CpuConfig) and not why_impossible(record.problem.spec, config) else None

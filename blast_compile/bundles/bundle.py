@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from blast_compile import __version__, folders
+from blast_compile import folders
 from blast_compile.bundles import format as manifests
 from blast_compile.bundles.format import MANIFEST, Artifact, Contents, Fingerprint
 from blast_compile.codegen.fingerprint import fingerprint
 from blast_compile.codegen.spec import Spec
 from blast_compile.env import ISAS
 from blast_compile.errors import BundleError
+from blast_compile.version import __version__
 
 T = TypeVar("T")
 

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from blast_compile import __version__
 from blast_compile.demo import corpus, learn, show, text
 from blast_compile.demo.learn import Trained
 from blast_compile.demo.measure import Figures, measure
@@ -21,6 +20,7 @@ from blast_compile.demo.model import LARGE, SMALL, SPARSITY, Models, Size, make
 from blast_compile.demo.stages import Stages
 from blast_compile.demo.training import Recipe
 from blast_compile.report.pictures import MaskFilm, draw_film, draw_masks, draw_training, masks_of
+from blast_compile.version import __version__
 
 
 @dataclass(frozen=True)

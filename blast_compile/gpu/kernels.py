@@ -29,7 +29,7 @@ from blast_compile.codegen.triton_config import ALIGNED, FEW_TOKENS
 from blast_compile.codegen.triton_fit import fit
 from blast_compile.errors import TargetError
 from blast_compile.gpu.device import name_of
-from blast_compile.kernels import Kernel
+from blast_compile.kernel import Kernel
 from blast_compile.layout import Block
 from blast_compile.log import debug
 from blast_compile.tuning import serving

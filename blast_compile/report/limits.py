@@ -9,17 +9,18 @@ from typing import Literal
 
 import torch
 
-from blast_compile import __version__, kernels, plans
+from blast_compile import plans
 from blast_compile.codegen import cpp
 from blast_compile.errors import StoreError
 from blast_compile.report.data import Machine
 from blast_compile.report.sites import Site
-from blast_compile.tuning import cost, records, serving
+from blast_compile.tuning import cost, processor, records, serving
 from blast_compile.tuning.configs import Config
 from blast_compile.tuning.database import Database
 from blast_compile.tuning.devices import Device
 from blast_compile.tuning.machine import this_cpu
 from blast_compile.tuning.problem import Problem
+from blast_compile.version import __version__
 
 Bound = Literal["memory", "arithmetic"]
 
@@ -53,7 +54,7 @@ def problem_of(sites: Sequence[Site], tokens: int) -> Problem | str:
     device = first.layers[0].weight_operand().device.type
     if device != "cpu":
         return f"it is on {device}, and only CPUs are timed here; `python benchmarks/gpu.py` times GPUs"
-    spec = plans.spec_of(first.kind, first.arguments(), kernels.cpu_target())
+    spec = plans.spec_of(first.kind, first.arguments(), processor.cpu_target())
     if isinstance(spec, str):
         return spec
     masks = [layer.mask for site in sites for layer in site.layers]

@@ -19,8 +19,8 @@ from pathlib import Path
 from blast_compile import folders
 from blast_compile.errors import RecordError, StoreError
 from blast_compile.log import debug, warn_once
-from blast_compile.tuning.machine import device_name
 from blast_compile.tuning.problem import Problem, density_bucket, token_bucket
+from blast_compile.tuning.processor import device_name
 from blast_compile.tuning.records import MAX_RECORD_BYTES, Record, digest
 
 _families: dict[Path, tuple[int, list[Record]]] = {}  # when a folder last changed, and the chosen records in it

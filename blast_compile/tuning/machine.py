@@ -11,23 +11,18 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
-from blast_compile import folders, kernels
+from blast_compile import folders
 from blast_compile.codegen.spec import Dtype
 from blast_compile.errors import BuildError
 from blast_compile.log import logger
 from blast_compile.tuning import probe
 from blast_compile.tuning.devices import Device
-from blast_compile.tuning.processor import cpu_identity, l2_bytes, l3_bytes
+from blast_compile.tuning.processor import cpu_target, device_name, l2_bytes, l3_bytes
 from blast_compile.tuning.records import digest
 
 # Where nothing can be measured: a core of 2015. It ranks configurations as well as any other figure would.
 _UNMEASURED_RATE, _UNMEASURED_BANDWIDTH = 5e10, 1e10
 _MEASURED = "measured"  # as the source of figures
-
-
-def device_name() -> str:
-    """What plans of this machine are kept under: processor, instruction set, caches."""
-    return _device_name(kernels.cpu_target())
 
 
 def this_cpu(threads: int) -> Device:
@@ -36,11 +31,6 @@ def this_cpu(threads: int) -> Device:
     Other work slows a measurement down and nothing speeds it up, so the best of all counts.
     """
     return _this_cpu(device_name(), threads)
-
-
-@cache
-def _device_name(target: str) -> str:
-    return f"{cpu_identity()}, {target}, L2 {l2_bytes() // 1024} KiB, L3 {l3_bytes() // 1024} KiB"
 
 
 @cache
@@ -69,7 +59,7 @@ def _measured(name: str, threads: int) -> Device:
         logger.info("the machine is not measured: %s", error)
         rates = dict.fromkeys(get_args(Dtype), threads * _UNMEASURED_RATE)
         bandwidth, source = _UNMEASURED_BANDWIDTH, "guessed: nothing can be compiled here"
-    return Device(name, kernels.cpu_target(), bandwidth, rates, caches, threads, memory, source)
+    return Device(name, cpu_target(), bandwidth, rates, caches, threads, memory, source)
 
 
 def _device(value: dict[str, object], name: str) -> Device:

@@ -10,13 +10,12 @@ import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
 
-from blast_compile import kernels
-from blast_compile.codegen.cpp_config import CpuConfig, default_config
+from blast_compile.codegen.cpp_config import CpuConfig, default_config, why_impossible
 from blast_compile.codegen.spec import Spec
 from blast_compile.errors import OptionsError, RecordError
 from blast_compile.log import warn_once
+from blast_compile.tuning import processor
 from blast_compile.tuning.configs import read
-from blast_compile.tuning.space import is_runnable
 
 _SHIFT = 8  # of the ids, above the number of the formulas
 
@@ -37,8 +36,8 @@ class PinnedConfig:
         if kind is not CpuConfig:
             raise OptionsError(f"expected a CpuConfig or its text as option 'config', got {asked!r}")
         pinned = cls(tuple(sorted(values.items())))
-        anything = Spec("linear", "float32", "float32", (256, 256), (), "packed", kernels.cpu_target())
-        if reason := is_runnable(anything, pinned.at(anything)):
+        anything = Spec("linear", "float32", "float32", (256, 256), (), "packed", processor.cpu_target())
+        if reason := why_impossible(anything, pinned.at(anything)):
             raise OptionsError(f"expected a config that runs on {anything.target}, got {asked!r}: {reason}; change it")
         return pinned
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from blast_compile import kernels, objects
+from blast_compile import objects
 from blast_compile.codegen import build
 from blast_compile.codegen.spec import Dtype
+from blast_compile.tuning import processor
 from blast_compile.tuning.processor import l3_bytes
 
 _NOTHING, _READ, _FMA_FLOAT, _FMA_BF16 = range(4)
@@ -65,7 +66,7 @@ def reader(tensors: Sequence[Tensor], threads: int) -> Callable[[], None]:
 @cache
 def probe() -> Callable[[int], int]:
     """The compiled `probe.cpp`."""
-    isa = kernels.cpu_target().removeprefix("cpu:")
+    isa = processor.cpu_target().removeprefix("cpu:")
     source = Path(__file__).with_name("probe.cpp").read_text()
     return objects.using(lambda: objects.compiled(source, build.flags(isa), "the probe of this machine"), build.load)
 

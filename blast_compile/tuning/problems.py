@@ -13,6 +13,7 @@ from blast_compile import kernels, plans
 from blast_compile.calls import read_call, shapes_of, tokens_of
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import BlastError
+from blast_compile.tuning import processor
 from blast_compile.tuning.problem import Problem
 
 _GRADIENTS: tuple[Op, ...] = ("input_grad", "weight_grad")
@@ -31,7 +32,7 @@ def problem_of(op: Op, arguments: Sequence[Any], indices: Sequence[Tensor | None
     if len(known) == len(call.layers):
         layers = zip(call.layers, known, strict=True)
         call = call._replace(layers=tuple((weight, index, bias) for (weight, _, bias), index in layers))
-    spec = plans.spec_of(op, call, kernels.cpu_target())
+    spec = plans.spec_of(op, call, processor.cpu_target())
     if isinstance(spec, str):
         return spec
     kernel = kernels.kernel_for(spec)

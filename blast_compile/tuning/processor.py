@@ -1,4 +1,4 @@
-"""The processor that runs: its name and its caches, as the system tells them."""
+"""The processor that runs: its name, its caches and instruction set, as the system tells them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,27 @@ import platform
 from functools import cache
 from pathlib import Path
 
+from blast_compile import compat, env
+from blast_compile.errors import TargetError
+
 _CPUS = Path("/sys/devices/system/cpu")
 _UNKNOWN_L2_BYTES, _UNKNOWN_L3_BYTES = 2**20, 64 * 2**20  # where the system does not say
+
+
+def cpu_target() -> str:
+    """The CPU target of this process: `BLAST_ISA` if set, else the best instruction set of this machine.
+
+    Raises `TargetError` where this machine cannot run what `BLAST_ISA` asks for.
+    """
+    isa, runnable = env.isa() or compat.cpu_isa(), compat.runnable_isas()
+    if isa not in runnable:
+        raise TargetError(f"expected BLAST_ISA to be one that runs here, {', '.join(runnable)}, got {isa}; change it")
+    return f"cpu:{isa}"
+
+
+def device_name() -> str:
+    """What plans of this machine are kept under: processor, instruction set, caches."""
+    return _device_name(cpu_target())
 
 
 @cache
@@ -41,6 +60,11 @@ def cpu_identity() -> str:
     """Name, family, model and stepping: a virtual machine may hide all but the maker in the name."""
     numbers = "-".join(_cpuinfo().get(name, "?") for name in ("cpu family", "model", "stepping"))
     return f"{cpu_model()} {numbers}"
+
+
+@cache
+def _device_name(target: str) -> str:
+    return f"{cpu_identity()}, {target}, L2 {l2_bytes() // 1024} KiB, L3 {l3_bytes() // 1024} KiB"
 
 
 def _caches(cpu: int) -> dict[int, Path]:

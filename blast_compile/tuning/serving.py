@@ -13,18 +13,18 @@ from torch import Tensor
 from blast_compile import bundles, compat, kernels
 from blast_compile.codegen import cpp
 from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.codegen.cpp_config import why_impossible
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton_config import TritonConfig, check
 from blast_compile.codegen.triton_space import MLPS
 from blast_compile.errors import RecordError, StoreError, TargetError
-from blast_compile.kernels import Kernel
+from blast_compile.kernel import Kernel
 from blast_compile.log import warn_once
 from blast_compile.tuning.configs import parse
 from blast_compile.tuning.database import Database, nearest
-from blast_compile.tuning.machine import device_name
 from blast_compile.tuning.problem import Problem, token_bucket
+from blast_compile.tuning.processor import device_name
 from blast_compile.tuning.records import Record
-from blast_compile.tuning.space import is_runnable
 
 AnyConfig = TypeVar("AnyConfig", CpuConfig, TritonConfig)
 MOST_TOKENS = 2**62
@@ -130,7 +130,7 @@ def _usable(record: Record) -> CpuConfig | None:
 
 
 def _check(spec: Spec, config: CpuConfig) -> None:
-    if reason := is_runnable(spec, config):
+    if reason := why_impossible(spec, config):
         raise RecordError(f"expected a config that runs, got {config}: {reason}")
 
 

@@ -16,10 +16,10 @@ from typing import Literal
 
 import torch
 
-from blast_compile import __version__, kernels
+from blast_compile import kernels
 from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.errors import TuningError
-from blast_compile.kernels import Kernel
+from blast_compile.kernel import Kernel
 from blast_compile.log import debug
 from blast_compile.tuning import cost
 from blast_compile.tuning.budget import Budget, BudgetSpentError
@@ -31,6 +31,7 @@ from blast_compile.tuning.records import Record, now
 from blast_compile.tuning.space import Space
 from blast_compile.tuning.timing import Timing, rounds_of
 from blast_compile.tuning.workload_gradient import workload_of
+from blast_compile.version import __version__
 
 Progress = Callable[[str], None]
 _COMPILERS = 2

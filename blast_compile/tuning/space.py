@@ -9,13 +9,11 @@ from itertools import product
 from typing import Any
 
 from blast_compile.codegen import cpp
-from blast_compile.codegen.cpp_config import CpuConfig, can_split, num_registers, output_edge
-from blast_compile.codegen.spec import Spec
+from blast_compile.codegen.cpp_config import CpuConfig, can_split, why_impossible
 from blast_compile.tuning.cost_cpu import num_rows, shares_tokens
 from blast_compile.tuning.fragments import Choice, Fragment, Integer, PowerOfTwo
 from blast_compile.tuning.problem import Problem
 
-_REGISTERS = {"avx512_bf16": 32, "avx512": 32, "avx2": 16, "portable": 16}
 _KIB = 1024
 _OF_WEIGHT_GRADS = ("token_tile", "vectors", "unroll", "threads")
 _NO_ROWS = "a weight gradient has tiles of inputs by outputs, and no rows of results"
@@ -93,18 +91,13 @@ def space_of(problem: Problem) -> Space:
 
 def reason_against(problem: Problem, config: CpuConfig) -> str:
     """Why a config is not tried: it cannot run, or gains nothing over another; empty where nothing is against it."""
-    if reason := is_runnable(problem.spec, config):
+    if reason := why_impossible(problem.spec, config):
         return reason
     default = cpp.default_config(problem.spec)
     for name, why in _idle(problem, config):
         if getattr(config, name) != getattr(default, name):
             return f"{name} gains nothing: {why}"
     return ""
-
-
-def is_runnable(spec: Spec, config: CpuConfig) -> str:
-    """Why a kernel at a config cannot be made or would be absurd; empty where it can."""
-    return next((reason for reason, holds in _impossible(spec, config) if holds), "")
 
 
 def _idle(problem: Problem, config: CpuConfig) -> Iterator[tuple[str, str]]:
@@ -142,22 +135,3 @@ def _idle(problem: Problem, config: CpuConfig) -> Iterator[tuple[str, str]]:
 
 def _with(config: CpuConfig, values: Mapping[str, Any]) -> CpuConfig:
     return replace(config, **values)
-
-
-def _impossible(spec: Spec, config: CpuConfig) -> Iterator[tuple[str, bool]]:
-    registers = _REGISTERS[spec.target.partition(":")[2]]
-    used = num_registers(spec, config)
-    lanes = {32: 16}.get(registers, 8)
-    yield "numbers must be positive", min(config.token_tile, config.vectors, config.row_group, config.span) < 1
-    yield "a tile has an even number of tokens", config.token_tile % 2 == 1 and config.token_tile > 1
-    yield f"a tile of {used} registers does not fit {registers}", used > registers
-    yield "a tile is wider than a block", config.vectors > 1 and (config.vectors // 2) * lanes >= output_edge(spec)
-    yield "more rows than make sense at once", config.row_group > 64
-    yield "unrolled too far", config.unroll not in (1, 2, 4, 8) or config.chains not in (1, 2, 4, 8)
-    yield "no such way of sharing", config.share not in ("auto", "tokens", "rows")
-    sizes = (config.panel_bytes, config.stream_bytes, config.gather_bytes, config.task_bytes, config.share_tokens)
-    yield "sizes must be positive and below 2^62", not all(0 < size < 2**62 for size in sizes)
-    distances = (config.prefetch_bytes, config.fetch_ahead, config.threads)
-    yield "distances must not be negative, nor far", not all(0 <= distance <= 2**20 for distance in distances)
-    yield "a span is too long", config.span > 2**20
-    yield "a row has 1 to 64 parts", not 1 <= config.split <= 64

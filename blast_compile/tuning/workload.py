@@ -15,7 +15,7 @@ from blast_compile import layout, reference
 from blast_compile.calls import Call, Tensors, layers_of, write_call
 from blast_compile.codegen.cpp import CpuConfig
 from blast_compile.errors import TuningError
-from blast_compile.kernels import Kernel
+from blast_compile.kernel import Kernel
 from blast_compile.plans import constants_of
 from blast_compile.running import kernel_numbers
 from blast_compile.tuning.called import dense_op, sparse_op

@@ -25,6 +25,7 @@ from blast_compile.codegen import build as compilers
 from blast_compile.codegen.spec import Op
 from blast_compile.errors import BuildError, BundleError, LayerError, TargetError
 from blast_compile.serve import use_bundle
+from blast_compile.tuning import processor
 from tests.aot.models import Net, build_net, packed_net
 from tests.families import FAMILIES, sparse
 
@@ -79,7 +80,7 @@ def test_a_process_without_a_compiler_runs_on_the_bundle_alone(bundle_folder: Pa
 def test_a_bundle_holds_the_fused_kernel_and_that_of_the_layers(bundle_folder: Path) -> None:
     bundle = Bundle.open(bundle_folder)
     assert {artifact.spec.op for artifact in bundle.contents.kernels} == {FUSED, ALONE}
-    assert bundle.contents.targets == (kernels.cpu_target(),)
+    assert bundle.contents.targets == (processor.cpu_target(),)
     for artifact in bundle.contents.kernels:
         source = bundle.path(artifact.source).read_text()
         assert artifact.config in source
@@ -107,7 +108,7 @@ def test_a_lesser_instruction_set_serves_a_better_machine(tmp_path: Path, monkey
     use_bundle(build_net(tmp_path / "portable", "cpu:portable").folder)
     monkeypatch.setattr(compilers, "compile_with", lambda *_: pytest.fail("compiled"))
     (need, *_) = needs(packed_net(), (torch.zeros(2, 64),), {})
-    spec = need.spec_on(kernels.cpu_target())
+    spec = need.spec_on(processor.cpu_target())
     assert not isinstance(spec, str)
     assert kernels.kernel_for(spec).name.startswith("c++ portable ")
     assert bundles.find(spec, config="CpuConfig()") is None
@@ -146,7 +147,7 @@ def test_unknown_targets_are_refused(target: str, tmp_path: Path) -> None:
 
 
 def test_one_target_may_be_a_plain_text(tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match=f"a kernel for {kernels.cpu_target()}, got none"):
+    with pytest.raises(BuildError, match=f"a kernel for {processor.cpu_target()}, got none"):
         build(packed_net(block=4), targets="cpu", out=tmp_path / "out")
     with pytest.raises(TargetError, match="as targets of a package, got tpu; use build"):
         package(packed_net(), torch.zeros(2, 64), targets="tpu", out=tmp_path / "out")
@@ -224,7 +225,7 @@ def test_what_does_not_compile_is_listed(tmp_path: Path, monkeypatch: pytest.Mon
         pytest.skip("no C++ compiler here")
     monkeypatch.setattr(compilers, "compile_with", failing)
     monkeypatch.setenv("BLAST_CXX", env.cxx() or "")
-    target = "cpu:portable" if kernels.cpu_target() != "cpu:portable" else "cpu:avx2"
+    target = "cpu:portable" if processor.cpu_target() != "cpu:portable" else "cpu:avx2"
     report = build_net(tmp_path / "out", "cpu", target)
     assert [(skip.what.split()[0], skip.target, skip.reason) for skip in report.skipped] in (
         [(FUSED, target, "out of ideas")],

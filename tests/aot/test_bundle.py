@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from blast_compile import bundles, kernels
+from blast_compile import bundles
 from blast_compile.bundles import Artifact, Bundle, Contents
 from blast_compile.bundles import format as manifests
 from blast_compile.bundles.format import MANIFEST
@@ -18,6 +18,7 @@ from blast_compile.codegen.spec import Epilogue, Spec
 from blast_compile.errors import BundleError, OptionsError
 from blast_compile.options import BackendOptions
 from blast_compile.serve import use_bundle
+from blast_compile.tuning import processor
 
 SPEC = Spec("linear", "float32", "float32", (32, 32), (Epilogue("gelu", bias=True),), "packed", "cpu:avx2")
 
@@ -69,7 +70,7 @@ def test_an_edited_manifest_is_refused(bundle_folder: Path) -> None:
 @pytest.mark.parametrize("mode", [0o777, 0o775])
 def test_what_others_may_write_is_refused(part: str, mode: int, bundle_folder: Path) -> None:
     if part == "kernels":
-        part = kernels.cpu_target().replace(":", "-")
+        part = processor.cpu_target().replace(":", "-")
     path = (bundle_folder / part).resolve()
     before = path.stat().st_mode
     path.chmod(mode)

@@ -14,12 +14,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from blast_compile import kernels, objects, ops, plans
+from blast_compile import objects, ops, plans
 from blast_compile.aot.jobs import Job
 from blast_compile.aot.stable_ops import key_of, link
 from blast_compile.calls import read_call
 from blast_compile.codegen import cpp
 from blast_compile.errors import BuildError
+from blast_compile.tuning import processor
 from tests.op_cases import FORMS, Call, Case, make_call
 from tests.op_cases import OPS as FORWARD
 
@@ -72,7 +73,7 @@ assert not [name for name in sys.modules if name.startswith("blast")]
 
 def job(call: Call) -> Job:
     arguments = read_call(call.case.op, call.args[:-1])
-    spec: Any = plans.spec_of(call.case.op, arguments, kernels.cpu_target())
+    spec: Any = plans.spec_of(call.case.op, arguments, processor.cpu_target())
     config = cpp.default_config(spec)
     return Job(spec, config, cpp.generate(spec, config), (1,))
 

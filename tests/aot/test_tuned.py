@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from blast_compile import kernels, launch
+from blast_compile import launch
 from blast_compile.aot import build
 from blast_compile.aot.needs import needs
 from blast_compile.codegen import build as compilers
 from blast_compile.codegen import cpp
 from blast_compile.codegen.spec import Spec
 from blast_compile.serve import use_bundle
-from blast_compile.tuning import machine
+from blast_compile.tuning import processor
 from blast_compile.tuning.database import Database
 from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.records import Record
@@ -30,12 +30,12 @@ def add_plan() -> Record:
     """As after tuning the MLP of the model for two tokens: another register tile than the default one."""
     model = packed_net()
     (need, *_) = needs(model, (torch.zeros(TOKENS, 64),), {})
-    spec = need.spec_on(kernels.cpu_target())
+    spec = need.spec_on(processor.cpu_target())
     assert isinstance(spec, Spec)
     config = replace(cpp.default_config(spec), token_tile=4, vectors=1)
     shapes = ((96, 64), (96, 64), (64, 96))
     problem = Problem(spec, shapes, TOKENS, 0.5, torch.get_num_threads())
-    record = Record(problem, repr(config), "chosen", machine.device_name(), median_us=1.0, default_us=2.0)
+    record = Record(problem, repr(config), "chosen", processor.device_name(), median_us=1.0, default_us=2.0)
     Database.default().add(record)
     return record
 
@@ -62,7 +62,7 @@ def use_plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None
 
 @pytest.mark.usefixtures("needs_kernels", "no_bundles")
 def test_plans_go_along(tmp_path: Path, use_plans: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    isa = kernels.cpu_target().removeprefix("cpu:")
+    isa = processor.cpu_target().removeprefix("cpu:")
     use_plans(tmp_path / "tuned")
     record = add_plan()
     report = build(packed_net(), torch.zeros(TOKENS, 64), out=tmp_path / "bundle", tokens=(1,), jobs=2)

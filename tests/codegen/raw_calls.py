@@ -15,7 +15,7 @@ from torch import Tensor
 from blast_compile import env, kernels, layout, plans
 from blast_compile.calls import read_call
 from blast_compile.codegen.spec import Op, Spec
-from blast_compile.kernels import Kernel
+from blast_compile.kernel import Kernel
 from tests.op_cases import Call, check, check_accuracy
 
 DRIVER = Path(__file__).with_name("driver.cpp")

@@ -16,6 +16,7 @@ from blast_compile import kernels
 from blast_compile.codegen import build
 from blast_compile.codegen.spec import Epilogue, Spec
 from blast_compile.errors import BuildError, OptionsError
+from blast_compile.tuning import processor
 
 needs_compiler = pytest.mark.usefixtures("needs_kernels")
 SOURCE = '#include <cstdint>\nextern "C" int blast_run(const int64_t* a) { return int(a[0] + a[1]); }\n'
@@ -92,7 +93,7 @@ def test_a_compiler_ended_by_ctrl_c_is_no_missing_kernel(
 ) -> None:
     monkeypatch.setattr(kernels, "_kernels", {})
     compiler(f'[ "$1" = --version ] || {{ {script}; }}')
-    spec = Spec("linear", "float32", "float32", (8, 24), (Epilogue(),), "packed", kernels.cpu_target())
+    spec = Spec("linear", "float32", "float32", (8, 24), (Epilogue(),), "packed", processor.cpu_target())
     with ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
         pool.submit(kernels.kernel_for, spec).result()
     compiler('[ "$1" = --version ] || { echo out of ideas >&2; exit 3; }')

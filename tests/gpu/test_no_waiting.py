@@ -23,7 +23,7 @@ from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton import TritonConfig
 from blast_compile.codegen.triton_build import TritonKernel
 from blast_compile.gpu import dense, device, hidden_grads, kernels, launch, products
-from blast_compile.kernels import Kernel
+from blast_compile.kernel import Kernel
 from tests.gpu.no_waiting import HostWaitsError, NoWaiting
 from tests.op_cases import FORMS, OPS, Call, Case, make_call
 

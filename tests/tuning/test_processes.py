@@ -23,7 +23,7 @@ import torch
 torch.set_num_threads(1)
 from blast_compile import kernels, ops
 from blast_compile.log import logger
-from blast_compile.tuning import machine, probe, session, workload
+from blast_compile.tuning import processor, machine, probe, session, workload
 from blast_compile.tuning.database import Database
 from blast_compile.tuning.space import space_of
 from blast_compile.tuning.tune import tune_all, tune_problem
@@ -31,7 +31,7 @@ from tests.tuning.cases import problem
 probe._STEPS, probe._REPEATS = 2000, 1
 probe.l3_bytes = workload.l3_bytes = lambda: 2**16
 session._SECONDS = session._FINAL_SECONDS = 0.0
-TARGET = kernels.cpu_target()
+TARGET = processor.cpu_target()
 
 def of(tokens):
     return problem(tokens, target=TARGET, threads=1)

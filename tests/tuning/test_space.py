@@ -9,8 +9,9 @@ import pytest
 
 from blast_compile.codegen import cpp
 from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.codegen.cpp_config import why_impossible
 from blast_compile.tuning.fragments import Choice, Fragment, Integer, Permutation, PowerOfTwo
-from blast_compile.tuning.space import is_runnable, reason_against, space_of
+from blast_compile.tuning.space import reason_against, space_of
 from tests.tuning.cases import problem
 
 FRAGMENTS: list[tuple[Fragment, tuple[object, ...]]] = [
@@ -106,4 +107,4 @@ def test_rows_are_split_where_they_are_few_and_read_in_place() -> None:
 @pytest.mark.parametrize("value", [0, -1, 2**63])
 def test_absurd_numbers_cannot_run(name: str, value: int) -> None:
     config: CpuConfig = replace(cpp.default_config(problem().spec), **{name: value})  # type: ignore[arg-type]
-    assert is_runnable(problem().spec, config)
+    assert why_impossible(problem().spec, config)

@@ -13,7 +13,7 @@ from blast_compile import kernels, reference
 from blast_compile.codegen import cpp
 from blast_compile.codegen.spec import Spec
 from blast_compile.errors import TuningError
-from blast_compile.kernels import Kernel
+from blast_compile.kernel import Kernel
 from blast_compile.tuning import called, workload
 from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.problems import gradients_of, problem_of
