@@ -14,23 +14,31 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 from weakref import WeakSet
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from blast_compile import compat
 from blast_compile.layout import Block
 from blast_compile.log import logger, warn_once
 
-if TYPE_CHECKING:
-    from blast_compile.layers import PackedLayer
-
 MOST_SIZES = 3
 """So many sizes have compiled code of their own each."""
 _MOST_FUNCTIONS = 1024  # whose sizes are remembered, a few kB each
+
+
+class _Packed(Protocol):
+    """What is asked of a packed layer."""
+
+    weight: Tensor
+    block: Block
+
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
 
 _Kind = tuple[tuple[int, int], Block]
 _lock = threading.RLock()
@@ -106,30 +114,30 @@ def _tell(sources: set[str]) -> None:
         )
 
 
-def _layers_by_tensor() -> dict[int, PackedLayer]:
+def _layers_by_tensor() -> dict[int, _Packed]:
     """The packed layers that live, by the identities of their weight and index."""
-    layers = [cast("PackedLayer", layer) for layer in _packed if getattr(layer, "form", "") == "packed"]
+    layers = [layer for layer in _packed if getattr(layer, "form", "") == "packed"]
     tensors = [(layer, layer._parameters.get("weight"), layer._buffers.get("block_index")) for layer in layers]
-    return {id(tensor): layer for layer, *own in tensors for tensor in own if tensor is not None}
+    return {id(tensor): cast(_Packed, layer) for layer, *own in tensors for tensor in own if tensor is not None}
 
 
-def _kinds(layers: Iterable[PackedLayer]) -> dict[_Kind, set[PackedLayer]]:
-    kinds: dict[_Kind, set[PackedLayer]] = {}
+def _kinds(layers: Iterable[_Packed]) -> dict[_Kind, set[_Packed]]:
+    kinds: dict[_Kind, set[_Packed]] = {}
     for layer in layers:
         kinds.setdefault(_kind(layer), set()).add(layer)
     return kinds
 
 
-def _kind(layer: PackedLayer) -> _Kind:
+def _kind(layer: _Packed) -> _Kind:
     """Layers of one kind may take the same place in a function."""
     return layer.shape, layer.block
 
 
-def _num_stored(layer: PackedLayer) -> int:
+def _num_stored(layer: _Packed) -> int:
     return layer.weight.shape[0]
 
 
-def _about_to_vary(found: dict[str, PackedLayer], alive: set[PackedLayer]) -> set[str]:
+def _about_to_vary(found: dict[str, _Packed], alive: set[_Packed]) -> set[str]:
     """The sources that will meet other sizes, where a graph is one of many and one of them will meet many."""
     here, others = _kinds(found.values()), _kinds(alive)
     many = {kind for kind, layers in here.items() if len(others[kind]) > MOST_SIZES * len(layers)}
@@ -139,7 +147,7 @@ def _about_to_vary(found: dict[str, PackedLayer], alive: set[PackedLayer]) -> se
     return {source for source, layer in found.items() if num_sizes.get(_kind(layer), 1) > 1}
 
 
-def _varied(found: dict[str, PackedLayer]) -> set[str]:
+def _varied(found: dict[str, _Packed]) -> set[str]:
     """Notes the sizes that a function is compiled for now; of too many, the sources that they differ in."""
     function = compat.compiled_function()
     if function is None or not found:
