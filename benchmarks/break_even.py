@@ -23,7 +23,7 @@ from benchmarks.limits import Limits
 from benchmarks.problem import Problem, problems
 from benchmarks.rows import Row, per_layer
 from benchmarks.settings import Settings
-from blast_compile.packing import pack_
+from blast_compile.layers.pack import pack_
 from blast_compile.tuning.timing import interleaved
 
 ASKED = 0.97  # of the speed of dense

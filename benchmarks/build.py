@@ -20,7 +20,7 @@ from benchmarks.findings import Findings, Report
 from benchmarks.first_call import BLOCK, SPARSITY
 from benchmarks.machine import ROOT
 from benchmarks.rows import Row
-from blast_compile.demo.model import Size
+from blast_compile.commands.demo.model import Size
 from blast_compile.tuning.timing import Timing
 
 TARGETS = ("cpu", "cuda:sm_80", "cuda:sm_90", "hip:gfx942")

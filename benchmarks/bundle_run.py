@@ -15,11 +15,12 @@ from torch import Tensor
 
 from benchmarks import verify
 from benchmarks.first_call import BLOCK, SPARSITY
-from blast_compile import aot, objects
-from blast_compile.demo.model import Size, llama, packed_and_masked_dense
-from blast_compile.packing import pack_
-from blast_compile.serve import use_bundle
-from blast_compile.surgery import BlockSparse, sparsify_
+from blast_compile import aot
+from blast_compile.backend.bundle import use_bundle
+from blast_compile.commands.demo.model import Size, llama, packed_and_masked_dense
+from blast_compile.kernels import shared_objects
+from blast_compile.layers.pack import pack_
+from blast_compile.layers.sparsify import BlockSparse, sparsify_
 
 CONFIG = BlockSparse(block=BLOCK, sparsity=SPARSITY, targets="mlp")
 _WARM_CALLS = 9
@@ -45,7 +46,7 @@ def first_calls(request: dict[str, Any]) -> dict[str, Any]:
 
     Raises `RuntimeError` where something was compiled.
     """
-    objects.made = _refuse
+    shared_objects.made = _refuse
     size = Size(**request["size"])
     packed, dense = packed_and_masked_dense(llama(size), CONFIG)
     tokens = torch.arange(size.prompt)[None] % size.vocabulary

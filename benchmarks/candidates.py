@@ -10,7 +10,7 @@ from unittest.mock import patch
 import torch
 from torch import nn
 
-from blast_compile import compat
+from blast_compile.base import compat
 
 Baseline = Literal["eager", "inductor", "max-autotune"]
 BASELINES: tuple[Baseline, ...] = ("eager", "inductor", "max-autotune")

@@ -34,7 +34,7 @@ from benchmarks.ranges import RANGES
 from benchmarks.rows import RESULTS
 from benchmarks.settings import Settings
 from benchmarks.terminal import console, finish, machine, report
-from blast_compile.demo.model import Size
+from blast_compile.commands.demo.model import Size
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 README = ROOT / "README.md"

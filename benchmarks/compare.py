@@ -18,7 +18,7 @@ from benchmarks.limits import Limits, measure
 from benchmarks.problem import Op, Problem, problems
 from benchmarks.rows import Row, per_layer
 from benchmarks.settings import Settings
-from blast_compile.tuning.probe import reader
+from blast_compile.tuning.measure_machine import reader
 from blast_compile.tuning.timing import Timing, interleaved
 
 

@@ -22,7 +22,7 @@ from benchmarks.findings import Findings, Report
 from benchmarks.first_call import BLOCK, SPARSITY, FirstCall
 from benchmarks.machine import ROOT
 from benchmarks.rows import Row
-from blast_compile.demo.model import Size
+from blast_compile.commands.demo.model import Size
 from blast_compile.tuning.timing import Timing
 
 ASKED = 1.3  # times the seconds of Inductor

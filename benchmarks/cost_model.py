@@ -15,14 +15,15 @@ import numpy as np
 
 from benchmarks.machine import Machine
 from benchmarks.rows import now
-from blast_compile import kernels
-from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.base import processor
+from blast_compile.base.errors import TuningError
+from blast_compile.codegen.cpp.config import CpuConfig
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
-from blast_compile.errors import TuningError
-from blast_compile.tuning import cost, processor
+from blast_compile.kernels import cpu
+from blast_compile.kernels.plans.problem import Problem
+from blast_compile.tuning import cost
 from blast_compile.tuning.devices import Device
 from blast_compile.tuning.machine import this_cpu
-from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.space import reason_against, space_of
 from blast_compile.tuning.timing import rounds_of
 from blast_compile.tuning.workload import Workload
@@ -109,7 +110,7 @@ def _measured(problem: Problem, configs: Sequence[CpuConfig]) -> dict[CpuConfig,
     """Microseconds of a call by each config: the lowest decile of its rounds, which others disturb least."""
     workload, calls = Workload(problem), {}
     for config in configs:
-        kernel = kernels.kernel_for(problem.spec, None if config == configs[0] else config)
+        kernel = cpu.kernel_for(problem.spec, None if config == configs[0] else config)
         if kernel.run is None:
             raise TuningError(f"expected a kernel for {problem}, got none: {kernel.reason}")
         workload.verify(kernel)

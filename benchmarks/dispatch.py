@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from benchmarks.candidates import OURS, compiled, fair_settings
 from benchmarks.case import Case
 from benchmarks.rows import Row
-from blast_compile import kernels, launch
-from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.codegen.cpp.config import CpuConfig
 from blast_compile.codegen.spec import Spec
-from blast_compile.kernel import Kernel
-from blast_compile.layers import PackedLinear
-from blast_compile.packing import pack_
-from blast_compile.surgery import BlockSparse, sparsify_
-from blast_compile.tuning.probe import empty_call_us
+from blast_compile.kernels import cpu
+from blast_compile.kernels.kernel import Kernel
+from blast_compile.layers.layer import PackedLinear
+from blast_compile.layers.pack import pack_
+from blast_compile.layers.sparsify import BlockSparse, sparsify_
+from blast_compile.ops.products import launch
+from blast_compile.tuning.measure_machine import empty_call_us
 from blast_compile.tuning.timing import Timing, interleaved
 
 ASKED_US = 10.0
@@ -119,7 +120,7 @@ def _kernel_us(model: nn.Sequential, x: Tensor, rounds: int) -> Timing:
 @contextmanager
 def _kernels_through(watched: Callable[[Callable[[int], int]], Callable[[int], int]]) -> Iterator[None]:
     """Every kernel that a call chooses inside the block runs through `watched`."""
-    find = kernels.kernel_for
+    find = cpu.kernel_for
 
     def kernel_for(spec: Spec, config: CpuConfig | None = None) -> Kernel:
         kernel = find(spec, config)
@@ -127,7 +128,7 @@ def _kernels_through(watched: Callable[[Callable[[int], int]], Callable[[int], i
 
     launch.forget()
     try:
-        with patch.object(kernels, "kernel_for", kernel_for):
+        with patch.object(cpu, "kernel_for", kernel_for):
             yield
     finally:
         launch.forget()

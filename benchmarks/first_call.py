@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import verify
-from blast_compile.demo.model import Size, llama, packed_and_masked_dense
-from blast_compile.surgery import BlockSparse
+from blast_compile.commands.demo.model import Size, llama, packed_and_masked_dense
+from blast_compile.layers.sparsify import BlockSparse
 
 BLOCK, SPARSITY = 32, 0.9
 

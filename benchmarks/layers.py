@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.problem import Problem
-from blast_compile import layout, reference
-from blast_compile.layers import SparseLayer
-from blast_compile.mask import BlockMask
-from blast_compile.packing import pack_
-from blast_compile.surgery import BlockSparse, sparsify_
-from blast_compile.tuning.processor import l3_bytes
+from blast_compile.base.processor import l3_bytes
+from blast_compile.layers.layer import SparseLayer
+from blast_compile.layers.pack import pack_
+from blast_compile.layers.sparsify import BlockSparse, sparsify_
+from blast_compile.masks import layout
+from blast_compile.masks.mask import BlockMask
+from blast_compile.ops.products import reference
 
 _MIN_LAYERS = 6  # entering a compiled graph costs tens of microseconds, shared by its layers
 

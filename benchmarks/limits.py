@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.settings import DTYPES
-from blast_compile.specs import DTYPES as NAMES
-from blast_compile.tuning import probe
+from blast_compile.ops.spec import DTYPES as NAMES
+from blast_compile.tuning import measure_machine
 
 
 @dataclass(frozen=True)
@@ -30,4 +30,7 @@ class Limits:
 
 def measure(threads: int) -> Limits:
     """Measures for a fraction of a second each; the best of several runs counts. Raises `BuildError`."""
-    return Limits(probe.bandwidth(threads), {dtype: probe.rate(NAMES[dtype], threads) for dtype in DTYPES.values()})
+    return Limits(
+        measure_machine.bandwidth(threads),
+        {dtype: measure_machine.rate(NAMES[dtype], threads) for dtype in DTYPES.values()},
+    )

@@ -15,7 +15,7 @@ from benchmarks.case import Case
 from benchmarks.findings import Findings, Report
 from benchmarks.first_call import BLOCK, SPARSITY
 from benchmarks.machine import ROOT
-from blast_compile.demo.model import Size
+from blast_compile.commands.demo.model import Size
 from blast_compile.tuning.timing import Timing
 
 ASKED_MS = 150.0

@@ -12,13 +12,16 @@ from typing import Any
 import torch
 
 from benchmarks.first_call import BLOCK
-from blast_compile import kernels, native, objects, plans
-from blast_compile.demo.model import Size, llama
-from blast_compile.packing import pack_
-from blast_compile.surgery import BlockSparse, sparsify_
-from blast_compile.tuning.database import Database
-from blast_compile.tuning.problem import Problem
-from blast_compile.tuning.records import Record
+from blast_compile.commands.demo.model import Size, llama
+from blast_compile.kernels import shared_objects
+from blast_compile.kernels.cpu import _kernels
+from blast_compile.kernels.launcher import launcher
+from blast_compile.kernels.plans.database import Database
+from blast_compile.kernels.plans.problem import Problem
+from blast_compile.kernels.plans.record import Record
+from blast_compile.layers.pack import pack_
+from blast_compile.layers.sparsify import BlockSparse, sparsify_
+from blast_compile.ops import plan as plans
 from blast_compile.tuning.space import space_of
 
 
@@ -51,7 +54,7 @@ def run(what: str, size: Size) -> dict[str, Any]:
         sparsify_(layer, BlockSparse(block=BLOCK, sparsity=0.5 + 0.4 * number / size.layers, targets="mlp"))
     pack_(model)
     clock = Clock()
-    plan, load = plans.plan, clock.around(native.load)
+    plan, load = plans.plan, clock.around(launcher.load)
     plans.plan = clock.around(plan)
     with torch.no_grad():
         load()
@@ -59,21 +62,21 @@ def run(what: str, size: Size) -> dict[str, Any]:
             model(torch.arange(size.prompt)[None], use_cache=False)
             _tune(size)
         else:
-            objects.made = _only_found(objects.made)
+            shared_objects.made = _only_found(shared_objects.made)
             model(torch.arange(size.prompt)[None], use_cache=False)
-    loaded = len([kernel for kernel in kernels._kernels.values() if kernel.run is not None])
+    loaded = len([kernel for kernel in _kernels.values() if kernel.run is not None])
     return {"wall_ms": clock.wall_ms, "cpu_ms": clock.cpu_ms, "plans": clock.num_calls - 1, "kernels": loaded}
 
 
 def _tune(size: Size) -> None:
     """A plan with another config than the default for both shapes of layers, and its kernel."""
-    (spec,) = {spec for spec, _ in kernels._kernels}
+    (spec,) = {spec for spec, _ in _kernels}
     database = Database.default()
     for shape in ((size.intermediate, size.hidden), (size.hidden, size.intermediate)):
         problem = Problem(spec, (shape,), size.prompt, 0.3, torch.get_num_threads())
         config = next(iter(space_of(problem).neighbours(space_of(problem).default)))
         database.add(Record(problem, repr(config), "chosen", database.device, median_us=1.0, default_us=2.0))
-        objects.shared_object(spec, config)
+        shared_objects.shared_object(spec, config)
 
 
 def _only_found(made: Callable[..., Path]) -> Callable[..., Path]:

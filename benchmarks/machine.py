@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 
 import blast_compile
-from blast_compile import compat, env
-from blast_compile.codegen import build
-from blast_compile.tuning.processor import cpu_model, l3_bytes
+from blast_compile.base import compat, env
+from blast_compile.base.processor import cpu_model, l3_bytes
+from blast_compile.codegen.cpp import build
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 ROOT = Path(__file__).parents[1]

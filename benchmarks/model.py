@@ -16,10 +16,10 @@ from benchmarks.layers import tensor_bytes
 from benchmarks.limits import Limits, measure
 from benchmarks.rows import Row, per_layer
 from benchmarks.settings import Settings, name_of
-from blast_compile.demo import text
-from blast_compile.demo.model import Size, llama, packed_and_masked_dense
-from blast_compile.demo.session import Session
-from blast_compile.surgery import BlockSparse
+from blast_compile.commands.demo import text
+from blast_compile.commands.demo.model import Size, llama, packed_and_masked_dense
+from blast_compile.commands.demo.session import Session
+from blast_compile.layers.sparsify import BlockSparse
 from blast_compile.tuning.timing import Timing, interleaved
 
 # A quarter of Llama-3.2-1B, layers and vocabulary alike, so that the MLPs keep their share of the parameters.

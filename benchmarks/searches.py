@@ -16,13 +16,13 @@ from benchmarks.cost_model import shapes_of, spec_of
 from benchmarks.machine import Machine
 from benchmarks.rows import now
 from benchmarks.tuning import Report, TuningRow, lowest
-from blast_compile import kernels
-from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.codegen.cpp.config import CpuConfig
 from blast_compile.codegen.spec import Op
+from blast_compile.kernels import cpu
+from blast_compile.kernels.plans.problem import Problem
 from blast_compile.tuning import cost
 from blast_compile.tuning.budget import BudgetSpentError
 from blast_compile.tuning.machine import this_cpu
-from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.search import SEARCHES
 from blast_compile.tuning.space import Space, space_of
 from blast_compile.tuning.timing import rounds_of
@@ -105,10 +105,8 @@ def _recorded(problem: Problem, report: Report) -> Recording:
     configs = list(space.all())[1:]
     report(f"{problem}: {len(configs)} configs")
     with ThreadPoolExecutor(2) as pool:
-        made = dict(
-            zip(configs, pool.map(lambda config: kernels.kernel_for(problem.spec, config), configs), strict=True)
-        )
-    default = workload.calls(kernels.kernel_for(problem.spec))
+        made = dict(zip(configs, pool.map(lambda config: cpu.kernel_for(problem.spec, config), configs), strict=True))
+    default = workload.calls(cpu.kernel_for(problem.spec))
     ratios: dict[CpuConfig, list[float]] = {config: [] for config in configs}
     for _ in range(_PASSES):
         rng.shuffle(configs)
@@ -140,7 +138,7 @@ def _gain_of(recording: Recording, config: CpuConfig) -> float:
         *(replace(space.default, **dict(zip(recording.fields, values, strict=True))) for values, *_ in rivals),
     }
     workload = Workload(problem)
-    served = {one: kernels.kernel_for(problem.spec, None if one == space.default else one) for one in every}
+    served = {one: cpu.kernel_for(problem.spec, None if one == space.default else one) for one in every}
     calls = {one: workload.calls(kernel) for one, kernel in served.items()}
     times = rounds_of(calls, rounds=_FINAL_ROUNDS, seconds=_FINAL_SECONDS)
     return min(lowest(of) for of in times.values()) / lowest(times[config])

@@ -22,7 +22,7 @@ from benchmarks.limits import Limits
 from benchmarks.problem import Op, Problem, problems
 from benchmarks.rows import Row
 from benchmarks.settings import Settings
-from blast_compile.layers import MaskedLayer
+from blast_compile.layers.layer import MaskedLayer
 from blast_compile.tuning.timing import interleaved
 
 _ASKED = {0.9: 4.0, 0.95: 6.0}  # gains of the linear layer

@@ -24,9 +24,9 @@ from benchmarks.limits import Limits
 from benchmarks.rows import Row
 from benchmarks.settings import Settings, name_of
 from benchmarks.training import Trainee
-from blast_compile.demo.model import Size
-from blast_compile.sparsify import Cubic, PruneAndGrow, Sparsifier
-from blast_compile.surgery import BlockSparse
+from blast_compile.commands.demo.model import Size
+from blast_compile.layers.sparsify import BlockSparse
+from blast_compile.learning import Cubic, PruneAndGrow, Sparsifier
 from blast_compile.tuning.timing import Timing
 
 _ASKED, _ASKED_SHARE = 1.11, 0.02  # the gain of a run, and the share of mask updates in it

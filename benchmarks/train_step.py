@@ -24,8 +24,8 @@ from benchmarks.model import REST, amdahl, without_mlps
 from benchmarks.rows import Row
 from benchmarks.settings import Settings, name_of
 from benchmarks.training import Trainee
-from blast_compile.demo.model import Size
-from blast_compile.surgery import BlockSparse, sparsify_
+from blast_compile.commands.demo.model import Size
+from blast_compile.layers.sparsify import BlockSparse, sparsify_
 from blast_compile.tuning.timing import Timing, interleaved
 
 _ASKED, _ASKED_AT = 1.5, 0.9  # the gain, and the sparsity of the MLPs

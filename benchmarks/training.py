@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import candidates, verify
-from blast_compile.demo.model import Size, llama
-from blast_compile.layers import MaskedLayer
+from blast_compile.commands.demo.model import Size, llama
+from blast_compile.layers.layer import MaskedLayer
 
 SIZE = Size(
     hidden=640, intermediate=2560, layers=12, heads=10, kv_heads=10, prompt=256, decoded=0, vocabulary=8192, tied=True

@@ -12,14 +12,15 @@ from statistics import geometric_mean, quantiles
 from benchmarks.cost_model import shapes_of, spec_of
 from benchmarks.machine import Machine
 from benchmarks.rows import now
-from blast_compile import kernels, ops  # noqa: F401 - tuning looks the operators up by name
-from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.base.processor import device_name
+from blast_compile.codegen.cpp.config import CpuConfig
 from blast_compile.codegen.spec import Dtype, Op
+from blast_compile.kernels import cpu
+from blast_compile.kernels.plans.config_text import parse
+from blast_compile.kernels.plans.database import Database
+from blast_compile.kernels.plans.problem import Problem
+from blast_compile.ops import register  # noqa: F401 - tuning looks the operators up by name
 from blast_compile.tuning.budget import Budget
-from blast_compile.tuning.configs import parse
-from blast_compile.tuning.database import Database
-from blast_compile.tuning.problem import Problem
-from blast_compile.tuning.processor import device_name
 from blast_compile.tuning.space import space_of
 from blast_compile.tuning.timing import rounds_of
 from blast_compile.tuning.tune import tune_problem
@@ -87,7 +88,7 @@ def _gain(problem: Problem, config: str) -> float:
     if chosen == space_of(problem).default:
         return 1.0
     workload = Workload(problem)
-    default, tuned = kernels.kernel_for(problem.spec), kernels.kernel_for(problem.spec, chosen)
+    default, tuned = cpu.kernel_for(problem.spec), cpu.kernel_for(problem.spec, chosen)
     calls = {"default": workload.calls(default), "tuned": workload.calls(tuned)}
     times = rounds_of(calls, rounds=_ROUNDS, seconds=_SECONDS)
     return lowest(times["default"]) / lowest(times["tuned"])

@@ -8,17 +8,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from blast_compile.version import __version__ as __version__
+from blast_compile.base.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from blast_compile.aot import build
+    from blast_compile.backend.tune import tune
     from blast_compile.checkpoint import load_model, save_model
-    from blast_compile.mask import BlockMask
-    from blast_compile.packing import pack_, unpack_
+    from blast_compile.layers.pack import pack_, unpack_
+    from blast_compile.layers.sparsify import BlockSparse, sparsify_
+    from blast_compile.learning import Sparsifier, prune_
+    from blast_compile.masks.mask import BlockMask
     from blast_compile.report import explain
-    from blast_compile.sparsify import Sparsifier, prune_
-    from blast_compile.surgery import BlockSparse, sparsify_
-    from blast_compile.tuner import tune
 
 __all__ = [
     "BlockMask", "BlockSparse", "Sparsifier", "build", "explain", "load_model", "pack_", "prune_", "save_model",
@@ -28,12 +28,12 @@ __all__ = [
 _NAMES_OF = {
     "aot": ("build",),
     "checkpoint": ("load_model", "save_model"),
-    "mask": ("BlockMask",),
-    "packing": ("pack_", "unpack_"),
+    "masks.mask": ("BlockMask",),
+    "layers.pack": ("pack_", "unpack_"),
     "report": ("explain",),
-    "sparsify": ("Sparsifier", "prune_"),
-    "surgery": ("BlockSparse", "sparsify_"),
-    "tuner": ("tune",),
+    "learning": ("Sparsifier", "prune_"),
+    "layers.sparsify": ("BlockSparse", "sparsify_"),
+    "backend.tune": ("tune",),
 }
 _HOMES = {name: f"blast_compile.{module}" for module, names in _NAMES_OF.items() for name in names}
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from blast_compile.layout import Block
+    from blast_compile.masks.layout import Block
 
 Op = Literal["linear", "gated_linear", "mlp", "gated_mlp", "input_grad", "weight_grad"]
 Activation = Literal["identity", "relu", "gelu", "gelu_tanh", "silu", "quick_gelu", "relu_squared"]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from blast_compile.log import debug
+from blast_compile.base.log import debug
 from blast_compile.passes.effects import Effects
 from blast_compile.passes.judge import reason_against, reason_alone
 from blast_compile.passes.match import Match, find_matches

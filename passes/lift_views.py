@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.fx import Graph, Node
 
-from blast_compile import compat
+from blast_compile.base import compat
 from blast_compile.passes import dialect
 from blast_compile.passes.effects import Effects
 from blast_compile.passes.vocabulary import (

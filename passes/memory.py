@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from blast_compile import compat
+from blast_compile.base import compat
 from blast_compile.passes.vocabulary import fake
 
 

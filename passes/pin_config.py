@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch.fx import GraphModule, Node
 
+from blast_compile.kernels.plans.pinned import PinnedConfig, pin
 from blast_compile.passes.vocabulary import ABI, arguments, nested_graphs, sparse_kind
-from blast_compile.tuning.pinned import PinnedConfig, pin
 
 
 def pin_config(gm: GraphModule, config: PinnedConfig) -> None:

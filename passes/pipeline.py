@@ -9,8 +9,8 @@ from typing import Protocol
 
 from torch.fx import Graph, GraphModule
 
-from blast_compile.errors import RewriteError
-from blast_compile.log import debug
+from blast_compile.base.errors import RewriteError
+from blast_compile.base.log import debug
 from blast_compile.passes.effects import Effects, Events, entered, remembering
 from blast_compile.passes.vocabulary import describe, nested_graphs
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch.fx import GraphModule, Node
 
-from blast_compile import compat
-from blast_compile.layout import Block
+from blast_compile.base import compat
+from blast_compile.masks.layout import Block
 from blast_compile.passes.vocabulary import KINDS, REASON, Kind, arguments, called_graph, fake, sparse_kind
 
 

@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.fx import GraphModule, Node
 
-from blast_compile import compat, ops
+from blast_compile.base import compat
+from blast_compile.ops import register
 
 Kind = Literal["linear", "gated_linear", "mlp", "gated_mlp"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Word = Literal["linear", "activation", "mul", "add"]
-ABI = ops.ABI
+ABI = register.ABI
 aten = torch.ops.aten
 
 _PACKETS = {getattr(torch.ops.blast, kind): kind for kind in KINDS}

@@ -13,8 +13,11 @@ import pytest
 import torch
 
 import blast_compile.ops  # noqa: F401 - the launcher goes under the ops, in tests that import none too
-from blast_compile import env, launch, log, native, sizes
-from blast_compile.env import Isa
+from blast_compile.backend import sizes
+from blast_compile.base import env, log
+from blast_compile.base.env import Isa
+from blast_compile.kernels.launcher import launcher
+from blast_compile.ops.products import launch
 
 # A machine that does other things too makes any test slow now and then.
 hypothesis.settings.register_profile("patient", deadline=None)
@@ -53,7 +56,7 @@ def _session_store(request: pytest.FixtureRequest) -> Iterator[None]:
         for name in [name for name in os.environ if name.startswith("BLAST_")]:
             patch.delenv(name)
         patch.setenv("BLAST_CACHE_DIR", str(folder / "blast_compile"))
-        assert native.load() == (env.cxx() is not None)  # as after any torch.compile
+        assert launcher.load() == (env.cxx() is not None)  # as after any torch.compile
         yield
 
 

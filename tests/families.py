@@ -12,8 +12,7 @@ import transformers
 from torch import Tensor, nn
 
 import blast_compile as blast
-from blast_compile import layers
-from blast_compile.layers import SparseLayer
+from blast_compile.layers.layer import SparseLayer, dense_weight
 
 NUM_LAYERS = 2
 _COMMON = {"hidden_size": 64, "num_hidden_layers": NUM_LAYERS, "num_attention_heads": 4, "vocab_size": 96}
@@ -205,7 +204,7 @@ def dense_twin(family: Family, model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(family.build())
     for name, layer in model.named_modules():
         if isinstance(layer, SparseLayer):
-            layers.dense_weight(twin.get_submodule(name)).data.mul_(layer.mask.elements())
+            dense_weight(twin.get_submodule(name)).data.mul_(layer.mask.elements())
     return twin
 
 

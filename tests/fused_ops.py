@@ -31,8 +31,9 @@ import blast_compile as blast
 from benchmarks import layers
 from benchmarks.compile_time import size
 from benchmarks.problem import Op, Problem
-from blast_compile import compat, passes
-from blast_compile.demo.model import llama
+from blast_compile import passes
+from blast_compile.base import compat
+from blast_compile.commands.demo.model import llama
 from blast_compile.passes.vocabulary import arguments, sparse_kind
 from tests import zoo
 from tests.families import FAMILIES, MORE_FAMILIES, OTHER_FAMILIES, Family, sparse

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import blast_compile as blast
-from blast_compile.layers import MaskedLayer, SparseLayer
-from blast_compile.mask import BlockMask
+from blast_compile.layers.layer import MaskedLayer, SparseLayer
+from blast_compile.masks.mask import BlockMask
 
 
 class Mlp(nn.Module):

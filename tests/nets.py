@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import blast_compile as blast
-from blast_compile.backend import blast as backend
+from blast_compile.backend.blast import blast as backend
 
 # Blocks under 8 run on the reference: these tests need no compiled kernel.
 

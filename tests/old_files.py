@@ -24,9 +24,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import blast_compile as blast
-from blast_compile import state_file
-from blast_compile.layers import SparseLayer
-from blast_compile.sparsify import Cubic, PruneAndGrow, Sparsifier
+from blast_compile.layers.layer import SparseLayer
+from blast_compile.learning import Cubic, PruneAndGrow, Sparsifier, state_file
 
 FOLDER = Path(__file__).parent / "fixtures" / "9a09696"
 MLP_FORMS = ("masked", "pruned", "packed")

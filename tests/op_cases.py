@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blast_compile import layout, ops
 from blast_compile.codegen.spec import Activation
-from blast_compile.layout import Block
+from blast_compile.masks import layout
+from blast_compile.masks.layout import Block
+from blast_compile.ops import register
 
 OpName = Literal["linear", "gated_linear", "mlp", "gated_mlp"]
 Form = Literal["masked", "transposed", "packed"]
@@ -98,7 +99,7 @@ class Call:
         sizes = [self.layers[-1].clean.shape[0]]
         if self.case.op in ("mlp", "gated_mlp"):
             sizes.insert(0, self.layers[0].clean.shape[0])
-        return [*tensors, *sizes, list(self.case.block), self.case.activation, ops.ABI]
+        return [*tensors, *sizes, list(self.case.block), self.case.activation, register.ABI]
 
     def run(self, overload: str = "default") -> Tensor:
         return cast(Tensor, getattr(getattr(torch.ops.blast, self.case.op), overload)(*self.args))

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from blast_compile.tuning import processor
-from blast_compile.tuning.database import Database
+from blast_compile.base import processor
+from blast_compile.kernels.plans.database import Database
 
 
 def keep_plans_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from blast_compile import env, objects
+from blast_compile.base import env
 from blast_compile.codegen.spec import Op
+from blast_compile.kernels import shared_objects
 from tests.codegen.raw_calls import raw_call
 from tests.op_cases import make_call
 
@@ -34,4 +35,4 @@ def build(request: pytest.FixtureRequest, gradients: Sequence[Op] = ()) -> None:
             spec = raw_call(call, op if op in ("input_grad", "weight_grad") else None).spec
             specs.add(replace(spec, target=f"cpu:{isa}"))
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        wait([pool.submit(objects.shared_object, spec) for spec in specs])
+        wait([pool.submit(shared_objects.shared_object, spec) for spec in specs])

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import blast_compile as blast
-from blast_compile import compat, passes
+from blast_compile import passes
+from blast_compile.base import compat
 from blast_compile.passes.vocabulary import describe
 from tests.nets import Counted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from blast_compile import manifest
+from blast_compile.kernels.store import manifest
 
 
 @dataclass(frozen=True)

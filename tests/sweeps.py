@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from blast_compile import compat
-from blast_compile.env import Isa
+from blast_compile.base import compat
+from blast_compile.base.env import Isa
 from tests.covering import cover
 from tests.op_cases import ACTIVATIONS, DTYPES, FORMS, KERNEL_BLOCKS, OPS, Case
 

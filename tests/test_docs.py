@@ -109,7 +109,7 @@ def llama() -> Any:
 def test_files_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import AutoModelForCausalLM, Trainer
 
-    from blast_compile.sparsify import Cubic, PruneAndGrow
+    from blast_compile.learning import Cubic, PruneAndGrow
 
     monkeypatch.chdir(tmp_path)
     model = blast.pack_(llama())

@@ -1,56 +1,21 @@
-"""Imports only point upwards in one order of modules, and never use the bare names `codegen` and `passes`."""
+"""Imports go one way, along one line of rooms, and never use the bare names `codegen` and `passes`."""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ORDER = (
-    ("version", "errors", "env", "inputs", "log", "options", "pages"),
-    ("compat",),
-    ("mask", "layout", "old_states"),
-    ("activations",),
-    ("reference",),
-    ("activation_grads",),
-    ("codegen",),
-    ("store", "shelf", "manifest", "folders", "inventory", "state_file", "tensor_files"),
-    ("bundles",),
-    ("objects",),
-    (
-        "kernel",
-        "kernels",
-        "threads",
-        "native",
-        "calls",
-        "specs",
-        "checks",
-        "plans",
-        "running",
-        "launch",
-        "hidden_grads",
-        "gpu",
-        "tuning",
-    ),
-    ("ops", "gradients", "layer_grads", "transforms", "flops"),
-    ("layers", "states", "probe", "sizes", "twins", "forms", "integrations"),
-    ("surgery", "select", "held_outside", "adopt", "bypass", "dead_blocks", "wrappers"),
-    ("passes",),
-    ("prepare", "serve"),
-    ("backend", "exported"),
-    ("report", "tuner"),
-    ("packing", "mlps"),
-    ("sparsify",),
-    ("checkpoint",),
-    ("aot",),
-    ("forecast",),
-    ("demo", "doctor", "commands", "cli"),
+LINE = (
+    "base < masks < codegen < kernels < ops < passes < tuning < backend < layers < learning, checkpoint < report, aot "
+    "< commands"
 )
-RANKS = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
+"""A file imports from its own room and from rooms to its left; rooms between two signs know nothing of each other."""
+RANKS = {room: rank for rank, rooms in enumerate(LINE.split(" < ")) for room in rooms.split(", ")}
 
 
 def source_files() -> dict[str, Path]:
@@ -70,33 +35,59 @@ def source_files() -> dict[str, Path]:
 MODULES = source_files()
 
 
-def imported(module: str, nodes: Iterator[ast.AST]) -> Iterator[str]:
-    """Names of the imported modules, absolute; of `from a import b`, `a.b` where that is a module of ours."""
-    package = module if MODULES[module].name == "__init__.py" else module.rpartition(".")[0]
+def imported(module: str, nodes: Iterable[ast.AST]) -> Iterator[str]:
+    """The modules of ours that are imported, and `blast_compile.ops` where its operators are named."""
+    nodes = list(nodes)
+    private = [node.value for node in nodes if isinstance(node, ast.Attribute) and node.attr.startswith("_")]
     for node in nodes:
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            outer = package.rsplit(".", node.level - 1)[0] if node.level else ""
-            base = ".".join(part for part in (outer, node.module) if part)
-            for alias in node.names:
-                yield f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{module}: use an absolute import"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if name in MODULES else str(node.module) for name in names]
+        if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.ops.blast" and node not in private:
+            names = ["blast_compile.ops"]
+        yield from (name for name in names if name.split(".")[0] == "blast_compile")
 
 
-def part(module: str) -> str:
+def room(module: str) -> str:
     return module.split(".")[1]
 
 
-@pytest.mark.parametrize("module", sorted(set(MODULES) - {"blast_compile"}))
-def test_imports_point_upwards(module: str) -> None:
-    assert part(module) in RANKS, f"give {part(module)} its place in ORDER"
-    for name in imported(module, ast.walk(ast.parse(MODULES[module].read_text()))):
-        if name.startswith("blast_compile."):
-            assert RANKS[part(name)] <= RANKS[part(module)], f"{module} imports {name}, which stands above it"
+def runs_backwards(module: str, name: str) -> bool:
+    """Whether a module of a room may not import another one; nobody inside imports the face."""
+    if name == "blast_compile":
+        return True
+    ranks = RANKS[room(module)], RANKS[room(name)]
+    return ranks[1] > ranks[0] or (ranks[1] == ranks[0] and room(module) != room(name))
+
+
+def test_every_room_stands_on_the_line() -> None:
+    assert {room(module) for module in MODULES if module != "blast_compile"} == RANKS.keys()
+
+
+def test_no_import_runs_backwards() -> None:
+    """Those inside functions and of type checkers count too."""
+    found = [
+        f"{module} imports {name}"
+        for module in sorted(MODULES.keys() - {"blast_compile"})
+        for name in imported(module, ast.walk(ast.parse(MODULES[module].read_text())))
+        if runs_backwards(module, name)
+    ]
+    assert found == []
+
+
+def test_what_runs_backwards_is_seen() -> None:
+    text = "def f():\n    from blast_compile.layers import layer\n    return torch.ops.blast.linear"
+    found = [*imported("blast_compile.masks.mask", ast.walk(ast.parse(text)))]
+    assert sorted(found) == ["blast_compile.layers.layer", "blast_compile.ops"]
+    assert all(runs_backwards("blast_compile.masks.mask", name) for name in found)
+    assert runs_backwards("blast_compile.aot.builder", "blast_compile.report.doctor")
+    assert not runs_backwards("blast_compile.layers.pack", "blast_compile.backend.capture")
 
 
 def test_imports_at_module_level_have_no_cycle() -> None:
-    bodies = {module: iter(ast.parse(path.read_text()).body) for module, path in MODULES.items()}
+    bodies = {module: ast.parse(path.read_text()).body for module, path in MODULES.items()}
     graph = {module: set(imported(module, body)) & set(MODULES) - {module} for module, body in bodies.items()}
     assert len(list(TopologicalSorter(graph).static_order())) == len(MODULES)
 
@@ -109,9 +100,3 @@ def test_bare_names_are_never_imported(folder: str) -> None:
             if isinstance(node, ast.ImportFrom) and not node.level:
                 names.append(node.module or "")
             assert not {name.split(".")[0] for name in names} & {"codegen", "passes"}, path
-
-
-def test_relative_imports_stay_inside_their_folder() -> None:
-    for module, path in MODULES.items():
-        levels = [node.level for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
-        assert max(levels, default=0) <= 1, f"{module}: use an absolute import across folders"

@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmarks.gpu_static import compare, report, rules
 from benchmarks.gpu_static.facts import Facts, Outcome, measure
 from benchmarks.gpu_static.variants import Variant, variants
-from blast_compile.codegen.triton_build import import_triton
+from blast_compile.codegen.triton.build import import_triton
 
 console = Console(soft_wrap=True, highlight=False)
 

@@ -11,9 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.gpu_static.variants import Variant
-from blast_compile.codegen.triton_build import load_kernel
-from blast_compile.codegen.triton_cross import CompiledKernel, cross_compile
-from blast_compile.errors import BuildError
+from blast_compile.base.errors import BuildError
+from blast_compile.codegen.triton.build import load_kernel
+from blast_compile.codegen.triton.cross import CompiledKernel, cross_compile
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from benchmarks.gpu_static.facts import Facts
 from benchmarks.gpu_static.variants import Variant, differences
-from blast_compile.codegen.triton_build import LIST_KEPT
-from blast_compile.codegen.triton_space import MLPS, resident
+from blast_compile.codegen.triton.build import LIST_KEPT
+from blast_compile.codegen.triton.space import MLPS, resident
 
 _WIDE_TOKENS = 64  # wgmma and tcgen05 multiply 64 rows and more at once
 _WIDE_PERCENT = 90  # the rest is an index

@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
-from blast_compile.codegen import triton
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
-from blast_compile.codegen.triton import TritonConfig, configs, default_config
-from blast_compile.codegen.triton_build import LIST_KEPT
-from blast_compile.codegen.triton_config import FEW_TOKENS
-from blast_compile.codegen.triton_space import MLPS
+from blast_compile.codegen.triton.build import LIST_KEPT
+from blast_compile.codegen.triton.config import FEW_TOKENS, TritonConfig, default_config
+from blast_compile.codegen.triton.generate import TITLES
+from blast_compile.codegen.triton.space import MLPS, configs
 
 TARGETS = ("cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "cuda:sm_120", "hip:gfx942", "hip:gfx90a")
 _TOKENS = (1, 64, 2048)  # of decoding, of a batch of it, and of a prefill
@@ -76,7 +75,7 @@ def variants(targets: tuple[str, ...] = TARGETS) -> Iterator[Variant]:
 
 def ops() -> tuple[Op, ...]:
     """The ops that have a Triton kernel of their own."""
-    return tuple(op for op in Op.__args__ if op in triton.TITLES)  # type: ignore[attr-defined]
+    return tuple(op for op in Op.__args__ if op in TITLES)  # type: ignore[attr-defined]
 
 
 def differences(config: TritonConfig, usual: TritonConfig) -> list[str]:

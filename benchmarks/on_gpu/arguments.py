@@ -12,7 +12,7 @@ from benchmarks.on_gpu import cases as all_cases
 from benchmarks.on_gpu import parts, rows
 from benchmarks.on_gpu.rivals import RIVALS
 from benchmarks.on_gpu.tensors import DTYPES
-from blast_compile.codegen.triton_config import MAX_EDGE, MIN_EDGE, is_edge
+from blast_compile.codegen.triton.config import MAX_EDGE, MIN_EDGE, is_edge
 
 _EPILOG = "Rows are appended one by one. The cases that tell most come first; what there was no time for is named."
 Value = TypeVar("Value")

@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import torch
 
 from blast_compile.codegen.spec import Op
-from blast_compile.layout import Block
+from blast_compile.masks.layout import Block
 
 CheckedOp = Op | Literal["hidden_grad", "gated_hidden_grad"]
 MLPS = ("mlp", "gated_mlp")

@@ -12,9 +12,9 @@ from benchmarks.on_gpu.events import elapsed_us
 from benchmarks.on_gpu.isolated import Give
 from benchmarks.on_gpu.rows import GpuDevice
 from benchmarks.on_gpu.tensors import DTYPES
-from blast_compile.codegen.triton_build import import_triton
-from blast_compile.errors import TargetError
-from blast_compile.gpu.device import target_of
+from blast_compile.base.errors import TargetError
+from blast_compile.codegen.triton.build import import_triton
+from blast_compile.kernels.gpu.device import target_of
 
 _COPY_BYTES = 2**30
 _EDGE = 8192

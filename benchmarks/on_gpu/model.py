@@ -19,7 +19,7 @@ from benchmarks.on_gpu.isolated import Give
 from benchmarks.on_gpu.rivals import DENSE, OURS
 from benchmarks.on_gpu.rows import GpuDevice, row_of
 from benchmarks.on_gpu.tensors import sparse_layers
-from blast_compile import ops
+from blast_compile.ops import register
 
 DTYPE = torch.bfloat16
 
@@ -76,7 +76,7 @@ class SparseMlp(nn.Module):
         ]
         hidden, features = self.case.shape.hidden, self.case.shape.features
         block = [self.case.block, self.case.block]
-        y: Tensor = torch.ops.blast.gated_mlp.nograd(x, *parts, None, hidden, features, block, "silu", ops.ABI)
+        y: Tensor = torch.ops.blast.gated_mlp.nograd(x, *parts, None, hidden, features, block, "silu", register.ABI)
         return y
 
 

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.on_gpu.checks import GRADS, MLPS, Check
-from blast_compile import layout, reference
+from blast_compile.masks import layout
+from blast_compile.ops.products import reference
 
 _KEPT = torch.tensor([1.0, 0.25, -1e-45, float("nan"), float("inf")])
 """What stands in masks for kept: whatever is not 0 does."""

@@ -23,8 +23,9 @@ from benchmarks.on_gpu.calls import op_arguments, plain
 from benchmarks.on_gpu.cases import Case
 from benchmarks.on_gpu.tensors import SparseLayer
 from benchmarks.on_gpu.verify import relative_error
-from blast_compile import compat, ops
-from blast_compile.codegen.triton_build import import_triton
+from blast_compile.base import compat
+from blast_compile.codegen.triton.build import import_triton
+from blast_compile.ops import register
 
 Call = Callable[[], object]
 OURS, DENSE = "blast", "dense"
@@ -49,7 +50,7 @@ def ours(case: Case, x: Tensor, layers: Sequence[SparseLayer]) -> Call:
     """The op itself, by the dispatcher."""
     arguments = op_arguments(case, x, ((layer.operand, layer.index) for layer in layers))
     run: Callable[..., Tensor] = getattr(torch.ops.blast, case.op).nograd
-    return lambda: run(*arguments, ops.ABI)
+    return lambda: run(*arguments, register.ABI)
 
 
 def dense(case: Case, x: Tensor, weights: Sequence[Tensor]) -> Call:

@@ -18,9 +18,10 @@ from functools import cached_property
 
 from benchmarks.on_gpu.deadline import Deadline
 from blast_compile.codegen.spec import Spec
-from blast_compile.codegen.triton import TritonConfig, configs
-from blast_compile.codegen.triton_cost import Layer, by_cost
-from blast_compile.gpu import space
+from blast_compile.codegen.triton.config import TritonConfig
+from blast_compile.codegen.triton.cost import Layer, by_cost
+from blast_compile.codegen.triton.space import configs
+from blast_compile.tuning import gpu_space
 
 _AT_ONCE = 8  # configs of a batch
 _FROM_ANYWHERE = 4  # one of so many
@@ -85,7 +86,7 @@ class Compilers:
                 if not batch or deadline.left_s < 0:
                     return
                 ahead = ordered[len(verdicts) : number + (1 + _AHEAD) * _AT_ONCE]
-                verdicts += [self._executor.submit(space.reason_against, spec, config) for config in ahead]
+                verdicts += [self._executor.submit(gpu_space.reason_against, spec, config) for config in ahead]
                 yield [(config, verdicts[number + i].result()) for i, config in enumerate(batch)]
         finally:
             for verdict in verdicts:

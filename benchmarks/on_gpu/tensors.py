@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.on_gpu.cases import Case
-from blast_compile import layout, reference
-from blast_compile.mask import BlockMask
+from blast_compile.masks import layout
+from blast_compile.masks.mask import BlockMask
+from blast_compile.ops.products import reference
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 

@@ -14,7 +14,8 @@ from benchmarks.on_gpu.isolated import Give
 from benchmarks.on_gpu.rivals import DENSE, OURS
 from benchmarks.on_gpu.rows import GpuDevice, row_of
 from benchmarks.on_gpu.tensors import dense_weights, random_mask
-from blast_compile import layout, ops
+from blast_compile.masks import layout
+from blast_compile.ops import register
 
 
 def work(case: Case, give: Give, *, device: GpuDevice, where: str) -> None:
@@ -38,7 +39,10 @@ def _steps(
         y = forward()
         return torch.autograd.grad(y, [x, *leaves], torch.ones_like(y))
 
-    return {OURS: lambda: step(lambda: op(*arguments, ops.ABI)), DENSE: lambda: step(lambda: plain(case, x, leaves))}
+    return {
+        OURS: lambda: step(lambda: op(*arguments, register.ABI)),
+        DENSE: lambda: step(lambda: plain(case, x, leaves)),
+    }
 
 
 def _weight_grads(
@@ -47,7 +51,7 @@ def _weight_grads(
     grad = torch.randn(case.tokens, weight.shape[0], device=x.device, generator=generator).to(x.dtype)
     values, block = layout.mask_values(mask), [case.block, case.block]
     return {
-        OURS: lambda: torch.ops.blast.weight_grad.nograd(grad, x, weight, values, block, ops.ABI),
+        OURS: lambda: torch.ops.blast.weight_grad.nograd(grad, x, weight, values, block, register.ABI),
         DENSE: lambda: grad.t() @ x,
     }
 

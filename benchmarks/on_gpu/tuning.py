@@ -21,18 +21,19 @@ from benchmarks.on_gpu.rivals import OURS
 from benchmarks.on_gpu.rows import GpuDevice, row_of
 from benchmarks.on_gpu.search import Compilers, Patience
 from benchmarks.on_gpu.tensors import SparseLayer, rotation, sparse_layers
-from blast_compile import __version__, launch, layout
+from blast_compile import __version__
 from blast_compile.codegen.spec import Spec
-from blast_compile.codegen.triton import TritonConfig
-from blast_compile.codegen.triton_build import import_triton
-from blast_compile.codegen.triton_config import FEW_TOKENS
-from blast_compile.codegen.triton_cost import Layer
-from blast_compile.codegen.triton_space import MLPS
-from blast_compile.gpu import kernels
-from blast_compile.gpu.kernels import GpuKernel, Sizes
-from blast_compile.gpu.products import NUM_LAYERS
-from blast_compile.tuning.database import Database
-from blast_compile.tuning.records import Record, now
+from blast_compile.codegen.triton.build import import_triton
+from blast_compile.codegen.triton.config import FEW_TOKENS, TritonConfig
+from blast_compile.codegen.triton.cost import Layer
+from blast_compile.codegen.triton.space import MLPS
+from blast_compile.kernels.gpu import find
+from blast_compile.kernels.gpu.find import GpuKernel, Sizes
+from blast_compile.kernels.plans.database import Database
+from blast_compile.kernels.plans.record import Record, now
+from blast_compile.masks import layout
+from blast_compile.ops.products import launch
+from blast_compile.ops.products.gpu_steps import NUM_LAYERS
 
 TUNED = "blast tuned"
 _BEFORE, _AFTER = "default", "best"
@@ -80,7 +81,7 @@ class Tuner:
 
 def _choose(case: Case, choices: Mapping[Spec, TritonConfig | None]) -> None:
     for spec, config in choices.items():
-        kernels.choose(spec, case.tokens, config)
+        find.choose(spec, case.tokens, config)
 
 
 def _calls_at(case: Case, choices: Mapping[Spec, TritonConfig | None], calls: events.Calls) -> events.Calls:
@@ -170,7 +171,7 @@ def _search(
     before, after = last[_BEFORE].timing, last[_AFTER].timing
     wins = after.p90_us < before.p10_us
     record = Record(
-        problem=kernels.problem_of(spec, case.tokens, problem.sizes),
+        problem=find.problem_of(spec, case.tokens, problem.sizes),
         config=repr(best),
         outcome="chosen",
         device=problem.sizes.device,
@@ -184,9 +185,9 @@ def _search(
     if wins:
         compilers.won(spec, best)
         return record, best
-    kernels.choose(spec, case.tokens, None)
+    find.choose(spec, case.tokens, None)
     if spec.op not in MLPS:
-        untuned = kernels.loaded(spec, kernels.bucket(case.tokens), problem.sizes)
+        untuned = find.loaded(spec, find.bucket(case.tokens), problem.sizes)
         record = replace(record, config=repr(untuned.config))
     return replace(record, median_us=before.median_us, p10_us=before.p10_us, p90_us=before.p90_us), None
 

@@ -17,13 +17,14 @@ from benchmarks.gpu_static.variants import departing
 from benchmarks.on_gpu.checks import GRADS, HIDDEN_GRADS, Check
 from benchmarks.on_gpu.isolated import Give
 from benchmarks.on_gpu.problems import problem
-from blast_compile import launch, ops, plans
 from blast_compile.codegen.spec import Op, Spec
-from blast_compile.codegen.triton import TritonConfig
-from blast_compile.codegen.triton_build import import_triton
-from blast_compile.gpu import kernels
-from blast_compile.gpu.kernels import GpuKernel
-from blast_compile.kernel import Kernel
+from blast_compile.codegen.triton.build import import_triton
+from blast_compile.codegen.triton.config import TritonConfig
+from blast_compile.kernels.gpu import find
+from blast_compile.kernels.gpu.find import GpuKernel
+from blast_compile.kernels.kernel import Kernel
+from blast_compile.ops import plan, register
+from blast_compile.ops.products import launch
 
 _LIMITS = {torch.float32: 1e-5, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
 """Of the root mean square error: sums in another order for float32; for 16 bits some places, hidden layers rounded."""
@@ -99,25 +100,25 @@ def _run(check: Check, arguments: Sequence[Any]) -> Tensor:
     """The result of an op; of two, both, one behind the other."""
     op = getattr(torch.ops.blast, check.op)
     run: Callable[..., Tensor | tuple[Tensor, ...]] = op if check.op in HIDDEN_GRADS else op.nograd
-    result = run(*arguments, ops.ABI)
+    result = run(*arguments, register.ABI)
     return result if isinstance(result, Tensor) else torch.stack(result)
 
 
 def _kernel(check: Check, arguments: Sequence[Any]) -> Kernel | None:
     """The kernel of an op; None of gradients that nothing describes."""
     if check.op == "weight_grad":
-        return plans.plan_weight_grad(*arguments).kernel
+        return plan.plan_weight_grad(*arguments).kernel
     return None if check.op in GRADS[1:] else launch.describe(cast(Op, check.op), *arguments)
 
 
 @contextmanager
 def _chosen(spec: Spec, tokens: int, config: TritonConfig) -> Iterator[None]:
     """Has a kernel run at a config."""
-    kernels.choose(spec, tokens, config)
+    find.choose(spec, tokens, config)
     try:
         yield
     finally:
-        kernels.forget()
+        find.forget()
 
 
 @contextmanager

@@ -18,10 +18,10 @@ from benchmarks.quality import masks, plan, rows
 from benchmarks.quality.plan import TUNING_SEED, Run, Scale
 from benchmarks.quality.rows import Quality
 from benchmarks.rows import append, now
-from blast_compile.demo import corpus
-from blast_compile.demo.corpus import Corpus
-from blast_compile.demo.model import llama, num_parameters
-from blast_compile.demo.training import Training, perplexity
+from blast_compile.commands.demo import corpus
+from blast_compile.commands.demo.corpus import Corpus
+from blast_compile.commands.demo.model import llama, num_parameters
+from blast_compile.commands.demo.training import Training, perplexity
 
 _SAVE_EVERY_S = 60.0
 _CURVE_POINTS = 8

@@ -7,14 +7,14 @@ from torch import Tensor, nn
 
 from benchmarks.quality import plan
 from benchmarks.quality.plan import Run, Scale
-from blast_compile.demo.training import Training, windows
-from blast_compile.layers import SparseLayer
-from blast_compile.layout import grid
-from blast_compile.mask import BlockMask
-from blast_compile.select import linear_layers, matches
-from blast_compile.sparsify import Sparsifier
-from blast_compile.sparsify.prune import prune_
-from blast_compile.surgery import BlockSparse, sparsify_
+from blast_compile.commands.demo.training import Training, windows
+from blast_compile.layers.layer import SparseLayer
+from blast_compile.layers.sparsify import BlockSparse, sparsify_
+from blast_compile.layers.targets import linear_layers, matches
+from blast_compile.learning import Sparsifier
+from blast_compile.learning.pruning.prune import prune_
+from blast_compile.masks.layout import grid
+from blast_compile.masks.mask import BlockMask
 
 _CALIBRATION = 32  # batches
 

@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
-from blast_compile.demo.learn import GROW_FRAC, LEARN_UNTIL, prune_and_grow
-from blast_compile.demo.model import SMALL, Size
-from blast_compile.demo.training import Recipe
-from blast_compile.sparsify import PruneAndGrow
-from blast_compile.surgery import BlockSparse
+from blast_compile.commands.demo.learn import GROW_FRAC, LEARN_UNTIL, prune_and_grow
+from blast_compile.commands.demo.model import SMALL, Size
+from blast_compile.commands.demo.training import Recipe
+from blast_compile.layers.sparsify import BlockSparse
+from blast_compile.learning import PruneAndGrow
 
 Trained = Literal["dense", "prune-and-grow", "gradual", "static random"]
 OneShot = Literal["magnitude", "wanda", "sparsegpt"]

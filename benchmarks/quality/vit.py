@@ -17,8 +17,8 @@ from benchmarks.machine import Machine
 from benchmarks.quality.masks import sparsity as reached
 from benchmarks.quality.stats import Interval
 from benchmarks.rows import now
-from blast_compile.sparsify import Cubic, PiecewiseCosine, PruneAndGrow, Sparsifier
-from blast_compile.surgery import BlockSparse
+from blast_compile.layers.sparsify import BlockSparse
+from blast_compile.learning import Cubic, PiecewiseCosine, PruneAndGrow, Sparsifier
 
 _ASKED = 0.01  # of accuracy
 _EDGE = 8  # pixels

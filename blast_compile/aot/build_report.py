@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from blast_compile.bundles import Artifact, Bundle, Skipped
 from blast_compile.codegen.spec_text import describe
+from blast_compile.kernels.bundles import Artifact, Bundle, Skipped
 
 _COLUMNS = (
     "registers",

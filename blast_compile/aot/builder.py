@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from blast_compile import compat, native
 from blast_compile.aot import folder as folders
 from blast_compile.aot import tuned
 from blast_compile.aot.build_report import BuildReport, markdown
@@ -23,13 +22,15 @@ from blast_compile.aot.compilers import Built, compile_all
 from blast_compile.aot.jobs import Job, plan_jobs
 from blast_compile.aot.needs import Need, default_inputs, needs
 from blast_compile.aot.targets import names_of, parse_target
-from blast_compile.bundles import Artifact, Bundle, Contents, LauncherFile, Skipped
+from blast_compile.base import compat
+from blast_compile.base.errors import BuildError, TargetError
+from blast_compile.base.inputs import Inputs, arguments_of
+from blast_compile.base.version import __version__
 from blast_compile.codegen.fingerprint import fingerprint
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.spec_text import describe
-from blast_compile.errors import BuildError, TargetError
-from blast_compile.inputs import Inputs, arguments_of
-from blast_compile.version import __version__
+from blast_compile.kernels.bundles import Artifact, Bundle, Contents, LauncherFile, Skipped
+from blast_compile.kernels.launcher.launcher import source_sha256
 
 _BINARIES = {"cpu": ("cpp", "so", ""), "cuda": ("py", "cubin", "ptx"), "hip": ("py", "hsaco", "amdgcn")}
 """Suffixes of source, binary and text by kind of device."""
@@ -161,7 +162,7 @@ def _launchers(launcher: bytes | None, files: dict[str, bytes | Path]) -> tuple[
     if launcher is None:
         return ()
     files["launcher.so"] = launcher
-    return (LauncherFile(torch.__version__, native.source_sha256(), "launcher.so"),)
+    return (LauncherFile(torch.__version__, source_sha256(), "launcher.so"),)
 
 
 def _versions() -> dict[str, str]:

@@ -12,14 +12,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from blast_compile import native, objects
-from blast_compile.aot.cpu_code import cpu_facts
 from blast_compile.aot.gpu_pool import GpuPool
 from blast_compile.aot.jobs import Job
-from blast_compile.bundles.format import Fact
-from blast_compile.codegen.cpp import CpuConfig
-from blast_compile.errors import BuildError, StoreError, TargetError
-from blast_compile.log import logger
+from blast_compile.base.errors import BuildError, StoreError, TargetError
+from blast_compile.base.log import logger
+from blast_compile.codegen.cpp.config import CpuConfig
+from blast_compile.codegen.cpp.machine_code import cpu_facts
+from blast_compile.kernels import shared_objects
+from blast_compile.kernels.bundles.format import Fact
+from blast_compile.kernels.launcher.launcher import shared_object
 
 _TENSOR_CORES = ("num_mma", "num_wgmma", "num_tcgen05", "num_mfma")
 
@@ -69,7 +70,7 @@ def compile_all(jobs: Sequence[Job], workers: int, done: Callable[[Built], None]
     try:
         # What takes longest goes first: the launcher includes torch's headers.
         has_cpu = any(job.is_cpu for job in jobs)
-        launcher = executor.submit(objects.using, native.shared_object, Path.read_bytes) if has_cpu else None
+        launcher = executor.submit(shared_objects.using, shared_object, Path.read_bytes) if has_cpu else None
         order = sorted(range(len(jobs)), key=lambda number: jobs[number].is_cpu)
         futures = {number: executor.submit(make, jobs[number]) for number in order}
         built = [futures[number].result() for number in range(len(jobs))]
@@ -94,7 +95,7 @@ def _cpu(job: Job) -> Built:
         facts: dict[str, Fact] = dict(cpu_facts(path))
         return Built(job, path.read_bytes(), facts=facts)  # fails where the facts are of a file that is gone
 
-    return objects.using(partial(objects.shared_object, job.spec, job.config), read)
+    return shared_objects.using(partial(shared_objects.shared_object, job.spec, job.config), read)
 
 
 def _gpu(job: Job, pool: GpuPool) -> Built:
@@ -109,7 +110,7 @@ def _gpu(job: Job, pool: GpuPool) -> Built:
         facts = json.dumps(_numbers(compiled)).encode()
         return {"kernel.py": job.source.encode(), "binary": binary, "facts.json": facts, **texts}
 
-    return objects.using(lambda: objects.open_store().get_or_make(key, make), partial(_judged, job))
+    return shared_objects.using(lambda: shared_objects.open_store().get_or_make(key, make), partial(_judged, job))
 
 
 def _judged(job: Job, entry: Path) -> Built:

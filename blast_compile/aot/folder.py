@@ -11,10 +11,10 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from blast_compile import folders
-from blast_compile.bundles import format as manifests
-from blast_compile.bundles.format import MANIFEST, Contents, Fingerprint
-from blast_compile.errors import BundleError
+from blast_compile.base import folders
+from blast_compile.base.errors import BundleError
+from blast_compile.kernels.bundles import format as manifests
+from blast_compile.kernels.bundles.format import MANIFEST, Contents, Fingerprint
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from blast_compile.aot.jobs import Job
-from blast_compile.errors import BuildError
+from blast_compile.base.errors import BuildError
 
 
 class GpuPool:

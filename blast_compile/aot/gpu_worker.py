@@ -13,12 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
-from blast_compile import folders
+from blast_compile.base import folders
+from blast_compile.base.errors import BlastError
 from blast_compile.codegen.spec_json import read_spec
-from blast_compile.codegen.triton import TritonConfig
-from blast_compile.codegen.triton_build import load_kernel
-from blast_compile.codegen.triton_cross import CompiledKernel, cross_compile
-from blast_compile.errors import BlastError
+from blast_compile.codegen.triton.build import load_kernel
+from blast_compile.codegen.triton.config import TritonConfig
+from blast_compile.codegen.triton.cross import CompiledKernel, cross_compile
 
 
 def main(lines: TextIO, results: TextIO) -> None:

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from blast_compile import layout
 from blast_compile.aot import tuned
 from blast_compile.aot.needs import Need
-from blast_compile.bundles import Skipped
-from blast_compile.codegen import cpp, triton
-from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.base.errors import TargetError
+from blast_compile.codegen.cpp import config as cpp_config
+from blast_compile.codegen.cpp.config import CpuConfig
+from blast_compile.codegen.cpp.generate import generate, supports
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.spec_text import describe
-from blast_compile.codegen.triton import TritonConfig
-from blast_compile.codegen.triton_build import LIST_KEPT
-from blast_compile.codegen.triton_config import ALIGNED
-from blast_compile.codegen.triton_fit import fit
-from blast_compile.errors import TargetError
-from blast_compile.gpu import kernels as gpu_kernels
-from blast_compile.tuning.records import Record
+from blast_compile.codegen.triton import config as triton_config
+from blast_compile.codegen.triton.build import LIST_KEPT
+from blast_compile.codegen.triton.config import ALIGNED, TritonConfig
+from blast_compile.codegen.triton.fit import fit
+from blast_compile.codegen.triton.generate import meets_short_blocks, triton_source
+from blast_compile.kernels.bundles import Skipped
+from blast_compile.kernels.gpu import find as gpu_kernels
+from blast_compile.kernels.plans.record import Record
+from blast_compile.masks import layout
 
 
 @dataclass(frozen=True)
@@ -74,11 +76,11 @@ def plan_jobs(
 
 def _jobs_of(need: Need, spec: Spec, tokens: Sequence[int], records: Sequence[Record]) -> Iterable[Job]:
     if spec.target.startswith("cpu:"):
-        if not cpp.supports(spec):
+        if not supports(spec):
             raise TargetError(f"{spec.dtype} in blocks of {spec.block[0]}x{spec.block[1]} has no kernel on CPUs")
-        counts = {cpp.default_config(spec): tuple(tokens)}
+        counts = {cpp_config.default_config(spec): tuple(tokens)}
         counts = counts | tuned.configs(records, spec) | counts  # the default first, and for whatever was asked
-        return [Job(spec, config, cpp.generate(spec, config), each) for config, each in counts.items()]
+        return [Job(spec, config, generate(spec, config), each) for config, each in counts.items()]
     steps = gpu_kernels.steps(spec)
     made = [_gpu_job(need, step, step is not steps[0], count) for step in steps for count in tokens]
     return [*made, *(_listing(job) for job in made if job.spec.layout == "masked")]
@@ -94,8 +96,8 @@ def _gpu_job(need: Need, step: Spec, is_last: bool, tokens: int) -> Job:
     call, bucket = need.call, gpu_kernels.bucket(tokens)
     shape = (call.sizes[-1], call.sizes[0]) if is_last else (call.sizes[0], call.x.shape[-1])
     is_ragged = any(size % ALIGNED for size in shape)
-    untuned = triton.default_config(step, bucket, is_ragged=is_ragged)
+    untuned = triton_config.default_config(step, bucket, is_ragged=is_ragged)
     config = fit(step, untuned, bucket, layout.grid(shape, step.block))
-    source = triton.triton_source(step, config)
-    is_uneven = triton.meets_short_blocks(step, shape) and not is_ragged
+    source = triton_source(step, config)
+    is_uneven = meets_short_blocks(step, shape) and not is_ragged
     return Job(step, config, source, (tokens,), is_uneven, is_ragged, need.is_transposed)

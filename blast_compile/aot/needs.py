@@ -16,13 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule, Node
 
-from blast_compile import compat, passes, plans
-from blast_compile.calls import Call, read_call
+from blast_compile import passes
+from blast_compile.base import compat
+from blast_compile.base.errors import LayerError, RewriteError
+from blast_compile.base.models import bare
 from blast_compile.codegen.spec import Op, Spec
-from blast_compile.errors import LayerError, RewriteError
-from blast_compile.layers import SparseLayer
+from blast_compile.layers.layer import SparseLayer
+from blast_compile.ops import plan
+from blast_compile.ops.call import Call, read_call
 from blast_compile.passes.survey import survey
-from blast_compile.wrappers import bare
 
 _numbers = itertools.count()
 
@@ -43,7 +45,7 @@ class Need:
 
     def spec_on(self, target: str) -> Spec | str:
         """Its spec on a target, or why it has none."""
-        return plans.spec_of(self.op, self.call, target)
+        return plan.spec_of(self.op, self.call, target)
 
 
 def needs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Need]:

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from blast_compile import folders
 from blast_compile.aot import stable_ops
 from blast_compile.aot.build_report import BuildReport
 from blast_compile.aot.builder import Request, make
 from blast_compile.aot.jobs import Job
 from blast_compile.aot.needs import needs_of_graph
 from blast_compile.aot.targets import names_of
-from blast_compile.bundles import Bundle
-from blast_compile.errors import BuildError, BundleError, TargetError
-from blast_compile.exported import export, fuse_
-from blast_compile.inputs import Inputs, arguments_of
-from blast_compile.serve import use_bundle
+from blast_compile.backend.bundle import use_bundle
+from blast_compile.backend.export import export, fuse_
+from blast_compile.base import folders
+from blast_compile.base.errors import BuildError, BundleError, TargetError
+from blast_compile.base.inputs import Inputs, arguments_of
+from blast_compile.kernels.bundles import Bundle
 
 MODEL, LIBRARY = "model.pt2", "libblast_ops.so"
 

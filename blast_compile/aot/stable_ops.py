@@ -6,12 +6,14 @@ from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from blast_compile import native, objects, ops
 from blast_compile.aot.jobs import Job
-from blast_compile.codegen import build
+from blast_compile.base.env import ISAS
+from blast_compile.base.errors import BuildError
+from blast_compile.codegen.cpp import build
 from blast_compile.codegen.spec import Op, Spec
-from blast_compile.env import ISAS
-from blast_compile.errors import BuildError
+from blast_compile.kernels import shared_objects
+from blast_compile.kernels.launcher import launcher
+from blast_compile.ops import register
 
 _SOURCE = Path(__file__).with_name("ops.cpp")
 _TARGET_VERSION = "0x020b000000000000"  # the oldest torch that the package runs with, 2.11
@@ -58,9 +60,9 @@ def link(jobs: Sequence[Job], workers: int) -> bytes:
 
     def linked(files: list[Path]) -> bytes:
         what = "the operators on torch's stable ABI"
-        return objects.using(lambda: objects.compiled(source, _flags(files), what), Path.read_bytes)
+        return shared_objects.using(lambda: shared_objects.compiled(source, _flags(files), what), Path.read_bytes)
 
-    return objects.using(compiled, linked)
+    return shared_objects.using(compiled, linked)
 
 
 def key_of(spec: Spec) -> str:
@@ -89,7 +91,9 @@ def _table(jobs: Sequence[Job]) -> str:
         entries="\n".join(
             f'    {{"{key_of(job.spec)}", {_isa(job.spec)}, {_entry(number)}}},' for number, job in enumerate(jobs)
         ),
-        schemas="\n".join(f'    "{op}{overload}{ops.schema_of(op)}",' for op in _OPS for overload in ("", ".nograd")),
+        schemas="\n".join(
+            f'    "{op}{overload}{register.schema_of(op)}",' for op in _OPS for overload in ("", ".nograd")
+        ),
     )
 
 
@@ -101,9 +105,11 @@ def _object(number: int, job: Job) -> Path:
     """A kernel as an object file, under an entry point of its own."""
     shared = build.flags(job.spec.target.removeprefix("cpu:"))
     flags = tuple("-c" if flag == "-shared" else flag for flag in shared)
-    return objects.compiled(job.source, (*flags, f"-Dblast_run={_entry(number)}"), f"a kernel to link for {job.spec}")
+    return shared_objects.compiled(
+        job.source, (*flags, f"-Dblast_run={_entry(number)}"), f"a kernel to link for {job.spec}"
+    )
 
 
 def _flags(files: Sequence[Path]) -> tuple[str, ...]:
     of_stable_abi = ("-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={_TARGET_VERSION}")
-    return (*native.torch_flags(), *of_stable_abi, *map(str, files), "-ltorch_cpu", "-lc10")
+    return (*launcher.torch_flags(), *of_stable_abi, *map(str, files), "-ltorch_cpu", "-lc10")

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from blast_compile.codegen.occupancy import MULTIPROCESSORS
-from blast_compile.env import ISAS
-from blast_compile.errors import TargetError
-from blast_compile.tuning import processor
+from blast_compile.base import processor
+from blast_compile.base.env import ISAS
+from blast_compile.base.errors import TargetError
+from blast_compile.codegen.triton.occupancy import MULTIPROCESSORS
 
 _LEVELS = {"x86-64-v4": "avx512", "x86-64-v3": "avx2", "x86-64-v2": "portable", "x86-64": "portable"}
 

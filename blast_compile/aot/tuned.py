@@ -6,16 +6,15 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from blast_compile import folders
-from blast_compile.bundles import PLANS
-from blast_compile.codegen.cpp import CpuConfig
-from blast_compile.codegen.cpp_config import why_impossible
+from blast_compile.base import folders
+from blast_compile.base.errors import RecordError, StoreError
+from blast_compile.base.log import logger
+from blast_compile.codegen.cpp.config import CpuConfig, why_impossible
 from blast_compile.codegen.spec import Spec
-from blast_compile.errors import RecordError, StoreError
-from blast_compile.log import logger
-from blast_compile.tuning.configs import parse
-from blast_compile.tuning.database import Database
-from blast_compile.tuning.records import Record
+from blast_compile.kernels.bundles import PLANS
+from blast_compile.kernels.plans.config_text import parse
+from blast_compile.kernels.plans.database import Database
+from blast_compile.kernels.plans.record import Record
 
 
 def chosen(specs: Iterable[Spec]) -> list[Record]:

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from blast_compile import forms
+from blast_compile.base.errors import CheckpointError
 from blast_compile.checkpoint.record import Record
 from blast_compile.checkpoint.slots import Slot, slots_of
-from blast_compile.errors import CheckpointError
-from blast_compile.layers import SparseLayer, is_transposed, mask_buffers
+from blast_compile.layers import forms
+from blast_compile.layers.layer import SparseLayer, is_transposed, mask_buffers
 
 
 @dataclass(frozen=True)

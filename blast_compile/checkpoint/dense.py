@@ -11,15 +11,17 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from blast_compile import folders, layout, select, tensor_files
+from blast_compile.base import folders, tensor_files
+from blast_compile.base.errors import CheckpointError
+from blast_compile.base.log import logger
 from blast_compile.checkpoint.assign import Loaded, assign_, plain_class
 from blast_compile.checkpoint.record import Form, Record
-from blast_compile.errors import CheckpointError
-from blast_compile.log import logger
-from blast_compile.mask import BlockMask, check_sparsity
-from blast_compile.packing import BREAK_EVEN_SPARSITY
-from blast_compile.surgery import BlockSparse, check_config, is_target
-from blast_compile.twins import masked_twin
+from blast_compile.layers import targets
+from blast_compile.layers.kinds import masked_twin
+from blast_compile.layers.pack import BREAK_EVEN_SPARSITY
+from blast_compile.layers.sparsify import BlockSparse, check_config, is_target
+from blast_compile.masks import layout
+from blast_compile.masks.mask import BlockMask, check_sparsity
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -46,7 +48,7 @@ def import_dense(
     check_sparsity(dense_below)
     layers = {
         f"{name}.weight": (name, layer)
-        for name, layer in select.linear_layers(model)
+        for name, layer in targets.linear_layers(model)
         if is_target(config, name, layer) and masked_twin(plain_class(layer)) is not None
     }
     ties = _other_names(model, layers)
@@ -56,7 +58,7 @@ def import_dense(
         key = ties.get(stored, stored)
         known = tensors.get(key)
         tensors[key] = tensor
-        if key not in layers or tensor.dim() != 2 or tensor.dtype not in select.DTYPES:
+        if key not in layers or tensor.dim() != 2 or tensor.dtype not in targets.DTYPES:
             continue
         name, layer = layers[key]
         kind = plain_class(layer)

@@ -9,14 +9,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from blast_compile.base.errors import CheckpointError
+from blast_compile.base.models import bare
 from blast_compile.checkpoint import shards
 from blast_compile.checkpoint.assign import Loaded, assign_
 from blast_compile.checkpoint.header import Header
 from blast_compile.checkpoint.record import Record
 from blast_compile.checkpoint.slots import slots_of
-from blast_compile.errors import CheckpointError
-from blast_compile.layers import SparseLayer
-from blast_compile.wrappers import bare
+from blast_compile.layers.layer import SparseLayer
 
 Model = TypeVar("Model", bound=nn.Module)
 

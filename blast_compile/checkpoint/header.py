@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blast_compile import folders, tensor_files
+from blast_compile.base import folders, tensor_files
+from blast_compile.base.errors import CheckpointError
+from blast_compile.base.version import __version__
 from blast_compile.checkpoint.record import Record
-from blast_compile.errors import CheckpointError
-from blast_compile.version import __version__
 
 NAME = "model.safetensors.index.json"
 FORMAT = "blast_compile"

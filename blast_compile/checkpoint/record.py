@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 
 from torch import Tensor, nn
 
-from blast_compile import layout
-from blast_compile.errors import CheckpointError, MaskError
-from blast_compile.layers import MaskedLayer, PackedLayer, SparseLayer, dense_weight
-from blast_compile.layout import Block
-from blast_compile.old_states import is_old_packed_index, with_check_words
-from blast_compile.twins import masked_twin, packed_twin
+from blast_compile.base.errors import CheckpointError, MaskError
+from blast_compile.layers.kinds import masked_twin, packed_twin
+from blast_compile.layers.layer import MaskedLayer, PackedLayer, SparseLayer, dense_weight
+from blast_compile.masks import layout
+from blast_compile.masks.layout import Block
+from blast_compile.masks.old_states import is_old_packed_index, with_check_words
 
 Form = Literal["masked", "packed"]
 

@@ -21,12 +21,12 @@ from filelock import FileLock
 from safetensors.torch import save_file
 from torch import Tensor
 
-from blast_compile import folders, tensor_files
+from blast_compile.base import folders, tensor_files
+from blast_compile.base.errors import CheckpointError
+from blast_compile.base.log import warn_once
 from blast_compile.checkpoint import header
 from blast_compile.checkpoint.header import Header
 from blast_compile.checkpoint.record import Record
-from blast_compile.errors import CheckpointError
-from blast_compile.log import warn_once
 
 _TEMPORARY, _LOCK = ".saving-", ".saving.lock"
 _MOST_WAIT_S = 60.0  # a folder is changed by renaming alone, in milliseconds

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from blast_compile.layers import SparseLayer
+from blast_compile.layers.layer import SparseLayer
 
 
 @dataclass

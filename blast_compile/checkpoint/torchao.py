@@ -15,11 +15,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from blast_compile import folders, layout, tensor_files
+from blast_compile.base import folders, tensor_files
+from blast_compile.base.errors import CheckpointError
+from blast_compile.base.models import check_model
 from blast_compile.checkpoint.assign import Loaded, assign_, plain_class
 from blast_compile.checkpoint.record import Form, Record
-from blast_compile.errors import CheckpointError
-from blast_compile.wrappers import check_model
+from blast_compile.masks import layout
 
 Model = TypeVar("Model", bound=nn.Module)
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from blast_compile.base.errors import BlastError
 from blast_compile.commands.options import Json, num_bytes, seconds
 from blast_compile.commands.output import errors_as_messages, fail, show, show_json, tell
-from blast_compile.errors import BlastError
 
 if TYPE_CHECKING:
-    from blast_compile.inventory import Entry
+    from blast_compile.kernels.store.inventory import Entry
 
 app = typer.Typer(help="Show the store of compiled kernels, verify it, and remove what is old.")
 
@@ -22,7 +22,7 @@ def summary(context: typer.Context, json: Json = False) -> None:
     """Show how much the store holds."""
     if context.invoked_subcommand is not None:
         return
-    from blast_compile.store import Store
+    from blast_compile.kernels.store.store import Store
 
     with errors_as_messages():
         report = Store.default().report()
@@ -44,8 +44,8 @@ def summary(context: typer.Context, json: Json = False) -> None:
 @app.command("list")
 def list_(json: Json = False) -> None:
     """List every entry, the oldest first."""
-    from blast_compile import inventory
-    from blast_compile.store import Store
+    from blast_compile.kernels.store import inventory
+    from blast_compile.kernels.store.store import Store
 
     with errors_as_messages():
         found = inventory.entries(Store.default())
@@ -55,8 +55,8 @@ def list_(json: Json = False) -> None:
 @app.command()
 def verify(json: Json = False) -> None:
     """Compare every file with its hash; exit with 1 if one is damaged. Damaged entries are made again when needed."""
-    from blast_compile import inventory
-    from blast_compile.store import Store
+    from blast_compile.kernels.store import inventory
+    from blast_compile.kernels.store.store import Store
 
     with errors_as_messages():
         found = list(inventory.verify(Store.default()))
@@ -83,8 +83,8 @@ def prune(
     json: Json = False,
 ) -> None:
     """Remove entries by age and size."""
-    from blast_compile import inventory
-    from blast_compile.store import Store
+    from blast_compile.kernels.store import inventory
+    from blast_compile.kernels.store.store import Store
 
     if older_than is None and max_size is None:
         raise typer.BadParameter("expected --older-than, --max-size or both, got neither; `cache clear` removes all")
@@ -107,7 +107,7 @@ def clear(
     """Remove every stored kernel."""
     import shutil
 
-    from blast_compile.store import Store
+    from blast_compile.kernels.store.store import Store
 
     with errors_as_messages():
         store = Store.default()
@@ -146,8 +146,8 @@ def _show(found: list[Entry], json: bool) -> None:
 def _kernel(entry: Entry) -> str:
     """What the source computes, in a few words: its spec, target and what differs from the default config."""
     from blast_compile.codegen import spec_text
-    from blast_compile.codegen.cpp_config import default_config
-    from blast_compile.tuning.configs import difference
+    from blast_compile.codegen.cpp.config import default_config
+    from blast_compile.kernels.plans.config_text import difference
 
     if not entry.head:
         return ""

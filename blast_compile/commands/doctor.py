@@ -12,7 +12,7 @@ from blast_compile.commands.output import show_json
 
 def doctor(json: Json = False) -> None:
     """Show what this machine offers (compilers, processor, GPUs, versions, store) and what to fix; exit with 1 then."""
-    from blast_compile.doctor import examine  # imports torch
+    from blast_compile.report.doctor import examine  # imports torch
 
     findings = list(examine())
     if json:

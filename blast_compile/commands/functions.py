@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from blast_compile.errors import OptionsError
+from blast_compile.base.errors import OptionsError
 
 _BETWEEN = (str(Path(__file__).parent), "<frozen importlib", importlib.__file__)  # us and the user's code
 

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blast_compile.calls import tokens_of
+from blast_compile.backend.capture import watch
+from blast_compile.base.errors import OptionsError
+from blast_compile.base.inputs import arguments_of
 from blast_compile.commands import functions
-from blast_compile.errors import OptionsError
-from blast_compile.inputs import arguments_of
-from blast_compile.layers import SparseLayer
-from blast_compile.report.watch import watch
+from blast_compile.layers.layer import SparseLayer
+from blast_compile.ops.call import tokens_of
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments."""

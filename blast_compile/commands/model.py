@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from blast_compile.base.errors import BlastError, OptionsError
 from blast_compile.checkpoint import load_model
 from blast_compile.commands import functions
 from blast_compile.commands.inputs import Arguments, of_function, of_transformers, tokens_in
 from blast_compile.commands.options import ModelChoice
 from blast_compile.commands.output import tell
-from blast_compile.errors import BlastError, OptionsError
-from blast_compile.layers import SparseLayer
-from blast_compile.packing import pack_
-from blast_compile.surgery import BlockSparse, sparsify_
+from blast_compile.layers.layer import SparseLayer
+from blast_compile.layers.pack import pack_
+from blast_compile.layers.sparsify import BlockSparse, sparsify_
 
 _FORMS = "a folder of transformers, a config.json, or module:function"
 
@@ -111,7 +111,7 @@ def _config_path(choice: ModelChoice) -> Path | None:
 
 def _from_pretrained(folder: Path) -> nn.Module:
     transformers = _transformers()
-    importlib.import_module("blast_compile.integrations.transformers")  # which reads sparse layers
+    importlib.import_module("blast_compile.layers.integrations.transformers")  # which reads sparse layers
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
         model: nn.Module = _class_of(config).from_pretrained(folder, dtype="auto")

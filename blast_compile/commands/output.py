@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from blast_compile.errors import BlastError
+from blast_compile.base.errors import BlastError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

@@ -36,7 +36,7 @@ def report(
     from blast_compile.commands.model import load
     from blast_compile.report.data import as_json
     from blast_compile.report.gather import Effort, gather
-    from blast_compile.report.html import html as page_of
+    from blast_compile.report.page.html import html as page_of
     from blast_compile.report.pictures import masks_of
     from blast_compile.report.terminal import tables
 

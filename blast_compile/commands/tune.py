@@ -21,7 +21,7 @@ from blast_compile.commands.options import (
 from blast_compile.commands.output import INTERRUPTED, errors_as_messages, fail, show, show_json, status, tell
 
 if TYPE_CHECKING:
-    from blast_compile.tuner import TuneReport
+    from blast_compile.backend.tune import TuneReport
 
 
 @takes_model
@@ -44,8 +44,8 @@ def tune(
     """Measure configurations of a model's kernels and keep the best; Ctrl-C ends it and keeps what was measured."""
     import torch
 
+    from blast_compile.backend.tune import tune as tuned
     from blast_compile.commands.model import load
-    from blast_compile.tuner import tune as tuned
 
     wanted, budget_s = numbers(tokens), seconds(budget)
     use_threads(threads)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from blast_compile import select
-from blast_compile.layers import SparseLayer, dense_weight
-from blast_compile.mask import BlockMask
+from blast_compile.layers import targets
+from blast_compile.layers.layer import SparseLayer, dense_weight
+from blast_compile.masks.mask import BlockMask
 from blast_compile.report import limits, names, quantities
 from blast_compile.report.data import DenseEntry, Memory, OpEntry, SparseEntry
 from blast_compile.report.explanation import LayerRow
@@ -66,9 +66,9 @@ def sparse_entry(row: LayerRow, layer: SparseLayer, op: str) -> SparseEntry:
 
 def dense_entries(model: nn.Module) -> Iterator[DenseEntry]:
     """Dense linear layers; those that differ in the first number of their names alone are one entry."""
-    reasons = select.reasons_to_leave(model)
+    reasons = targets.reasons_to_leave(model)
     groups: dict[tuple[str, torch.Size, str], list[tuple[str, nn.Module]]] = {}
-    for name, layer in select.linear_layers(model):
+    for name, layer in targets.linear_layers(model):
         if not isinstance(layer, SparseLayer):
             reason = reasons.get(name) or _why_dense(layer)
             key = (names.without_number(name), dense_weight(layer).shape, reason)

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from blast_compile import launch, sizes
-from blast_compile.errors import LayerError
-from blast_compile.layers import SparseLayer
+from blast_compile.backend import sizes
+from blast_compile.backend.capture import watch
+from blast_compile.backend.recorder import GraphRun
+from blast_compile.base.errors import LayerError
+from blast_compile.base.models import bare
+from blast_compile.layers.layer import SparseLayer
+from blast_compile.ops.products import launch
 from blast_compile.passes.survey import FoundOp
 from blast_compile.report.explanation import Explanation, LayerRow
-from blast_compile.report.recorder import GraphRun
-from blast_compile.report.watch import watch
-from blast_compile.wrappers import bare
 
 _NOT_SEEN = "no captured graph holds it: the run did not reach it, or reached it outside torch.compile"
 

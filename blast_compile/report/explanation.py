@@ -12,7 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from blast_compile.layout import Block
+from blast_compile.masks.layout import Block
 from blast_compile.passes.vocabulary import Kind
 from blast_compile.report import names
 

@@ -10,9 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from blast_compile import plans
-from blast_compile.codegen import cpp
-from blast_compile.layers import SparseLayer
+from blast_compile.codegen.cpp.config import default_config
+from blast_compile.kernels.plans.config_text import difference
+from blast_compile.kernels.plans.problem import Problem
+from blast_compile.kernels.plans.record import Record
+from blast_compile.layers.layer import SparseLayer
+from blast_compile.ops import plan
 from blast_compile.report import entries, limits
 from blast_compile.report.data import (
     Measurement,
@@ -25,10 +28,7 @@ from blast_compile.report.doubts import doubts
 from blast_compile.report.explainer import observe
 from blast_compile.report.measure import DENSE, time_sites, timed_sites
 from blast_compile.report.sites import Site, sites_of
-from blast_compile.tuning.configs import difference
 from blast_compile.tuning.devices import Device
-from blast_compile.tuning.problem import Problem
-from blast_compile.tuning.records import Record
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def _measured(
         problem = limits.problem_of(sites, timed.tokens)
         assert isinstance(problem, Problem)
         config, known = limits.chosen_config(problem), limits.limits_of(problem, device)
-        kernel = plans.plan_of(sites[0].kind, sites[0].arguments()).at(timed.tokens)
+        kernel = plan.plan_of(sites[0].kind, sites[0].arguments()).at(timed.tokens)
         yield Measurement(
             op=op.id,
             tokens=timed.tokens,
@@ -137,7 +137,7 @@ def _trials(op: OpEntry, sites: Sequence[Site], tokens: Sequence[int]) -> Iterat
                 op=op.id,
                 tokens=M,
                 config=record.config,
-                change=difference(record.config, cpp.default_config(problem.spec)),
+                change=difference(record.config, default_config(problem.spec)),
                 outcome=record.outcome,
                 reason=record.reason or _why_lost(record),
                 median_us=record.median_us,

@@ -9,18 +9,21 @@ from typing import Literal
 
 import torch
 
-from blast_compile import plans
-from blast_compile.codegen import cpp
-from blast_compile.errors import StoreError
+from blast_compile.base import processor
+from blast_compile.base.errors import StoreError
+from blast_compile.base.version import __version__
+from blast_compile.codegen.cpp.config import default_config
+from blast_compile.kernels.plans import lookup
+from blast_compile.kernels.plans.config_text import Config
+from blast_compile.kernels.plans.database import Database
+from blast_compile.kernels.plans.problem import Problem
+from blast_compile.kernels.plans.record import Record
+from blast_compile.ops import plan
 from blast_compile.report.data import Machine
 from blast_compile.report.sites import Site
-from blast_compile.tuning import cost, processor, records, serving
-from blast_compile.tuning.configs import Config
-from blast_compile.tuning.database import Database
+from blast_compile.tuning import cost
 from blast_compile.tuning.devices import Device
 from blast_compile.tuning.machine import this_cpu
-from blast_compile.tuning.problem import Problem
-from blast_compile.version import __version__
 
 Bound = Literal["memory", "arithmetic"]
 
@@ -54,7 +57,7 @@ def problem_of(sites: Sequence[Site], tokens: int) -> Problem | str:
     device = first.layers[0].weight_operand().device.type
     if device != "cpu":
         return f"it is on {device}, and only CPUs are timed here; `python benchmarks/gpu.py` times GPUs"
-    spec = plans.spec_of(first.kind, first.arguments(), processor.cpu_target())
+    spec = plan.spec_of(first.kind, first.arguments(), processor.cpu_target())
     if isinstance(spec, str):
         return spec
     masks = [layer.mask for site in sites for layer in site.layers]
@@ -79,9 +82,9 @@ def limits_of(problem: Problem, device: Device) -> Limits:
 
 def chosen_config(problem: Problem) -> Config:
     """The configuration that a call runs with: a tuned one, or the default."""
-    served = serving.ranges(problem.spec, problem.shapes, problem.tokens, lambda: problem.density)
+    served = lookup.ranges(problem.spec, problem.shapes, problem.tokens, lambda: problem.density)
     tuned = next((config for most, config in served if problem.tokens <= most), None)
-    return tuned or cpp.default_config(problem.spec)
+    return tuned or default_config(problem.spec)
 
 
 def predicted_us(problem: Problem, config: Config, device: Device) -> float:
@@ -89,7 +92,7 @@ def predicted_us(problem: Problem, config: Config, device: Device) -> float:
     return 1e6 * cost.predict(problem, config, device)
 
 
-def records_of(problem: Problem) -> list[records.Record]:
+def records_of(problem: Problem) -> list[Record]:
     """What tuning tried for a problem's bucket on this machine, the fastest first, refused ones last."""
     try:
         database = Database.default()

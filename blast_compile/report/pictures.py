@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor, nn
 
-from blast_compile.errors import BlastError, LayerError, OptionsError
-from blast_compile.layers import SparseLayer
+from blast_compile.base.errors import BlastError, LayerError, OptionsError
+from blast_compile.layers.layer import SparseLayer
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,12 +9,12 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from blast_compile import reference
-from blast_compile.calls import Call, write_call
+from blast_compile.backend.recorder import GraphRun
 from blast_compile.codegen.spec import Activation, Op
-from blast_compile.layers import SparseLayer
-from blast_compile.ops import ABI
-from blast_compile.report.recorder import GraphRun
+from blast_compile.layers.layer import SparseLayer
+from blast_compile.ops.call import Call, write_call
+from blast_compile.ops.products import reference
+from blast_compile.ops.register import ABI
 
 _PARTS = "its layers are parts of larger ones, split in the graph"
 

@@ -10,9 +10,10 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from blast_compile import compat, forms
-from blast_compile.errors import BuildError, LayerError
-from blast_compile.layers import MaskedLayer, PackedLayer
+from blast_compile.base import compat
+from blast_compile.base.errors import BuildError, LayerError
+from blast_compile.layers import forms
+from blast_compile.layers.layer import MaskedLayer, PackedLayer
 from blast_compile.tuning.timing import Timing, interleaved
 
 Candidate = Literal["eager", "inductor", "blast"]

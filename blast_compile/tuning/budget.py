@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from blast_compile.errors import OptionsError
+from blast_compile.base.errors import OptionsError
 
 
 class BudgetSpentError(Exception):

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blast_compile import reference
-from blast_compile.calls import Call, write_call
-from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.codegen.cpp.config import CpuConfig
 from blast_compile.codegen.spec import Op
-from blast_compile.tuning.pinned import PinnedConfig, pin
+from blast_compile.kernels.plans.pinned import PinnedConfig, pin
+from blast_compile.ops.call import Call, write_call
+from blast_compile.ops.products import reference
 
 
 def sparse_op(op: Op, call: Call, config: CpuConfig) -> Callable[[], Tensor]:

@@ -15,12 +15,12 @@ from functools import cache
 
 import sympy
 
-from blast_compile import layout
-from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.codegen.cpp.config import CpuConfig
+from blast_compile.kernels.plans.config_text import Config
+from blast_compile.kernels.plans.problem import Problem
+from blast_compile.masks import layout
 from blast_compile.tuning import cost_cpu
-from blast_compile.tuning.configs import Config
 from blast_compile.tuning.devices import Device
-from blast_compile.tuning.problem import Problem
 
 M, N, K, n, R, bn, bk, x, w = sympy.symbols("M N K n R b_n b_k x w", positive=True)
 INDEX_BYTES = 4

@@ -14,9 +14,9 @@ from functools import cache
 import sympy
 from sympy import Max
 
-from blast_compile.codegen.cpp_config import VECTOR_LENGTHS, CpuConfig, can_split, is_direct, isa_of, output_edge
+from blast_compile.codegen.cpp.config import VECTOR_LENGTHS, CpuConfig, can_split, is_direct, isa_of, output_edge
+from blast_compile.kernels.plans.problem import Problem
 from blast_compile.tuning.devices import Device
-from blast_compile.tuning.problem import Problem
 
 m, v, c, p, T = sympy.symbols("m v c p T", positive=True)
 step_over_ideal = Max(1, (m + p * v) / (m * v), 8 / (m * v * c))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.codegen.cpp.config import CpuConfig
 from blast_compile.tuning.fragments import Choice
 from blast_compile.tuning.space import Space
 

@@ -11,14 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import get_args
 
-from blast_compile import folders
+from blast_compile.base import folders
+from blast_compile.base.errors import BuildError
+from blast_compile.base.log import logger
+from blast_compile.base.processor import cpu_target, device_name, l2_bytes, l3_bytes
 from blast_compile.codegen.spec import Dtype
-from blast_compile.errors import BuildError
-from blast_compile.log import logger
-from blast_compile.tuning import probe
+from blast_compile.kernels.plans.record import digest
+from blast_compile.tuning import measure_machine
 from blast_compile.tuning.devices import Device
-from blast_compile.tuning.processor import cpu_target, device_name, l2_bytes, l3_bytes
-from blast_compile.tuning.records import digest
 
 # Where nothing can be measured: a core of 2015. It ranks configurations as well as any other figure would.
 _UNMEASURED_RATE, _UNMEASURED_BANDWIDTH = 5e10, 1e10
@@ -53,8 +53,8 @@ def _this_cpu(name: str, threads: int) -> Device:
 def _measured(name: str, threads: int) -> Device:
     caches, memory = (l2_bytes(), l3_bytes()), os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     try:
-        rates = {dtype: probe.rate(dtype, threads) for dtype in get_args(Dtype)}
-        bandwidth, source = probe.bandwidth(threads), _MEASURED
+        rates = {dtype: measure_machine.rate(dtype, threads) for dtype in get_args(Dtype)}
+        bandwidth, source = measure_machine.bandwidth(threads), _MEASURED
     except (BuildError, OSError) as error:
         logger.info("the machine is not measured: %s", error)
         rates = dict.fromkeys(get_args(Dtype), threads * _UNMEASURED_RATE)

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from blast_compile import kernels, plans
-from blast_compile.calls import read_call, shapes_of, tokens_of
+from blast_compile.base import processor
+from blast_compile.base.errors import BlastError
 from blast_compile.codegen.spec import Op
-from blast_compile.errors import BlastError
-from blast_compile.tuning import processor
-from blast_compile.tuning.problem import Problem
+from blast_compile.kernels import cpu
+from blast_compile.kernels.plans.problem import Problem
+from blast_compile.ops import plan
+from blast_compile.ops.call import read_call, shapes_of, tokens_of
 
 _GRADIENTS: tuple[Op, ...] = ("input_grad", "weight_grad")
 _UNKNOWN_DENSITY = 0.5  # of a masked layer whose index has no values to read
@@ -32,13 +33,13 @@ def problem_of(op: Op, arguments: Sequence[Any], indices: Sequence[Tensor | None
     if len(known) == len(call.layers):
         layers = zip(call.layers, known, strict=True)
         call = call._replace(layers=tuple((weight, index, bias) for (weight, _, bias), index in layers))
-    spec = plans.spec_of(op, call, processor.cpu_target())
+    spec = plan.spec_of(op, call, processor.cpu_target())
     if isinstance(spec, str):
         return spec
-    kernel = kernels.kernel_for(spec)
+    kernel = cpu.kernel_for(spec)
     if kernel.run is None:
         return kernel.reason
-    density = plans.density_of(op, call)
+    density = plan.density_of(op, call)
     return Problem(
         spec=spec,
         shapes=shapes_of(op, call),

@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from blast_compile.codegen.cpp import CpuConfig
+from blast_compile.codegen.cpp.config import CpuConfig
 from blast_compile.tuning.guided import guided
 from blast_compile.tuning.space import Space
 

@@ -16,22 +16,22 @@ from typing import Literal
 
 import torch
 
-from blast_compile import kernels
-from blast_compile.codegen.cpp import CpuConfig
-from blast_compile.errors import TuningError
-from blast_compile.kernel import Kernel
-from blast_compile.log import debug
+from blast_compile.base.errors import TuningError
+from blast_compile.base.log import debug
+from blast_compile.base.version import __version__
+from blast_compile.codegen.cpp.config import CpuConfig
+from blast_compile.kernels import cpu
+from blast_compile.kernels.kernel import Kernel
+from blast_compile.kernels.plans.database import Database
+from blast_compile.kernels.plans.locks import locked
+from blast_compile.kernels.plans.problem import Problem
+from blast_compile.kernels.plans.record import Record, now
 from blast_compile.tuning import cost
 from blast_compile.tuning.budget import Budget, BudgetSpentError
-from blast_compile.tuning.database import Database
-from blast_compile.tuning.locks import locked
 from blast_compile.tuning.machine import this_cpu
-from blast_compile.tuning.problem import Problem
-from blast_compile.tuning.records import Record, now
 from blast_compile.tuning.space import Space
 from blast_compile.tuning.timing import Timing, rounds_of
 from blast_compile.tuning.workload_gradient import workload_of
-from blast_compile.version import __version__
 
 Progress = Callable[[str], None]
 _COMPILERS = 2
@@ -152,7 +152,7 @@ class Session:
         return kernel
 
     def _compiled(self, config: CpuConfig) -> Kernel:
-        return kernels.kernel_for(self.problem.spec, None if config == self.space.default else config)
+        return cpu.kernel_for(self.problem.spec, None if config == self.space.default else config)
 
     def _timed(
         self, calls: dict[CpuConfig | str, Callable[[], object]], rounds: int, seconds: float

@@ -8,11 +8,10 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Any
 
-from blast_compile.codegen import cpp
-from blast_compile.codegen.cpp_config import CpuConfig, can_split, why_impossible
+from blast_compile.codegen.cpp.config import CpuConfig, can_split, default_config, is_direct, why_impossible
+from blast_compile.kernels.plans.problem import Problem
 from blast_compile.tuning.cost_cpu import num_rows, shares_tokens
 from blast_compile.tuning.fragments import Choice, Fragment, Integer, PowerOfTwo
-from blast_compile.tuning.problem import Problem
 
 _KIB = 1024
 _OF_WEIGHT_GRADS = ("token_tile", "vectors", "unroll", "threads")
@@ -66,7 +65,7 @@ class Space:
 
 def space_of(problem: Problem) -> Space:
     """The search space of a CPU problem."""
-    default = cpp.default_config(problem.spec)
+    default = default_config(problem.spec)
     fragments: dict[str, Fragment] = {
         "token_tile": Integer(default.token_tile, 4, default.token_tile + 2, 2),
         "vectors": PowerOfTwo(default.vectors, 1, 4),
@@ -93,7 +92,7 @@ def reason_against(problem: Problem, config: CpuConfig) -> str:
     """Why a config is not tried: it cannot run, or gains nothing over another; empty where nothing is against it."""
     if reason := why_impossible(problem.spec, config):
         return reason
-    default = cpp.default_config(problem.spec)
+    default = default_config(problem.spec)
     for name, why in _idle(problem, config):
         if getattr(config, name) != getattr(default, name):
             return f"{name} gains nothing: {why}"
@@ -107,14 +106,14 @@ def _idle(problem: Problem, config: CpuConfig) -> Iterator[tuple[str, str]]:
         if problem.threads == 1:
             yield "threads", "there is one thread"
         return
-    default = cpp.default_config(problem.spec)
+    default = default_config(problem.spec)
     tokens, threads = problem.tokens, min(problem.threads, config.threads or problem.threads)
     shared = shares_tokens(problem, config, threads)
     usual = shares_tokens(problem, replace(config, share="auto"), threads)
     whole = shares_tokens(problem, replace(config, split=1), threads)
     for name, is_idle, why in (
-        ("prefetch_bytes", not cpp.is_direct(problem.spec), "gathered blocks are fetched by fetch_ahead"),
-        ("fetch_ahead", cpp.is_direct(problem.spec), "blocks are read where they lie"),
+        ("prefetch_bytes", not is_direct(problem.spec), "gathered blocks are fetched by fetch_ahead"),
+        ("fetch_ahead", is_direct(problem.spec), "blocks are read where they lie"),
         ("share", shared == usual, "auto does the same"),
         ("share_tokens", not shared, "threads share block rows"),
         ("task_bytes", shared, "threads share tokens"),

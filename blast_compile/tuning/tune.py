@@ -14,12 +14,12 @@ from typing import Literal
 
 import torch
 
-from blast_compile.errors import TuningError
+from blast_compile.base.errors import TuningError
+from blast_compile.kernels.plans.database import Database
+from blast_compile.kernels.plans.locks import BusyError, locked
+from blast_compile.kernels.plans.problem import Problem
+from blast_compile.kernels.plans.record import Record, now
 from blast_compile.tuning.budget import Budget, BudgetSpentError
-from blast_compile.tuning.database import Database
-from blast_compile.tuning.locks import BusyError, locked
-from blast_compile.tuning.problem import Problem
-from blast_compile.tuning.records import Record, now
 from blast_compile.tuning.search import SEARCHES, SearchName
 from blast_compile.tuning.session import Progress, Session
 from blast_compile.tuning.space import Space, space_of

@@ -11,16 +11,17 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from blast_compile import layout, reference
-from blast_compile.calls import Call, Tensors, layers_of, write_call
-from blast_compile.codegen.cpp import CpuConfig
-from blast_compile.errors import TuningError
-from blast_compile.kernel import Kernel
-from blast_compile.plans import constants_of
-from blast_compile.running import kernel_numbers
+from blast_compile.base.errors import TuningError
+from blast_compile.base.processor import l3_bytes
+from blast_compile.codegen.cpp.config import CpuConfig
+from blast_compile.kernels.kernel import Kernel
+from blast_compile.kernels.plans.problem import Problem
+from blast_compile.masks import layout
+from blast_compile.ops.call import Call, Tensors, layers_of, write_call
+from blast_compile.ops.plan import constants_of
+from blast_compile.ops.products import reference
+from blast_compile.ops.products.cpu import kernel_numbers
 from blast_compile.tuning.called import dense_op, sparse_op
-from blast_compile.tuning.problem import Problem
-from blast_compile.tuning.processor import l3_bytes
 
 _TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MOST_COPIES, _NUM_ROWS = 64, 12

@@ -10,13 +10,13 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from blast_compile import reference
-from blast_compile.calls import layer_of_weight_grad
-from blast_compile.codegen.cpp import CpuConfig
-from blast_compile.plans import constants_of
-from blast_compile.running import weight_grad_numbers
+from blast_compile.codegen.cpp.config import CpuConfig
+from blast_compile.kernels.plans.problem import Problem
+from blast_compile.ops.call import layer_of_weight_grad
+from blast_compile.ops.plan import constants_of
+from blast_compile.ops.products import reference
+from blast_compile.ops.products.cpu import weight_grad_numbers
 from blast_compile.tuning.called import sparse_weight_grad
-from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.workload import Copy, Workload, run_all
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from blast_compile import bundles, env, launch
+from blast_compile.base import env
+from blast_compile.kernels import bundles
+from blast_compile.ops.products import launch
 from tests.aot.models import build_net
 
 

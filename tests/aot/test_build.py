@@ -15,17 +15,17 @@ import torch
 from torch import nn
 
 import blast_compile as blast
-from blast_compile import bundles, compat, env, kernels
 from blast_compile.aot import BuildReport, Bundle, build, package
 from blast_compile.aot.builder import Request, make
 from blast_compile.aot.folder import write
 from blast_compile.aot.needs import default_inputs, needs
-from blast_compile.bundles import Contents
-from blast_compile.codegen import build as compilers
+from blast_compile.backend.bundle import use_bundle
+from blast_compile.base import compat, env, processor
+from blast_compile.base.errors import BuildError, BundleError, LayerError, TargetError
+from blast_compile.codegen.cpp import build as compilers
 from blast_compile.codegen.spec import Op
-from blast_compile.errors import BuildError, BundleError, LayerError, TargetError
-from blast_compile.serve import use_bundle
-from blast_compile.tuning import processor
+from blast_compile.kernels import bundles, cpu
+from blast_compile.kernels.bundles import Contents
 from tests.aot.models import Net, build_net, packed_net
 from tests.families import FAMILIES, sparse
 
@@ -110,7 +110,7 @@ def test_a_lesser_instruction_set_serves_a_better_machine(tmp_path: Path, monkey
     (need, *_) = needs(packed_net(), (torch.zeros(2, 64),), {})
     spec = need.spec_on(processor.cpu_target())
     assert not isinstance(spec, str)
-    assert kernels.kernel_for(spec).name.startswith("c++ portable ")
+    assert cpu.kernel_for(spec).name.startswith("c++ portable ")
     assert bundles.find(spec, config="CpuConfig()") is None
 
 

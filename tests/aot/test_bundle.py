@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from blast_compile import bundles
-from blast_compile.bundles import Artifact, Bundle, Contents
-from blast_compile.bundles import format as manifests
-from blast_compile.bundles.format import MANIFEST
+from blast_compile.backend.bundle import use_bundle
+from blast_compile.backend.options import BackendOptions
+from blast_compile.base import processor
+from blast_compile.base.errors import BundleError, OptionsError
 from blast_compile.codegen.spec import Epilogue, Spec
-from blast_compile.errors import BundleError, OptionsError
-from blast_compile.options import BackendOptions
-from blast_compile.serve import use_bundle
-from blast_compile.tuning import processor
+from blast_compile.kernels import bundles
+from blast_compile.kernels.bundles import Artifact, Bundle, Contents
+from blast_compile.kernels.bundles import format as manifests
+from blast_compile.kernels.bundles.format import MANIFEST
 
 SPEC = Spec("linear", "float32", "float32", (32, 32), (Epilogue("gelu", bias=True),), "packed", "cpu:avx2")
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blast_compile.bundles import Artifact, Contents, LauncherFile, Skipped
-from blast_compile.bundles import format as manifests
-from blast_compile.bundles.format import MANIFEST, Fingerprint
 from blast_compile.codegen.spec import Epilogue, Spec
+from blast_compile.kernels.bundles import Artifact, Contents, LauncherFile, Skipped
+from blast_compile.kernels.bundles import format as manifests
+from blast_compile.kernels.bundles.format import MANIFEST, Fingerprint
 
 WORDS = st.text(max_size=8)
 SPECS = st.builds(

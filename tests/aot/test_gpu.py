@@ -17,7 +17,7 @@ from blast_compile.aot.compilers import compile_all
 from blast_compile.aot.gpu_pool import GpuPool
 from blast_compile.aot.jobs import Job, plan_jobs
 from blast_compile.aot.needs import needs
-from blast_compile.errors import BuildError
+from blast_compile.base.errors import BuildError
 from tests.aot.models import masked_net, packed_net
 
 pytest.importorskip("triton")
@@ -93,10 +93,10 @@ import sys
 import torch
 import triton
 from triton.runtime.jit import MockTensor
-from blast_compile.bundles import Bundle
+from blast_compile.kernels.bundles import Bundle
 from blast_compile.codegen.spec import Epilogue, Spec
 from blast_compile.gpu import kernels, prebuilt
-from blast_compile.serve import use_bundle
+from blast_compile.backend.bundle import use_bundle
 
 class Driver:
     def get_current_device(self):

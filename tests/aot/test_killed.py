@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from blast_compile import manifest
 from blast_compile.aot import Bundle
+from blast_compile.kernels.store import manifest
 from tests.aot.models import build_net
 
 NUM_KILLS = 50

@@ -13,10 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blast_compile import env
 from blast_compile.aot import load_package, package
-from blast_compile.codegen import build as compilers
-from blast_compile.errors import BuildError, BundleError, TargetError
+from blast_compile.base import env
+from blast_compile.base.errors import BuildError, BundleError, TargetError
+from blast_compile.codegen.cpp import build as compilers
 from tests.aot.models import packed_net
 
 # torch's own, as it copies a specification of its arguments

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from blast_compile.bundles import Bundle
+from blast_compile.kernels.bundles import Bundle
 from tests.aot.models import build_net
 
 CLEARER = """
 import sys, time
 from pathlib import Path
-from blast_compile.store import Store
+from blast_compile.kernels.store.store import Store
 store, removed = Store(Path(sys.argv[1])), 0
 print("ready", flush=True)
 while not Path(sys.argv[2]).exists():

@@ -14,13 +14,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from blast_compile import objects, ops, plans
 from blast_compile.aot.jobs import Job
 from blast_compile.aot.stable_ops import key_of, link
-from blast_compile.calls import read_call
-from blast_compile.codegen import cpp
-from blast_compile.errors import BuildError
-from blast_compile.tuning import processor
+from blast_compile.base import processor
+from blast_compile.base.errors import BuildError
+from blast_compile.codegen.cpp.config import default_config
+from blast_compile.codegen.cpp.generate import generate
+from blast_compile.kernels import shared_objects
+from blast_compile.ops import plan, register
+from blast_compile.ops.call import read_call
 from tests.op_cases import FORMS, Call, Case, make_call
 from tests.op_cases import OPS as FORWARD
 
@@ -73,9 +75,9 @@ assert not [name for name in sys.modules if name.startswith("blast")]
 
 def job(call: Call) -> Job:
     arguments = read_call(call.case.op, call.args[:-1])
-    spec: Any = plans.spec_of(call.case.op, arguments, processor.cpu_target())
-    config = cpp.default_config(spec)
-    return Job(spec, config, cpp.generate(spec, config), (1,))
+    spec: Any = plan.spec_of(call.case.op, arguments, processor.cpu_target())
+    config = default_config(spec)
+    return Job(spec, config, generate(spec, config), (1,))
 
 
 def test_a_process_without_this_package(tmp_path: Path) -> None:
@@ -97,7 +99,7 @@ def test_a_process_without_this_package(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("empty_store")
 def test_what_another_process_prunes_before_it_is_linked_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, removed = objects.made, list[Path]()
+    made, removed = shared_objects.made, list[Path]()
 
     def with_prune(key: Any, source: Any, what: str) -> Path:
         if what.startswith("the operators") and not removed:
@@ -106,7 +108,7 @@ def test_what_another_process_prunes_before_it_is_linked_is_made_again(monkeypat
                 shutil.rmtree(entry)
         return made(key, source, what)
 
-    monkeypatch.setattr(objects, "made", with_prune)
+    monkeypatch.setattr(shared_objects, "made", with_prune)
     assert link([job(make_call(CASES[1], (2, 3)))], workers=1).startswith(b"\x7fELF")
     assert len(removed) == 1
     assert removed[0].exists()
@@ -127,10 +129,10 @@ def test_keys_tell_calls_apart() -> None:
 def test_gradients_alone_are_refused() -> None:
     spec = replace(job(make_call(CASES[0], (1,))).spec, op="input_grad", epilogues=())
     with pytest.raises(BuildError, match="expected CPU kernels of forward products, got none"):
-        link([Job(spec, cpp.default_config(spec), "", (1,))], workers=1)
+        link([Job(spec, default_config(spec), "", (1,))], workers=1)
 
 
 def test_schemas_are_those_of_the_operators_in_python() -> None:
     for op in FORWARD:
         registered = str(getattr(torch.ops.blast, op).default._schema)
-        assert registered == f"blast::{op}{ops.schema_of(op)}"
+        assert registered == f"blast::{op}{register.schema_of(op)}"

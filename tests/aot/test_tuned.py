@@ -9,17 +9,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from blast_compile import launch
 from blast_compile.aot import build
 from blast_compile.aot.needs import needs
-from blast_compile.codegen import build as compilers
-from blast_compile.codegen import cpp
+from blast_compile.backend.bundle import use_bundle
+from blast_compile.base import processor
+from blast_compile.codegen.cpp import build as compilers
+from blast_compile.codegen.cpp.config import default_config
 from blast_compile.codegen.spec import Spec
-from blast_compile.serve import use_bundle
-from blast_compile.tuning import processor
-from blast_compile.tuning.database import Database
-from blast_compile.tuning.problem import Problem
-from blast_compile.tuning.records import Record
+from blast_compile.kernels.plans.database import Database
+from blast_compile.kernels.plans.problem import Problem
+from blast_compile.kernels.plans.record import Record
+from blast_compile.ops.products import launch
 from tests.aot.models import packed_net
 from tests.plan_folders import keep_plans_in
 
@@ -32,7 +32,7 @@ def add_plan() -> Record:
     (need, *_) = needs(model, (torch.zeros(TOKENS, 64),), {})
     spec = need.spec_on(processor.cpu_target())
     assert isinstance(spec, Spec)
-    config = replace(cpp.default_config(spec), token_tile=4, vectors=1)
+    config = replace(default_config(spec), token_tile=4, vectors=1)
     shapes = ((96, 64), (96, 64), (64, 96))
     problem = Problem(spec, shapes, TOKENS, 0.5, torch.get_num_threads())
     record = Record(problem, repr(config), "chosen", processor.device_name(), median_us=1.0, default_us=2.0)
@@ -67,13 +67,13 @@ def test_plans_go_along(tmp_path: Path, use_plans: Callable[[Path], None], monke
     record = add_plan()
     report = build(packed_net(), torch.zeros(TOKENS, 64), out=tmp_path / "bundle", tokens=(1,), jobs=2)
     configs = [(kernel.config, kernel.tokens) for kernel in report.kernels if kernel.spec == record.problem.spec]
-    default = cpp.default_config(record.problem.spec)
+    default = default_config(record.problem.spec)
     assert configs == [(repr(default), (1,)), (record.config, (TOKENS,))]
 
     use_plans(tmp_path / "untuned")
     monkeypatch.setattr(compilers, "compile_with", lambda *_: pytest.fail("compiled"))
     use_bundle(report.folder)
     assert served_by(TOKENS) == f"c++ {isa} 4x1 (bundle)"
-    monkeypatch.setattr("blast_compile.tuning.serving.device_name", lambda: "another machine")
+    monkeypatch.setattr("blast_compile.kernels.plans.lookup.device_name", lambda: "another machine")
     launch.forget()
     assert served_by(TOKENS) == f"c++ {isa} {default.token_tile}x{default.vectors} (bundle)"

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from benchmarks import candidates, layers
 from benchmarks.commands import app
 from benchmarks.rows import Row, read
-from blast_compile.tuning import probe
+from blast_compile.tuning import measure_machine
 
 TINY_L3_BYTES = 64 * 2**10
 
@@ -34,9 +34,9 @@ def no_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def quick_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Measures what the machine can do in a moment, and so not well."""
-    monkeypatch.setattr(probe, "_STEPS", 2000)
-    monkeypatch.setattr(probe, "_REPEATS", 1)
-    monkeypatch.setattr(probe, "l3_bytes", lambda: 2**20)
+    monkeypatch.setattr(measure_machine, "_STEPS", 2000)
+    monkeypatch.setattr(measure_machine, "_REPEATS", 1)
+    monkeypatch.setattr(measure_machine, "l3_bytes", lambda: 2**20)
 
 
 @pytest.fixture

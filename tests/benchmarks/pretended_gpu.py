@@ -26,8 +26,8 @@ from benchmarks.on_gpu.deadline import Deadline
 from benchmarks.on_gpu.isolated import Work
 from benchmarks.on_gpu.rows import GpuDevice
 from benchmarks.on_gpu.tensors import SparseLayer
-from blast_compile.codegen.triton_space import configs
-from blast_compile.gpu import space
+from blast_compile.codegen.triton.space import configs
+from blast_compile.tuning import gpu_space
 from tests.gpu import interpreted
 
 TINY = cases.Shape("tiny", 96, 64)
@@ -178,7 +178,7 @@ def pretended() -> Iterator[None]:
             (rivals, "RIVALS", rivals.RIVALS | {"stk": _rival}),
             (search, "ProcessPoolExecutor", Here),
             (search, "configs", lambda spec, tokens: list(_configs(spec, tokens))[:3]),
-            (space, "reason_against", lambda *_: ""),
+            (gpu_space, "reason_against", lambda *_: ""),
         ):
             stack.enter_context(patch.object(where, name, value))
         stack.enter_context(patch.dict(cases.SHAPES, {"tiny": TINY}, clear=True))

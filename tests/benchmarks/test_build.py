@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import build, bundle_run
 from benchmarks.rows import Row
-from blast_compile import objects
+from blast_compile.kernels import shared_objects
 
 Call = Callable[..., tuple[str, list[Row]]]
 BUILT = {"seconds": [90.0, 3.0], "kernels": 20, "skipped": 1}
@@ -56,8 +56,8 @@ def test_wrong_results_are_refused(call: Call, answers: dict[str, Any]) -> None:
 
 
 def test_a_first_call_that_compiles_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(objects, "made", objects.made)  # put back behind the test
-    monkeypatch.setattr(bundle_run, "use_bundle", lambda _: objects.compiled("source", (), "a kernel"))
+    monkeypatch.setattr(shared_objects, "made", shared_objects.made)  # put back behind the test
+    monkeypatch.setattr(bundle_run, "use_bundle", lambda _: shared_objects.compiled("source", (), "a kernel"))
     size = {"hidden": 64, "intermediate": 128, "layers": 1, "heads": 2, "kv_heads": 1, "prompt": 4, "decoded": 0}
     with pytest.raises(RuntimeError, match="expected nothing to be compiled, got a kernel"):
         bundle_run.first_calls({"size": size, "bundle": str(tmp_path)})

@@ -12,7 +12,7 @@ from benchmarks import candidates, compile_time
 from benchmarks.candidates import OURS
 from benchmarks.first_call import FirstCall, first_call
 from benchmarks.rows import Row
-from blast_compile.demo.model import Size
+from blast_compile.commands.demo.model import Size
 
 Call = Callable[..., tuple[str, list[Row]]]
 TINY = Size(hidden=64, intermediate=128, layers=1, heads=2, kv_heads=1, prompt=4, decoded=0)

@@ -18,9 +18,9 @@ from benchmarks.on_gpu.rows import GpuDevice, GpuRow
 from benchmarks.on_gpu.tensors import sparse_layers
 from benchmarks.on_gpu.verify import Verdict
 from benchmarks.rows import append
-from blast_compile.codegen.triton import TritonConfig
-from blast_compile.tuning.database import Database
-from blast_compile.tuning.records import Record
+from blast_compile.codegen.triton.config import TritonConfig
+from blast_compile.kernels.plans.database import Database
+from blast_compile.kernels.plans.record import Record
 from blast_compile.tuning.timing import Timing
 from tests.benchmarks.pretended_gpu import Here
 
@@ -31,9 +31,9 @@ DENSE = replace(ROW, candidate="dense", median_us=400.0, dense_us=400.0)
 
 def spoiled(check: Check, how: str) -> Verdict:
     """The verdict on an op that is wrong in one way."""
-    from blast_compile.gpu import products
+    from blast_compile.ops.products import gpu_steps
 
-    forward, calls = products.forward, []
+    forward, calls = gpu_steps.forward, []
 
     def wrong(*arguments: object) -> torch.Tensor:
         y = forward(*arguments)  # type: ignore[arg-type]
@@ -47,11 +47,11 @@ def spoiled(check: Check, how: str) -> Verdict:
             y *= 1.001
         return y
 
-    products.forward = wrong  # type: ignore[assignment]
+    gpu_steps.forward = wrong  # type: ignore[assignment]
     try:
         return verify.verify(check, "cpu")
     finally:
-        products.forward = forward
+        gpu_steps.forward = forward
 
 
 GRADS = ["input_grad", "weight_grad", "hidden_grad", "gated_hidden_grad"]
@@ -207,7 +207,8 @@ def test_lines_that_are_no_rows_are_named_and_nothing_is_merged(
 
 def tuned(tokens: int) -> tuple[list[GpuRow], list[Record], str]:
     """Rows and plans of a tuning whose clock favors two stages, and what the first product then runs with."""
-    from blast_compile.gpu import kernels, space
+    from blast_compile.kernels.gpu import find
+    from blast_compile.tuning import gpu_space
 
     case = cases.Case(cases.Shape("tiny", 96, 64), "gated_mlp", tokens, 0.5, 32, "fp32")
     configs = [TritonConfig(16, 16, 16, num_warps=4, num_stages=stages) for stages in (3, 2)]
@@ -220,21 +221,21 @@ def tuned(tokens: int) -> tuple[list[GpuRow], list[Record], str]:
             found[name] = events.Measured(Timing.of([us, us, us]), True)
         return found
 
-    kernels.forget()
+    find.forget()
     with (
         patch.object(events, "measure", measure),
         patch.object(search, "ProcessPoolExecutor", Here),
         patch.object(search, "configs", lambda *_: iter(configs)),
-        patch.object(space, "reason_against", lambda *_: ""),
+        patch.object(gpu_space, "reason_against", lambda *_: ""),
     ):
         given: list[object] = []
         tuning.Tuner(H100, Deadline.after(100), "cpu").work(case, given.append)
-    kernels.forget()
+    find.forget()
     found = [row for row in given if isinstance(row, GpuRow)]
     records = [record for record in Database.default().records() if record.outcome == "chosen"]
     step = next(record for record in records if record.problem.op == "gated_linear" and record.problem.tokens == tokens)
-    sizes = kernels.Sizes(step.problem.shapes, step.problem.density, step.device)
-    return found, records, repr(kernels.loaded(step.problem.spec, kernels.bucket(tokens), sizes).config)
+    sizes = find.Sizes(step.problem.shapes, step.problem.density, step.device)
+    return found, records, repr(find.loaded(step.problem.spec, find.bucket(tokens), sizes).config)
 
 
 def test_tuning_writes_plans_that_serve(interpreter: ProcessPoolExecutor) -> None:

@@ -11,11 +11,12 @@ from benchmarks.gpu_static.variants import spec_of
 from benchmarks.on_gpu import search
 from benchmarks.on_gpu.deadline import Deadline
 from benchmarks.on_gpu.search import Compilers, Patience, order
-from blast_compile.codegen import triton_cost
 from blast_compile.codegen.spec import Dtype, Op
-from blast_compile.codegen.triton import TritonConfig, configs
-from blast_compile.codegen.triton_cost import Layer
-from blast_compile.gpu import space
+from blast_compile.codegen.triton import cost
+from blast_compile.codegen.triton.config import TritonConfig
+from blast_compile.codegen.triton.cost import Layer
+from blast_compile.codegen.triton.space import configs
+from blast_compile.tuning import gpu_space
 from tests.benchmarks.pretended_gpu import Here
 
 OPS: tuple[Op, ...] = ("linear", "gated_linear")
@@ -31,7 +32,7 @@ def test_all_configs_come_once_the_untuned_first_and_then_winners() -> None:
     assert found[:3] == [everything[0], *winners]
     assert len(found) == len(everything)
     assert set(found) == set(everything)
-    by_cost = triton_cost.by_cost(SPEC, everything[1:], 2048, LAYER)
+    by_cost = cost.by_cost(SPEC, everything[1:], 2048, LAYER)
     first = order(SPEC, 2048, LAYER)[:8]
     assert first[1:3] == by_cost[:2]
     assert len(set(first) & set(by_cost[:8])) < 7, "some come from anywhere"
@@ -57,10 +58,10 @@ def test_few_are_timed_and_the_best_or_nearly_is_found(
     spec = spec_of(op, "packed", "cuda:sm_90", block, BF16)
     layer = Layer((14336 // block, 4096 // block), 0.1)
     ordered = order(spec, tokens, layer)
-    monkeypatch.setattr(triton_cost, "_NEAR_BYTES", near_bytes)
-    monkeypatch.setattr(triton_cost, "_TILE", tile)
+    monkeypatch.setattr(cost, "_NEAR_BYTES", near_bytes)
+    monkeypatch.setattr(cost, "_TILE", tile)
     noise = random.Random(0)
-    times = {c: triton_cost.cycles(spec, c, tokens, layer) * noise.uniform(1.0, 1.1) for c in ordered}
+    times = {c: cost.cycles(spec, c, tokens, layer) * noise.uniform(1.0, 1.1) for c in ordered}
     number, least = timed(ordered, times)
     assert number <= (2 + search._PATIENCE) * search._AT_ONCE
     assert len(ordered) > 2 * number
@@ -80,7 +81,7 @@ def test_batches_carry_verdicts_until_the_deadline() -> None:
     compilers = Compilers()
     with (
         patch.object(search, "ProcessPoolExecutor", Here),
-        patch.object(space, "reason_against", lambda _, config: verdict["is_swapped"] if config.is_swapped else ""),
+        patch.object(gpu_space, "reason_against", lambda _, config: verdict["is_swapped"] if config.is_swapped else ""),
     ):
         batches = list(compilers.batches(SPEC, 16, LAYER, Deadline.after(100)))
         assert not list(compilers.batches(SPEC, 16, LAYER, Deadline.after(-1)))
@@ -89,5 +90,5 @@ def test_batches_carry_verdicts_until_the_deadline() -> None:
     assert all(bool(reason) == config.is_swapped for config, reason in tried)
     winner = tried[9][0]
     compilers.won(SPEC, winner)
-    with patch.object(search, "ProcessPoolExecutor", Here), patch.object(space, "reason_against", lambda *_: ""):
+    with patch.object(search, "ProcessPoolExecutor", Here), patch.object(gpu_space, "reason_against", lambda *_: ""):
         assert next(compilers.batches(SPEC, 16, LAYER, Deadline.after(100)))[1][0] == winner

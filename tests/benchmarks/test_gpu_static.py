@@ -10,7 +10,8 @@ import pytest
 from benchmarks.gpu_static import compare, report, rules
 from benchmarks.gpu_static.facts import Facts, Outcome, measure
 from benchmarks.gpu_static.variants import TARGETS, Variant, ops, variants
-from blast_compile.codegen.triton import TITLES, TritonConfig
+from blast_compile.codegen.triton.config import TritonConfig
+from blast_compile.codegen.triton.generate import TITLES
 
 FACTS = Facts(96, 0, 65536, 2, 25, "shared memory", "wgmma", 100, 101, 4)
 VARIANTS = list(variants())

@@ -8,7 +8,7 @@ import torch
 from benchmarks import layers
 from benchmarks.layers import Stack, dense_stack, num_layers, packed_stack, plain_twin, tensor_bytes
 from benchmarks.problem import Op, Problem
-from blast_compile.tuning.processor import l3_bytes
+from blast_compile.base.processor import l3_bytes
 
 
 def problem(op: Op = "linear", tokens: int = 3, dtype: torch.dtype = torch.float32) -> Problem:

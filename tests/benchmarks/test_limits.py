@@ -8,8 +8,8 @@ import torch
 from benchmarks import limits
 from benchmarks.limits import Limits
 from benchmarks.machine import Machine
-from blast_compile.tuning import probe
-from blast_compile.tuning.processor import l3_bytes
+from blast_compile.base.processor import l3_bytes
+from blast_compile.tuning import measure_machine
 from blast_compile.tuning.timing import interleaved
 
 
@@ -28,13 +28,13 @@ def test_better_of_two_measurements() -> None:
 
 @pytest.mark.usefixtures("two_threads")
 def test_measured_limits_are_sane(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "_STEPS", 20_000)
-    monkeypatch.setattr(probe, "_REPEATS", 2)
+    monkeypatch.setattr(measure_machine, "_STEPS", 20_000)
+    monkeypatch.setattr(measure_machine, "_REPEATS", 2)
     best = limits.measure(2)
     assert 1e8 < best.bytes_per_s < 1e13
     assert 1e8 < best.flops_per_s[torch.float32] < 1e14
     assert best.flops_per_s[torch.bfloat16] > 0.3 * best.flops_per_s[torch.float32]
-    assert 0 < probe.empty_call_us() < 100
+    assert 0 < measure_machine.empty_call_us() < 100
 
 
 def test_machine_is_described() -> None:
@@ -48,5 +48,5 @@ def test_machine_is_described() -> None:
 @pytest.mark.usefixtures("two_threads")
 def test_a_read_takes_time_with_its_bytes() -> None:
     few, many = [torch.ones(1 << 20)], [torch.ones(1 << 20)] * 16
-    timings = interleaved({"few": probe.reader(few, 2), "many": probe.reader(many, 2)}, rounds=9)
+    timings = interleaved({"few": measure_machine.reader(few, 2), "many": measure_machine.reader(many, 2)}, rounds=9)
     assert timings["many"].median_us > 4 * timings["few"].median_us

@@ -16,8 +16,8 @@ from benchmarks.quality.bench import Bench
 from benchmarks.quality.plan import ONE_SHOT, SEEDS, TUNING_SEED, Run, Scale, Trained
 from benchmarks.quality.rows import Quality
 from benchmarks.quality.stats import Interval
-from blast_compile.demo import corpus
-from blast_compile.demo.model import Size
+from blast_compile.commands.demo import corpus
+from blast_compile.commands.demo.model import Size
 
 TINY = Scale(
     Size(hidden=64, intermediate=128, layers=1, heads=1, kv_heads=1, prompt=16, vocabulary=300, tied=True),

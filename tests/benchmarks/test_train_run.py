@@ -10,7 +10,7 @@ import pytest
 from benchmarks import train_run, training
 from benchmarks.rows import Row
 from benchmarks.train_run import Runner
-from blast_compile.sparsify.update import UpdateRecord
+from blast_compile.learning.growing.update import UpdateRecord
 
 Call = Callable[..., tuple[str, list[Row]]]
 TINY = ["--shape", "128x64", "--quick", "--threads", "1", "--tokens", "40", "--block", "4", "--dtype", "fp32"]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import blast_compile as blast
-from blast_compile.errors import CheckpointError
+from blast_compile.base.errors import CheckpointError
 
 
 def test_extra_state_is_refused(tmp_path: Path) -> None:

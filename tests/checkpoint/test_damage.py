@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import blast_compile as blast
+from blast_compile.base.errors import CheckpointError
 from blast_compile.checkpoint.header import NAME, _digest
-from blast_compile.errors import CheckpointError
 from tests.checkpoint.saved import assert_same_state, block_model, header_of, on_meta, shards_in
 from tests.families import FAMILIES
 from tests.models import Block, Mlp, snapshot

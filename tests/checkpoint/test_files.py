@@ -14,9 +14,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 import blast_compile as blast
-from blast_compile import layout
-from blast_compile.layers import SparseLayer
-from blast_compile.probe import attach_probe_
+from blast_compile.layers.layer import SparseLayer
+from blast_compile.layers.probe import attach_probe_
+from blast_compile.masks import layout
 from tests.checkpoint.saved import FORMS, assert_same_state, block_model, header_of, largest_tensor, on_meta, shards_in
 from tests.families import FAMILIES, sparse
 from tests.models import classes, sparse_layer

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import blast_compile as blast
+from blast_compile.base.errors import CheckpointError
 from blast_compile.checkpoint import import_dense, import_torchao
-from blast_compile.errors import CheckpointError
 from tests.checkpoint.saved import block_model, largest_tensor, on_meta
 from tests.families import FAMILIES, dense_twin, output, sparse
 from tests.models import Block, classes, snapshot, sparse_layer

@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import blast_compile as blast
+from blast_compile.base.errors import CheckpointError
 from blast_compile.checkpoint import import_dense
-from blast_compile.errors import CheckpointError
-from blast_compile.layers import PackedLinear
+from blast_compile.layers.layer import PackedLinear
 from tests.checkpoint.saved import FORMS, assert_same_state, block_model, header_of
 from tests.models import Block, sparse_layer
 

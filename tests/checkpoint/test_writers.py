@@ -13,9 +13,9 @@ from filelock import FileLock
 from safetensors.torch import save_file
 
 import blast_compile as blast
+from blast_compile.base.errors import CheckpointError
 from blast_compile.checkpoint import shards
 from blast_compile.checkpoint.header import Header
-from blast_compile.errors import CheckpointError
 from tests.checkpoint.saved import assert_same_state, block_model, header_of, on_meta, shards_in
 from tests.ranks import on_ranks
 

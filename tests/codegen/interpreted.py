@@ -16,12 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from blast_compile import layout
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Spec
-from blast_compile.codegen.triton import TritonConfig, default_config
-from blast_compile.codegen.triton_build import load_kernel
-from blast_compile.codegen.triton_launch import launch_forward
-from blast_compile.codegen.triton_launch_mlp import launch_mlp
+from blast_compile.codegen.triton.build import load_kernel
+from blast_compile.codegen.triton.config import TritonConfig, default_config
+from blast_compile.kernels.gpu.launch import launch_forward
+from blast_compile.kernels.gpu.launch_mlp import launch_mlp
+from blast_compile.masks import layout
 from tests.op_cases import Call, Case, Layer, make_call, relative_error
 
 

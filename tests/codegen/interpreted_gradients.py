@@ -7,13 +7,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from blast_compile import layout, reference
 from blast_compile.codegen.spec import Epilogue, Op, Spec
-from blast_compile.codegen.triton import TritonConfig, default_config
-from blast_compile.codegen.triton_build import TritonKernel, load_kernel
-from blast_compile.codegen.triton_index import transposed_index
-from blast_compile.codegen.triton_launch import launch_input_grad
-from blast_compile.codegen.triton_launch_gradients import launch_block_norms, launch_weight_grad
+from blast_compile.codegen.triton.build import TritonKernel, load_kernel
+from blast_compile.codegen.triton.config import TritonConfig, default_config
+from blast_compile.kernels.gpu.launch import launch_input_grad
+from blast_compile.kernels.gpu.launch_gradients import launch_block_norms, launch_weight_grad
+from blast_compile.masks import layout
+from blast_compile.masks.transposed import transposed_index
+from blast_compile.ops.products import reference
 from tests.codegen.interpreted import in_wider_rows, spec_of
 from tests.op_cases import Call, Case, make_call, relative_error
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from blast_compile.codegen.spec import Spec
-from blast_compile.codegen.triton import default_config
-from blast_compile.codegen.triton_build import load_kernel
-from blast_compile.codegen.triton_launch import walked
+from blast_compile.codegen.triton.build import load_kernel
+from blast_compile.codegen.triton.config import default_config
+from blast_compile.kernels.gpu.launch import walked
 
 UNWRITTEN = torch.iinfo(torch.int32).max
 """What fresh memory holds in these processes."""

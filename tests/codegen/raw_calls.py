@@ -12,10 +12,13 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from blast_compile import env, kernels, layout, plans
-from blast_compile.calls import read_call
+from blast_compile.base import env
 from blast_compile.codegen.spec import Op, Spec
-from blast_compile.kernel import Kernel
+from blast_compile.kernels import cpu
+from blast_compile.kernels.kernel import Kernel
+from blast_compile.masks import layout
+from blast_compile.ops import plan
+from blast_compile.ops.call import read_call
 from tests.op_cases import Call, check, check_accuracy
 
 DRIVER = Path(__file__).with_name("driver.cpp")
@@ -81,11 +84,11 @@ def raw_call(call: Call, op: Op | None = None) -> RawCall:
 
 def planned(op: Op, *operands: object) -> tuple[Spec, tuple[tuple[int, ...], ...]]:
     """The spec and the constants of the layers that a call is planned with; no kernel is built."""
-    with patch.object(kernels, "kernel_for", return_value=Kernel("none")) as asked:
+    with patch.object(cpu, "kernel_for", return_value=Kernel("none")) as asked:
         if op == "weight_grad":
-            constants = plans.plan_weight_grad(*operands).constants  # type: ignore[arg-type]
+            constants = plan.plan_weight_grad(*operands).constants  # type: ignore[arg-type]
         else:
-            constants = plans.plan(op, read_call(op, operands)).constants
+            constants = plan.plan(op, read_call(op, operands)).constants
     return asked.call_args.args[0], constants
 
 

@@ -8,10 +8,10 @@ import pytest
 import sympy
 import torch
 
-from blast_compile import reference
 from blast_compile.codegen.activations import ACTIVATIONS, Sigmoid, X
 from blast_compile.codegen.epilogue import TritonPrinter
 from blast_compile.codegen.spec import Activation
+from blast_compile.ops.products import reference
 
 NAMED = pytest.mark.parametrize("name", list(ACTIVATIONS))
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from blast_compile import kernels
-from blast_compile.codegen import build
+from blast_compile.base import processor
+from blast_compile.base.errors import BuildError, OptionsError
+from blast_compile.codegen.cpp import build
 from blast_compile.codegen.spec import Epilogue, Spec
-from blast_compile.errors import BuildError, OptionsError
-from blast_compile.tuning import processor
+from blast_compile.kernels import cpu
 
 needs_compiler = pytest.mark.usefixtures("needs_kernels")
 SOURCE = '#include <cstdint>\nextern "C" int blast_run(const int64_t* a) { return int(a[0] + a[1]); }\n'
@@ -91,13 +91,13 @@ def ctrl_c_counts() -> Iterator[None]:
 def test_a_compiler_ended_by_ctrl_c_is_no_missing_kernel(
     script: str, compiler: Compiler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "_kernels", {})
+    monkeypatch.setattr(cpu, "_kernels", {})
     compiler(f'[ "$1" = --version ] || {{ {script}; }}')
     spec = Spec("linear", "float32", "float32", (8, 24), (Epilogue(),), "packed", processor.cpu_target())
     with ThreadPoolExecutor(1) as pool, pytest.raises(KeyboardInterrupt):
-        pool.submit(kernels.kernel_for, spec).result()
+        pool.submit(cpu.kernel_for, spec).result()
     compiler('[ "$1" = --version ] || { echo out of ideas >&2; exit 3; }')
-    assert "got status 3: out of ideas" in kernels.kernel_for(spec).reason
+    assert "got status 3: out of ideas" in cpu.kernel_for(spec).reason
 
 
 @needs_compiler

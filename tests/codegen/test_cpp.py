@@ -13,11 +13,20 @@ from typing import Any, get_args
 
 import pytest
 
-from blast_compile import env
-from blast_compile.codegen import build, cpp
-from blast_compile.codegen.cpp_config import VECTOR_LENGTHS, has_pairs, is_turned, isa_of, num_registers
+from blast_compile.base import env
+from blast_compile.base.env import ISAS, Isa
+from blast_compile.codegen.cpp import build
+from blast_compile.codegen.cpp.config import (
+    VECTOR_LENGTHS,
+    CpuConfig,
+    default_config,
+    has_pairs,
+    is_turned,
+    isa_of,
+    num_registers,
+)
+from blast_compile.codegen.cpp.generate import generate, supports
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
-from blast_compile.env import ISAS, Isa
 
 SMALL = Spec("linear", "float32", "float32", (8, 8), (Epilogue("relu", bias=True),), "packed", "cpu:portable")
 GATED = Epilogue("silu", bias=True, gate=True, gate_bias=True)
@@ -75,14 +84,14 @@ def compile_object(source: str, isa: Isa, folder: Path) -> Path:
 
 
 def test_source(golden: Callable[[str, str], None]) -> None:
-    golden(cpp.generate(SMALL), ".cpp")
+    golden(generate(SMALL), ".cpp")
 
 
 def test_source_opens_with_its_spec_and_config() -> None:
     spec = spec_of("avx512", "gated_mlp", DTYPES[1], "masked", (16, 24))
-    config = replace(cpp.default_config(spec), span=256)
-    first, second, *_ = cpp.generate(spec, config).splitlines()
-    names = {"Spec": Spec, "Epilogue": Epilogue, "CpuConfig": cpp.CpuConfig}
+    config = replace(default_config(spec), span=256)
+    first, second, *_ = generate(spec, config).splitlines()
+    names = {"Spec": Spec, "Epilogue": Epilogue, "CpuConfig": CpuConfig}
     assert eval(first.removeprefix("// "), names) == spec  # noqa: S307 - our own text
     assert eval(second.removeprefix("// "), names) == config  # noqa: S307
 
@@ -96,9 +105,9 @@ def test_every_spec_has_one_text_of_its_own(op: Op, isa: Isa) -> None:
         for dtypes, layout, block in itertools.product(DTYPES, LAYOUTS, ((32, 32), (13, 17)))
     ]
     for spec in specs:
-        assert cpp.supports(spec)
-        text = cpp.generate(spec)
-        assert text == cpp.generate(replace(spec))
+        assert supports(spec)
+        text = generate(spec)
+        assert text == generate(replace(spec))
         assert all(line == line.rstrip() and len(line) <= 150 for line in text.splitlines()[2:])
         assert not re.search(r"{{|{%|\bNone\b|\bTrue\b|\bFalse\b", "\n".join(text.splitlines()[2:]))
         texts.add(text)
@@ -106,38 +115,38 @@ def test_every_spec_has_one_text_of_its_own(op: Op, isa: Isa) -> None:
 
 
 def test_config_decides_the_text() -> None:
-    config = cpp.default_config(SMALL)
-    assert cpp.generate(SMALL) == cpp.generate(SMALL, config)
+    config = default_config(SMALL)
+    assert generate(SMALL) == generate(SMALL, config)
     changes: list[dict[str, Any]] = [{"token_tile": 3}, {"vectors": 1}, {"panel_bytes": 4096}, {"row_group": 2}]
     changes += [{"span": 64}, {"share": "rows"}, {"share_tokens": 32}, {"chains": 2}, {"unroll": 2}, {"threads": 1}]
     changes += [{"split": 2}]
     for change in changes:
-        assert cpp.generate(SMALL, replace(config, **change)) != cpp.generate(SMALL)
+        assert generate(SMALL, replace(config, **change)) != generate(SMALL)
 
 
 def test_what_is_supported() -> None:
-    assert cpp.supports(SMALL)
-    assert cpp.supports(replace(SMALL, block=(256, 256)))
-    assert cpp.supports(replace(SMALL, dtype="bfloat16"))
-    assert cpp.supports(replace(SMALL, dtype="float16"))
-    assert cpp.supports(replace(SMALL, dtype="float16", weight_dtype="float16"))
-    assert not cpp.supports(replace(SMALL, weight_dtype="bfloat16"))
-    assert not cpp.supports(replace(SMALL, dtype="float16", weight_dtype="bfloat16"))
-    assert not cpp.supports(replace(SMALL, block=(7, 8)))
-    assert not cpp.supports(replace(SMALL, block=(8, 7)))
+    assert supports(SMALL)
+    assert supports(replace(SMALL, block=(256, 256)))
+    assert supports(replace(SMALL, dtype="bfloat16"))
+    assert supports(replace(SMALL, dtype="float16"))
+    assert supports(replace(SMALL, dtype="float16", weight_dtype="float16"))
+    assert not supports(replace(SMALL, weight_dtype="bfloat16"))
+    assert not supports(replace(SMALL, dtype="float16", weight_dtype="bfloat16"))
+    assert not supports(replace(SMALL, block=(7, 8)))
+    assert not supports(replace(SMALL, block=(8, 7)))
 
 
 def test_gathered_rows_are_not_split() -> None:
     for spec in (replace(SMALL, layout="masked"), replace(SMALL, op="input_grad"), replace(SMALL, op="weight_grad")):
-        split = cpp.generate(spec, replace(cpp.default_config(spec), split=2))
-        assert split.splitlines()[2:] == cpp.generate(spec).splitlines()[2:]
+        split = generate(spec, replace(default_config(spec), split=2))
+        assert split.splitlines()[2:] == generate(spec).splitlines()[2:]
 
 
 @pytest.mark.parametrize(("isa", "registers"), [("portable", 16), ("avx2", 16), ("avx512", 32), ("avx512_bf16", 32)])
 def test_default_tile_fills_the_registers_and_no_more(isa: Isa, registers: int) -> None:
     for layout in LAYOUTS:
         spec = replace(SMALL, target=f"cpu:{isa}", layout=layout)
-        config = cpp.default_config(spec)
+        config = default_config(spec)
         assert registers * 0.75 < num_registers(spec, config) <= registers
 
 
@@ -145,7 +154,7 @@ def test_default_tile_fills_the_registers_and_no_more(isa: Isa, registers: int) 
 def test_compiles_without_a_warning(
     isa: Isa, op: Op, dtypes: int, layout: Layout, block: tuple[int, int], tmp_path: Path
 ) -> None:
-    source = cpp.generate(spec_of(isa, op, DTYPES[dtypes], layout, block))
+    source = generate(spec_of(isa, op, DTYPES[dtypes], layout, block))
     compile_object(source, isa, tmp_path)
 
 
@@ -155,7 +164,7 @@ def test_compiles_with_clang(
     isa: Isa, op: Op, dtypes: int, layout: Layout, block: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BLAST_CXX", "clang++")
-    assert build.compile_cpp(cpp.generate(spec_of(isa, op, DTYPES[dtypes], layout, block)), isa)
+    assert build.compile_cpp(generate(spec_of(isa, op, DTYPES[dtypes], layout, block)), isa)
 
 
 @pytest.mark.skipif(shutil.which("objdump") is None, reason="needs objdump")
@@ -171,13 +180,13 @@ def test_inner_loops_do_nothing_but_load_and_multiply(
     load = r"vp?broadcast\w+|vmov\w+|vpmovzxwd|vpslld|vcvtph2ps|vpunpck[lh]wd|vpermt2w"
     allowed = re.compile(rf"({multiply_add}|{load}|prefetcht0|add|sub|lea|cmp|j\w+) ")
     tiles = set()
-    for loop in loops(compile_object(cpp.generate(spec), isa, tmp_path)):
+    for loop in loops(compile_object(generate(spec), isa, tmp_path)):
         num = sum(bool(re.match(multiply_add, line)) for line in loop)
         if num:
             tiles.add(num)
             others = [line for line in loop if not allowed.match(line) or re.search(r"\(%r[sb]p", line)]
             assert not others, "\n".join(loop)
-    config = cpp.default_config(spec)
+    config = default_config(spec)
     assert tiles >= {num_sums(spec, size, config.vectors) for size in config.tiles if size > 2}
 
 

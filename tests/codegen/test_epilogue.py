@@ -9,10 +9,10 @@ import pytest
 import sympy
 import torch
 
-from blast_compile import reference
 from blast_compile.codegen import epilogue
 from blast_compile.codegen.activations import ACTIVATIONS, X
 from blast_compile.codegen.spec import Activation, Epilogue
+from blast_compile.ops.products import reference
 
 
 @pytest.mark.parametrize(

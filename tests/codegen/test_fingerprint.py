@@ -6,8 +6,8 @@ import ast
 import sys
 from pathlib import Path
 
-from blast_compile import objects
 from blast_compile.codegen import fingerprint
+from blast_compile.kernels import shared_objects
 
 FOLDER = Path(fingerprint.__file__).resolve().parent
 
@@ -35,9 +35,9 @@ def test_a_kernel_of_the_cpu_is_made_from_what_its_key_says() -> None:
             else:
                 others.add(".".join(name.split(".")[: 2 if name.startswith("blast_compile") else 1]))
     assert {path.name for path in seen} >= {"cpp.py", "cpp_config.py", "epilogue.py", "activations.py", "spec.py"}
-    layout_for_types_alone, errors = "blast_compile.layout", "blast_compile.errors"
+    layout_for_types_alone, errors = "blast_compile.masks.layout", "blast_compile.base.errors"
     assert others - set(sys.stdlib_module_names) <= {"jinja2", "sympy", layout_for_types_alone, errors}
-    assert {name for name, _ in objects._libraries()} == {"jinja2", "sympy"}
+    assert {name for name, _ in shared_objects._libraries()} == {"jinja2", "sympy"}
 
 
 def test_templates_count_too() -> None:

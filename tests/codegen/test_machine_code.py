@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from blast_compile.codegen import machine_code
-from blast_compile.codegen.machine_code import InnerLoop
-from blast_compile.codegen.occupancy import Occupancy, occupancy
-from blast_compile.codegen.triton import default_config
-from blast_compile.codegen.triton_build import load_kernel
-from blast_compile.codegen.triton_cross import cross_compile
-from blast_compile.errors import TargetError
+from blast_compile.base.errors import TargetError
+from blast_compile.codegen.triton import machine_code
+from blast_compile.codegen.triton.build import load_kernel
+from blast_compile.codegen.triton.config import default_config
+from blast_compile.codegen.triton.cross import cross_compile
+from blast_compile.codegen.triton.machine_code import InnerLoop
+from blast_compile.codegen.triton.occupancy import Occupancy, occupancy
 from tests.codegen.test_triton_cross import make_spec
 
 SASS = """

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from blast_compile import compat, env, objects
-from blast_compile.codegen import build, cpp
+from blast_compile.base import compat, env
+from blast_compile.base.env import Isa
+from blast_compile.codegen.cpp import build
+from blast_compile.codegen.cpp.config import default_config
+from blast_compile.codegen.cpp.generate import generate
 from blast_compile.codegen.spec import Op
-from blast_compile.env import Isa
+from blast_compile.kernels import shared_objects
 from tests import prebuilt, sweeps
 from tests.codegen.raw_calls import RawCall, build_driver, raw_call, run_outside
 from tests.op_cases import Case, make_call
@@ -79,8 +82,8 @@ def test_sanitizers_find_nothing(
     use_isa(isa)
     calls = list(calls_of(op, case, SIZES))
     # Few tokens and activations a turn, so that small calls take several, and yet one of the largest tiles.
-    config = replace(cpp.default_config(calls[0].spec), span=36, panel_bytes=4096, row_group=2)
-    kernel = sanitized(cpp.generate(calls[0].spec, config), isa, tmp_path)
+    config = replace(default_config(calls[0].spec), span=36, panel_bytes=4096, row_group=2)
+    kernel = sanitized(generate(calls[0].spec, config), isa, tmp_path)
     assert run_outside(sanitized_driver, kernel, calls, "heap", tmp_path) == ""
 
 
@@ -98,7 +101,7 @@ def test_without_memory_kernels_say_so_and_are_right_once_there_is_some(
 ) -> None:
     use_isa(isa)
     calls = [raw_call(make_call(case, (700,), (300, 290, 280)), op if op in GRADIENTS else None)]
-    kernel = objects.shared_object(calls[0].spec)
+    kernel = shared_objects.shared_object(calls[0].spec)
     assert run_outside(plain_driver, kernel, calls, "starved", tmp_path) == ""
 
 
@@ -108,6 +111,6 @@ def test_pages_beside_tensors_stay_untouched(
 ) -> None:
     use_isa(isa)
     calls = list(calls_of(op, case, SIZES))
-    kernel = objects.shared_object(calls[0].spec)
+    kernel = shared_objects.shared_object(calls[0].spec)
     for place in ("start", "end"):
         assert run_outside(plain_driver, kernel, calls, place, tmp_path) == ""

@@ -8,9 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from blast_compile.base.errors import TargetError
 from blast_compile.codegen.spec import Epilogue, Spec
-from blast_compile.codegen.triton import TritonConfig, default_config, triton_source
-from blast_compile.errors import TargetError
+from blast_compile.codegen.triton.config import TritonConfig, default_config
+from blast_compile.codegen.triton.generate import triton_source
 
 PACKED = Spec(
     "linear",

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from blast_compile.base.errors import TargetError
 from blast_compile.codegen.spec import Epilogue, Spec
-from blast_compile.codegen.triton import default_config
-from blast_compile.codegen.triton_build import load_kernel
-from blast_compile.errors import TargetError
+from blast_compile.codegen.triton.build import load_kernel
+from blast_compile.codegen.triton.config import default_config
 
 LINEAR = Spec("linear", "bfloat16", "bfloat16", (64, 64), (Epilogue("gelu", bias=True),), "packed", "cuda:sm_90")
 

@@ -8,9 +8,10 @@ import pytest
 
 from benchmarks.gpu_static.variants import spec_of
 from blast_compile.codegen.spec import Spec
-from blast_compile.codegen.triton import TritonConfig, configs, default_config
-from blast_compile.codegen.triton_cost import Layer, by_cost, cycles
-from blast_compile.codegen.triton_fit import fit
+from blast_compile.codegen.triton.config import TritonConfig, default_config
+from blast_compile.codegen.triton.cost import Layer, by_cost, cycles
+from blast_compile.codegen.triton.fit import fit
+from blast_compile.codegen.triton.space import configs
 
 LARGE, SMALL = Layer((112, 32), 0.1), Layer((16, 64), 0.1)
 

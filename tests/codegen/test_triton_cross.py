@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from blast_compile.base.errors import BuildError, TargetError
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
-from blast_compile.codegen.triton import TritonConfig, default_config
-from blast_compile.codegen.triton_build import import_triton, load_kernel
-from blast_compile.codegen.triton_cross import CompiledKernel, cross_compile
-from blast_compile.errors import BuildError, TargetError
+from blast_compile.codegen.triton.build import import_triton, load_kernel
+from blast_compile.codegen.triton.config import TritonConfig, default_config
+from blast_compile.codegen.triton.cross import CompiledKernel, cross_compile
 
 LINEAR = Spec("linear", "bfloat16", "bfloat16", (64, 64), (Epilogue("gelu", bias=True),), "packed", "cuda:sm_90")
 # What one program may have.

@@ -7,11 +7,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from blast_compile import layout
 from blast_compile.codegen.spec import Epilogue, Op, Spec
-from blast_compile.codegen.triton import default_config, triton_source
-from blast_compile.codegen.triton_fit import MANY_PROGRAMS, fit, num_programs, partial_bytes
-from blast_compile.codegen.triton_index import row_order
+from blast_compile.codegen.triton.config import default_config
+from blast_compile.codegen.triton.fit import MANY_PROGRAMS, fit, num_programs, partial_bytes
+from blast_compile.codegen.triton.generate import triton_source
+from blast_compile.masks import layout
+from blast_compile.masks.transposed import row_order
 
 LINEAR = Spec("linear", "bfloat16", "bfloat16", (64, 64), (Epilogue(),), "packed", "cuda:sm_90")
 OPS: tuple[Op, ...] = ("linear", "input_grad", "weight_grad")

@@ -11,10 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from blast_compile import layout
 from blast_compile.codegen.spec import Activation, Epilogue
-from blast_compile.codegen.triton import TritonConfig
-from blast_compile.codegen.triton_index import transposed_index
+from blast_compile.codegen.triton.config import TritonConfig
+from blast_compile.masks import layout
+from blast_compile.masks.transposed import transposed_index
 from tests.codegen.interpreted_gradients import input_grad_error, weight_grad_error
 from tests.op_cases import FORMS, Case, Form
 

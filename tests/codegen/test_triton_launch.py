@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from blast_compile.codegen.triton import TritonConfig, default_config
-from blast_compile.codegen.triton_build import load_kernel
-from blast_compile.codegen.triton_cross import cross_compile
-from blast_compile.codegen.triton_launch import launch_forward
-from blast_compile.errors import TargetError
+from blast_compile.base.errors import TargetError
+from blast_compile.codegen.triton.build import load_kernel
+from blast_compile.codegen.triton.config import TritonConfig, default_config
+from blast_compile.codegen.triton.cross import cross_compile
+from blast_compile.kernels.gpu.launch import launch_forward
 from tests.codegen.interpreted import error_of, spec_of
 from tests.covering import cover
 from tests.op_cases import ACTIVATIONS, FORMS, Case, make_call

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from blast_compile.codegen.triton import default_config
-from blast_compile.codegen.triton_build import LIST_KEPT, load_kernel
-from blast_compile.codegen.triton_config import LISTED
-from blast_compile.codegen.triton_cross import cross_compile
+from blast_compile.codegen.triton.build import LIST_KEPT, load_kernel
+from blast_compile.codegen.triton.config import LISTED, default_config
+from blast_compile.codegen.triton.cross import cross_compile
 from tests.codegen.interpreted_lists import SPEC, UNWRITTEN, list_of
 
 SMALLEST = 1e-45  # a float32 that an average of masks leaves behind

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from blast_compile.codegen.triton import TritonConfig, configs, default_config
-from blast_compile.codegen.triton_build import load_kernel
-from blast_compile.codegen.triton_cross import cross_compile
-from blast_compile.errors import TargetError
+from blast_compile.base.errors import TargetError
+from blast_compile.codegen.triton.build import load_kernel
+from blast_compile.codegen.triton.config import TritonConfig, default_config
+from blast_compile.codegen.triton.cross import cross_compile
+from blast_compile.codegen.triton.space import configs
 from tests.codegen.interpreted import error_of, spec_of
 from tests.codegen.test_triton_launch import LIMITS
 from tests.op_cases import Case

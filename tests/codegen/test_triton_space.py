@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from blast_compile.base.errors import TargetError
 from blast_compile.codegen.spec import Dtype, Epilogue, Op, Spec
-from blast_compile.codegen.triton import configs, default_config, triton_source
-from blast_compile.codegen.triton_fit import fit
-from blast_compile.codegen.triton_space import shared_bytes, shared_limit
-from blast_compile.errors import TargetError
+from blast_compile.codegen.triton.config import default_config
+from blast_compile.codegen.triton.fit import fit
+from blast_compile.codegen.triton.generate import triton_source
+from blast_compile.codegen.triton.space import configs, shared_bytes, shared_limit
 
 LINEAR = Spec("linear", "bfloat16", "bfloat16", (64, 64), (Epilogue(),), "packed", "cuda:sm_90")
 SHARED_KB = {"cuda:sm_80": 163, "cuda:sm_90": 227, "cuda:sm_120": 99, "hip:gfx942": 64}

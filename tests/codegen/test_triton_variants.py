@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from blast_compile.base.errors import TargetError
 from blast_compile.codegen.spec import Layout, Op, Spec
-from blast_compile.codegen.triton import TritonConfig, triton_source
-from blast_compile.errors import TargetError
+from blast_compile.codegen.triton.config import TritonConfig
+from blast_compile.codegen.triton.generate import triton_source
 from tests.codegen.interpreted import error_of, spec_of
 from tests.codegen.interpreted_gradients import input_grad_error, weight_grad_error
 from tests.codegen.test_triton_launch import LIMITS

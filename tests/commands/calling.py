@@ -7,7 +7,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from blast_compile.cli import app
+from blast_compile.commands.cli import app
 
 
 def call(*args: str, exit_code: int = 0) -> str:

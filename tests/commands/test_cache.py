@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from blast_compile import inventory
-from blast_compile.codegen import cpp
+from blast_compile.codegen.cpp.config import default_config
+from blast_compile.codegen.cpp.generate import generate
 from blast_compile.codegen.spec import Epilogue, Spec
-from blast_compile.store import Store
+from blast_compile.kernels.store import inventory
+from blast_compile.kernels.store.store import Store
 from tests.commands.calling import call, call_json
 from tests.store_keys import Key
 
@@ -61,8 +62,8 @@ def test_an_empty_store_lists_nothing(store: Store) -> None:
 def test_list_says_which_kernel_an_entry_is_for(store: Store) -> None:
     store.clear()
     spec = Spec("gated_mlp", "float32", "float32", (8, 16), (Epilogue("silu", bias=True),) * 2, "packed", "cpu:avx2")
-    default = cpp.default_config(spec)
-    sources = (cpp.generate(spec), cpp.generate(spec, replace(default, span=128)), "// Something else.\n", "int x;")
+    default = default_config(spec)
+    sources = (generate(spec), generate(spec, replace(default, span=128)), "// Something else.\n", "int x;")
     for number, source in enumerate(sources):
         store.put(Key(str(number)), {"kernel.cpp": source.encode()})
     kernels = {entry["key"]: entry["kernel"] for entry in call_json("cache", "list")}

@@ -16,11 +16,11 @@ import torch
 from torch import nn
 
 import blast_compile as blast
+from blast_compile.base.errors import BlastError, OptionsError
 from blast_compile.commands import bench, build, explain, report, tune
 from blast_compile.commands.model import build_dense, load
 from blast_compile.commands.options import ModelChoice
-from blast_compile.errors import BlastError, OptionsError
-from blast_compile.layers import MaskedLayer, PackedLayer
+from blast_compile.layers.layer import MaskedLayer, PackedLayer
 from tests.commands.calling import call_json
 from tests.commands.made import sparse
 
@@ -165,7 +165,7 @@ def test_what_users_code_raises_is_shown_as_its_own(
     error: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
-    source = f"from blast_compile.errors import LayerError\ndef model():\n    raise {error}\n"
+    source = f"from blast_compile.base.errors import LayerError\ndef model():\n    raise {error}\n"
     (tmp_path / "failing_call.py").write_text(source)
     (tmp_path / "failing_import.py").write_text(f"{source}\nmodel()\n")
     for module in ("failing_call", "failing_import"):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from blast_compile import compat
-from blast_compile.cli import app
+from blast_compile.base import compat
+from blast_compile.commands.cli import app
 from blast_compile.report import limits, whole
 from tests.commands.calling import call, call_json
 from tests.report.test_gather import DEVICE

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from torch import Tensor
 
-from blast_compile import kernels, objects
-from blast_compile.bundles import Bundle
-from blast_compile.errors import BuildError
-from blast_compile.tuner import TuneReport
+from blast_compile.backend.tune import TuneReport
+from blast_compile.base.errors import BuildError
+from blast_compile.kernels import cpu, shared_objects
+from blast_compile.kernels.bundles import Bundle
 from tests.commands.calling import call, call_json
 
 LINEAR = "tests.commands.made:linear"
@@ -24,7 +24,7 @@ def test_tune_passes_its_options_on(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         calls.append({**options, "rows": args[0].shape[0]})
         return TuneReport((), ("no kernels for float64",), tmp_path, False)
 
-    monkeypatch.setattr("blast_compile.tuner.tune", tune)
+    monkeypatch.setattr("blast_compile.backend.tune.tune", tune)
     options = ("--tokens", "1,16", "--budget", "2m", "--search", "random", "--trials", "3", "--again", "--gradients")
     output = call("tune", LINEAR, *options, exit_code=1)
     assert "not tuned: no kernels for float64" in output
@@ -54,7 +54,7 @@ def test_fixed_inputs_say_for_how_many_tokens_ops_are_tuned_and_built(
         calls.append(given["tokens"])
         raise BuildError("enough")
 
-    monkeypatch.setattr("blast_compile.tuner.tune", made)
+    monkeypatch.setattr("blast_compile.backend.tune.tune", made)
     monkeypatch.setattr("blast_compile.aot.build", made)
     for command in (("tune",), ("build", "--out", str(tmp_path / "bundle"))):
         output = call(*command, "tests.commands.made:with_keywords", *options, exit_code=1)
@@ -85,7 +85,7 @@ def test_tune_ended_by_hand_exits_with_130(monkeypatch: pytest.MonkeyPatch, tmp_
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("blast_compile.tuner.tune_all", interrupt)
+    monkeypatch.setattr("blast_compile.backend.tune.tune_all", interrupt)
     assert "what was measured is kept" in call("tune", LINEAR, exit_code=130)
 
 
@@ -101,22 +101,22 @@ def test_build_writes_a_bundle(tmp_path: Path) -> None:
 def test_kernels_that_are_pruned_before_they_are_used_are_found_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made, handed_out = objects.made, set[object]()
+    made, handed_out = shared_objects.made, set[object]()
 
-    def with_prune(key: objects.CppKey | objects.KernelKey, source: Callable[[], str], what: str) -> Path:
+    def with_prune(key: shared_objects.CppKey | shared_objects.KernelKey, source: Callable[[], str], what: str) -> Path:
         path = made(key, source, what)
         is_there = key in handed_out
         handed_out.add(key)
         return path if is_there else tmp_path / "pruned" / "kernel.so"
 
-    monkeypatch.setattr(objects, "made", with_prune)
+    monkeypatch.setattr(shared_objects, "made", with_prune)
     (built,) = call_json("build", LINEAR, "--out", str(tmp_path / "bundle"), "--tokens", "16")["kernels"]
     assert built["facts"]["size_bytes"] > 0
     contents = Bundle.open(tmp_path / "bundle").contents
     assert contents.launchers
     handed_out.clear()
-    kernels.forget()
-    assert kernels.kernel_for(contents.kernels[0].spec).run is not None
+    cpu.forget()
+    assert cpu.kernel_for(contents.kernels[0].spec).run is not None
 
 
 def test_build_names_the_targets_it_knows(tmp_path: Path) -> None:

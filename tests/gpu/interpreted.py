@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from blast_compile import layout
-from blast_compile.codegen.triton import TritonConfig
-from blast_compile.errors import TargetError
-from blast_compile.mask import BlockMask
-from tests import test_gradients
+from blast_compile.base.errors import TargetError
+from blast_compile.codegen.triton.config import TritonConfig
+from blast_compile.masks import layout
+from blast_compile.masks.mask import BlockMask
 from tests.op_cases import Call, Case, Layer, check, make_call, relative_error
+from tests.ops import test_gradients
 
 
 def choose_interpreter(store: Path) -> None:
@@ -26,13 +26,13 @@ def choose_interpreter(store: Path) -> None:
     os.environ |= {"TRITON_INTERPRET": "1", "BLAST_NATIVE": "0", "BLAST_CACHE_DIR": str(store)}
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
-    from blast_compile.gpu.interpreter import serve_cpu_tensors  # imports the ops, which read the settings above
+    from tests.gpu.serve_cpu_tensors import serve_cpu_tensors  # imports the ops, which read the settings above
 
     serve_cpu_tensors()
 
 
 def kernel_name(call: Call) -> str:
-    from blast_compile import launch
+    from blast_compile.ops.products import launch
 
     return launch.describe(call.case.op, *call.args[:-1]).name
 
@@ -76,7 +76,7 @@ def check_averaged_mask(case: Case) -> None:
 
 def check_gradients(case: Case) -> list[str]:
     """Asserts what autograd gives; the activations that gradients went through inside of kernels."""
-    from blast_compile.codegen import triton_launch
+    from blast_compile.kernels.gpu import launch as triton_launch
 
     call = make_call(case)
     if case.form != "packed":
@@ -127,68 +127,68 @@ def _as_operand(weight_grad: Tensor, layer: Layer, case: Case) -> Tensor:
 
 def chosen_config_errors(config: TritonConfig) -> list[float]:
     """Errors of products whose steps run at `config` because that was chosen for their bucket."""
-    from blast_compile import plans
-    from blast_compile.calls import read_call
-    from blast_compile.gpu import kernels
+    from blast_compile.kernels.gpu import find
+    from blast_compile.ops.call import read_call
+    from blast_compile.ops.plan import plan_of
 
-    sizes, errors = kernels.Sizes(((128, 128),), None, "a GPU"), []
+    sizes, errors = find.Sizes(((128, 128),), None, "a GPU"), []
     for op in ("linear", "gated_mlp"):
         call = make_call(Case(op, torch.float32, (32, 32), "packed", "silu"))
-        plan = plans.plan_of(op, read_call(op, call.args[:-1]))
-        assert isinstance(plan.kernel, kernels.GpuKernel)
+        plan = plan_of(op, read_call(op, call.args[:-1]))
+        assert isinstance(plan.kernel, find.GpuKernel)
         for step in plan.kernel.steps:
-            kernels.choose(step, 7, config)
-            assert kernels.loaded(step, kernels.bucket(7), sizes).config == config
+            find.choose(step, 7, config)
+            assert find.loaded(step, find.bucket(7), sizes).config == config
         errors.append(relative_error(call.run("nograd"), call.dense()))
-        kernels.forget()
-        assert kernels.loaded(plan.kernel.steps[0], 8, sizes).config != config
+        find.forget()
+        assert find.loaded(plan.kernel.steps[0], 8, sizes).config != config
     return [*errors, *gradient_errors(Case("linear", torch.float32, (16, 16), "packed", "silu"))[:1]]
 
 
 def check_whole_mlp(case: Case, config: TritonConfig) -> list[int]:
     """Asserts what an MLP gives whose whole kernel was chosen for 8 tokens; of each call, the tokens if that ran."""
-    from blast_compile import plans
-    from blast_compile.calls import read_call
-    from blast_compile.codegen.triton_launch_mlp import launch_mlp
-    from blast_compile.gpu import kernels
+    from blast_compile.kernels.gpu import find
+    from blast_compile.kernels.gpu.launch_mlp import launch_mlp
+    from blast_compile.ops.call import read_call
+    from blast_compile.ops.plan import plan_of
 
-    kernels.forget()
-    plan = plans.plan_of(case.op, read_call(case.op, make_call(case).args[:-1]))
-    assert isinstance(plan.kernel, kernels.GpuKernel)
+    find.forget()
+    plan = plan_of(case.op, read_call(case.op, make_call(case).args[:-1]))
+    assert isinstance(plan.kernel, find.GpuKernel)
     assert plan.kernel.mlp is not None
     found = []
-    with patch("blast_compile.gpu.products.launch_mlp", wraps=launch_mlp) as launched:
+    with patch("blast_compile.ops.products.gpu_steps.launch_mlp", wraps=launch_mlp) as launched:
         check_call(case, (8,))
-        kernels.choose(plan.kernel.mlp, 8, config)
+        find.choose(plan.kernel.mlp, 8, config)
         for tokens in (5, 8, 9):
             check_call(case, (tokens,))
             found.append(launched.call_count)
     with pytest.raises(TargetError, match="expected up to 16 tokens"):
-        kernels.choose(plan.kernel.mlp, 17, config)
-    kernels.forget()
+        find.choose(plan.kernel.mlp, 17, config)
+    find.forget()
     return found
 
 
 def check_tuned(case: Case, config: TritonConfig) -> list[bool]:
     """Asserts what an op gives before and after `config` was tuned for it here; for each call, whether that ran."""
-    from blast_compile import plans
-    from blast_compile.calls import read_call
-    from blast_compile.gpu import device, kernels
-    from blast_compile.tuning.database import Database
-    from blast_compile.tuning.records import Record
+    from blast_compile.kernels.gpu import device, find
+    from blast_compile.kernels.plans.database import Database
+    from blast_compile.kernels.plans.record import Record
+    from blast_compile.ops.call import read_call
+    from blast_compile.ops.plan import plan_of
 
     call, found = make_call(case), []
-    plan = plans.plan_of(case.op, read_call(case.op, call.args[:-1]))
-    assert isinstance(plan.kernel, kernels.GpuKernel)
+    plan = plan_of(case.op, read_call(case.op, call.args[:-1]))
+    assert isinstance(plan.kernel, find.GpuKernel)
     name, (layer,) = device.name_of(call.x.device), call.layers
     shape = (layer.clean.shape[0], layer.clean.shape[1])
-    sizes = kernels.Sizes.of((shape,), [layer.operand], case.block, call.x.device)
-    problem = kernels.problem_of(plan.kernel.steps[0], 8, sizes)
+    sizes = find.Sizes.of((shape,), [layer.operand], case.block, call.x.device)
+    problem = find.problem_of(plan.kernel.steps[0], 8, sizes)
     for tuned_on in ("another GPU", name):
         record = Record(problem, repr(config), "chosen", tuned_on, median_us=1.0, default_us=2.0)
         Database.default(tuned_on).add(record)
-        kernels.forget()
-        with patch.object(kernels, "load", wraps=kernels.load) as loaded:
+        find.forget()
+        with patch.object(find, "load", wraps=find.load) as loaded:
             check_call(case)
         found.append(any(arguments.args[1] == config for arguments in loaded.call_args_list))
     return found
@@ -196,23 +196,23 @@ def check_tuned(case: Case, config: TritonConfig) -> list[bool]:
 
 def check_unaligned(case: Case, config: TritonConfig) -> list[bool]:
     """Asserts what an op gives at a config with descriptors; of each call, whether that ran: `x` aligned, and not."""
-    from blast_compile import plans
-    from blast_compile.calls import read_call
-    from blast_compile.codegen import triton_launch
-    from blast_compile.gpu import kernels
+    from blast_compile.kernels.gpu import find
+    from blast_compile.kernels.gpu import launch as triton_launch
+    from blast_compile.ops.call import read_call
+    from blast_compile.ops.plan import plan_of
 
     found = []
     for offset in (0, 1):
         call = make_call(case, (7,), (64, 64, 96))
         memory = torch.empty(call.x.numel() + offset, dtype=call.x.dtype)
         call.x = memory[offset:].view(call.x.shape).copy_(call.x)
-        plan = plans.plan_of(case.op, read_call(case.op, call.args[:-1]))
-        assert isinstance(plan.kernel, kernels.GpuKernel)
-        kernels.choose(plan.kernel.steps[0], 7, config)
+        plan = plan_of(case.op, read_call(case.op, call.args[:-1]))
+        assert isinstance(plan.kernel, find.GpuKernel)
+        find.choose(plan.kernel.steps[0], 7, config)
         with patch.object(triton_launch, "launch_forward", wraps=triton_launch.launch_forward) as launched:
             check(call.run("nograd"), call)
         found.append(launched.call_args.args[0].config.uses_descriptors)
-    kernels.forget()
+    find.forget()
     return found
 
 
@@ -231,7 +231,7 @@ def norms_error(dtype: torch.dtype, probed: str) -> float:
 def model_error(form: str) -> tuple[float, int]:
     """The error of a compiled MLP of sparse layers, and how many Triton kernels it loaded."""
     import blast_compile as blast
-    from blast_compile.gpu import kernels
+    from blast_compile.kernels.gpu import find
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(96, 128), nn.GELU(), nn.Linear(128, 96)).eval().requires_grad_(False)
@@ -240,11 +240,11 @@ def model_error(form: str) -> tuple[float, int]:
     truth = cast(Tensor, nn.Sequential(*(_double(layer) for layer in model))(x.double()))
     if form == "packed":
         blast.pack_(model, dense_below=0)
-    kernels.forget()
+    find.forget()
     options: dict[str, Any] = {"delegate": "eager", "fallback": "error"}
     compiled = torch.compile(model, backend="blast", fullgraph=True, options=options)
     with torch.no_grad():
-        return relative_error(compiled(x), truth), kernels.load.cache_info().currsize
+        return relative_error(compiled(x), truth), find.load.cache_info().currsize
 
 
 def _double(layer: nn.Module) -> nn.Module:

@@ -10,13 +10,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from blast_compile.gpu import hidden_grads, launch
+from blast_compile.ops.products import gpu, gpu_hidden_grads
 
 BODIES: dict[str, Callable[..., Any]] = {
-    **{str(op): body for op, body in launch.OPS.items()},
-    "block_norms": launch.block_norms,
-    "hidden_grad": hidden_grads.hidden_grad,
-    "gated_hidden_grad": hidden_grads.gated_hidden_grad,
+    **{str(op): body for op, body in gpu.OPS.items()},
+    "block_norms": gpu.block_norms,
+    "hidden_grad": gpu_hidden_grads.hidden_grad,
+    "gated_hidden_grad": gpu_hidden_grads.gated_hidden_grad,
 }
 """What is registered for CUDA, by the name of the op."""
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import blast_compile.ops  # noqa: F401 - registers what is looked at
-from blast_compile.codegen.triton import TritonConfig
+from blast_compile.codegen.triton.config import TritonConfig
 from tests.gpu.interpreted import (
     check_averaged_mask,
     check_call,

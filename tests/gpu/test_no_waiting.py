@@ -17,13 +17,15 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
-from blast_compile import launch as cpu_launch
-from blast_compile.codegen import triton_build, triton_launch, triton_launch_gradients
 from blast_compile.codegen.spec import Spec
-from blast_compile.codegen.triton import TritonConfig
-from blast_compile.codegen.triton_build import TritonKernel
-from blast_compile.gpu import dense, device, hidden_grads, kernels, launch, products
-from blast_compile.kernel import Kernel
+from blast_compile.codegen.triton import build
+from blast_compile.codegen.triton.build import TritonKernel
+from blast_compile.codegen.triton.config import TritonConfig
+from blast_compile.kernels.gpu import device, find, launch_gradients
+from blast_compile.kernels.gpu import launch as triton_launch
+from blast_compile.kernels.kernel import Kernel
+from blast_compile.ops.products import gpu, gpu_dense, gpu_hidden_grads, gpu_steps
+from blast_compile.ops.products import launch as cpu_launch
 from tests.gpu.no_waiting import HostWaitsError, NoWaiting
 from tests.op_cases import FORMS, OPS, Call, Case, make_call
 
@@ -50,7 +52,7 @@ class Notes:
 def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Note]]:
     """A machine with an H100, on which nothing runs."""
     found: list[Note] = []
-    load_kernel = triton_build.load_kernel
+    load_kernel = build.load_kernel
 
     def load(*arguments: Any) -> TritonKernel:
         kernel = load_kernel(*arguments)
@@ -64,7 +66,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Note]]:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "H100")
     monkeypatch.setattr(torch.cuda, "device", lambda *_: contextlib.nullcontext())
-    monkeypatch.setattr(triton_build, "load_kernel", load)
+    monkeypatch.setattr(build, "load_kernel", load)
     _forget()
     yield found
     monkeypatch.undo()
@@ -89,7 +91,7 @@ def run_twice(mode: FakeTensorMode, op: Any, arguments: list[object]) -> list[st
     runs: list[list[str]] = []
     for _ in range(2):
         with torch.no_grad(), mode, NoWaiting() as calls:
-            result = launch.OPS[op](*arguments)
+            result = gpu.OPS[op](*arguments)
         assert isinstance(result, FakeTensor)
         runs.append(calls.names)
     assert runs[0] == runs[1]
@@ -149,7 +151,7 @@ def test_gradients_go_through_the_activation_in_a_kernel(
     launches.clear()
     values = [fake(mode, value, "cpu") for value in (grad, layer.operand, layer.index, *taken)]
     with torch.no_grad(), mode, NoWaiting() as calls:
-        getattr(hidden_grads, fused)(*values, layer.clean.shape[1], [32, 32], "silu")
+        getattr(gpu_hidden_grads, fused)(*values, layer.clean.shape[1], [32, 32], "silu")
     listed = [] if form == "packed" else ["list_kept"]
     assert [note[0] for note in launches] == [*listed, "input_grad"]
     assert not [name for name in calls.names if "mm" in name or "silu" in name]
@@ -191,7 +193,7 @@ def test_nothing_is_read_back_forward_or_backward(
 ) -> None:
     monkeypatch.setattr(device, "_interpreted", "cuda:sm_90")
     if way == "ordered and split":
-        monkeypatch.setattr(kernels, "fit", departing)
+        monkeypatch.setattr(find, "fit", departing)
     block = (4, 4) if way == "without kernels" else (32, 32)
     names = run_with_gradients(Case(op, torch.float32, block, form, "silu", residual=True))
     assert names.count("blast.weight_grad.nograd") == names.count("blast.block_norms.default") == Case(op).num_layers
@@ -250,16 +252,16 @@ def test_a_copy_between_devices_would_be_seen() -> None:
 
 
 PLACES: list[tuple[Any, str, Any, str]] = [
-    (launch, "read_call", (32, 32), "linear"),
+    (gpu, "read_call", (32, 32), "linear"),
     (triton_launch, "walked", (32, 32), "gated_linear"),
-    (triton_launch_gradients, "walked", (32, 32), "mlp"),
-    (products, "transposed_index", (32, 32), "linear"),
-    (products, "_order", (32, 32), "gated_mlp"),
-    (triton_launch_gradients, "_squares", (32, 32), "linear"),
-    (hidden_grads, "_check_like_result", (32, 32), "mlp"),
-    (dense, "dense_weight", (4, 4), "gated_mlp"),
-    (dense, "weight_grad", (4, 4), "linear"),
-    (dense, "block_norms", (4, 4), "linear"),
+    (launch_gradients, "walked", (32, 32), "mlp"),
+    (gpu_steps, "transposed_index", (32, 32), "linear"),
+    (gpu_steps, "_order", (32, 32), "gated_mlp"),
+    (launch_gradients, "_squares", (32, 32), "linear"),
+    (gpu_hidden_grads, "_check_like_result", (32, 32), "mlp"),
+    (gpu_dense, "dense_weight", (4, 4), "gated_mlp"),
+    (gpu_dense, "weight_grad", (4, 4), "linear"),
+    (gpu_dense, "block_norms", (4, 4), "linear"),
 ]
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from blast_compile import launch
+from blast_compile.base.errors import TargetError
 from blast_compile.codegen.spec import Epilogue, Spec
-from blast_compile.codegen.triton import TritonConfig
-from blast_compile.errors import TargetError
-from blast_compile.gpu import kernels
-from blast_compile.gpu.kernels import Sizes
-from blast_compile.tuning.database import Database
-from blast_compile.tuning.records import Record
+from blast_compile.codegen.triton.config import TritonConfig
+from blast_compile.kernels.gpu import find
+from blast_compile.kernels.gpu.find import Sizes
+from blast_compile.kernels.plans.database import Database
+from blast_compile.kernels.plans.record import Record
+from blast_compile.ops.products import launch
 
 SPEC = Spec("linear", "bfloat16", "bfloat16", (64, 64), (Epilogue(),), "packed", "cuda:sm_90")
 MLP = replace(SPEC, op="mlp", epilogues=(Epilogue("silu"), Epilogue()))
@@ -32,13 +32,13 @@ def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def keep(spec: Spec = SPEC, config: str = repr(TUNED), sizes: Sizes = SIZES, tokens: int = 16, us: float = 1.0) -> None:
-    record = Record(kernels.problem_of(spec, tokens, sizes), config, "chosen", sizes.device, us, us, us, 2.0)
+    record = Record(find.problem_of(spec, tokens, sizes), config, "chosen", sizes.device, us, us, us, 2.0)
     Database.default(sizes.device).add(record)
-    kernels.forget()
+    find.forget()
 
 
 def config_of(tokens: int = 16, sizes: Sizes = SIZES) -> TritonConfig:
-    return kernels.loaded(SPEC, tokens, sizes).config
+    return find.loaded(SPEC, tokens, sizes).config
 
 
 def test_a_tuned_config_serves_its_bucket_and_its_device() -> None:
@@ -61,20 +61,20 @@ def test_float32_is_rounded_to_tf32_where_that_is_asked_of_torch() -> None:
     spec, rounded = replace(SPEC, dtype="float32", weight_dtype="float32"), replace(TUNED, precision="tf32")
     keep(spec)
     keep(spec, tokens=64, config=repr(rounded))
-    assert [kernels.loaded(spec, tokens, SIZES).config.precision for tokens in (16, 64, 512)] == ["ieee"] * 3
+    assert [find.loaded(spec, tokens, SIZES).config.precision for tokens in (16, 64, 512)] == ["ieee"] * 3
     torch.set_float32_matmul_precision("high")
     try:
-        assert [kernels.loaded(spec, tokens, SIZES).config.precision for tokens in (16, 64, 512)] == ["tf32"] * 3
+        assert [find.loaded(spec, tokens, SIZES).config.precision for tokens in (16, 64, 512)] == ["tf32"] * 3
         assert config_of().precision == "ieee"
     finally:
         torch.set_float32_matmul_precision("highest")
-    kernels.choose(spec, 16, rounded)
-    assert kernels.loaded(spec, 16, SIZES).config == rounded
+    find.choose(spec, 16, rounded)
+    assert find.loaded(spec, 16, SIZES).config == rounded
 
 
 def test_what_a_process_chose_comes_first() -> None:
     keep()
-    kernels.choose(SPEC, 16, OTHER)
+    find.choose(SPEC, 16, OTHER)
     assert config_of() == OTHER
 
 
@@ -86,19 +86,19 @@ def test_a_record_that_cannot_be_used_counts_as_missing(config: str) -> None:
 
 
 def test_a_whole_mlp_runs_where_it_beat_its_products() -> None:
-    assert kernels.whole(MLP, 16, MLP_SIZES) is None
+    assert find.whole(MLP, 16, MLP_SIZES) is None
     keep(MLP, sizes=MLP_SIZES)
-    found = kernels.whole(MLP, 16, MLP_SIZES)
+    found = find.whole(MLP, 16, MLP_SIZES)
     assert found is not None
     assert found.config == TUNED
-    assert kernels.whole(MLP, 32, MLP_SIZES) is None
+    assert find.whole(MLP, 32, MLP_SIZES) is None
     keep(MLP, sizes=MLP_SIZES, us=2.0)
-    assert kernels.whole(MLP, 16, MLP_SIZES) is None
+    assert find.whole(MLP, 16, MLP_SIZES) is None
 
 
 def test_a_whole_mlp_of_many_tokens_is_refused() -> None:
     with pytest.raises(TargetError, match="expected up to 16 tokens for a whole mlp, got 17"):
-        kernels.choose(MLP, 17, TUNED)
+        find.choose(MLP, 17, TUNED)
 
 
 def test_the_density_is_that_of_shapes() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import blast_compile as blast
-from blast_compile.layers import SparseLayer
+from blast_compile.layers.layer import SparseLayer
 from tests.families import FAMILIES
 
 SPARSE = blast.BlockSparse(block=16, sparsity=0.4)

@@ -18,9 +18,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor
 
 import blast_compile as blast
-from blast_compile.errors import LayerError
-from blast_compile.integrations import adapters
-from blast_compile.layers import SparseLayer
+from blast_compile.base.errors import LayerError
+from blast_compile.layers.integrations import adapters
+from blast_compile.layers.layer import SparseLayer
 from tests.families import FAMILIES
 
 pytestmark = [

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from blast_compile import layout
-from blast_compile.layers import SparseLayer
+from blast_compile.layers.layer import SparseLayer
+from blast_compile.masks import layout
 from tests.nets import Net, compiled, sparse_net, x_of
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")

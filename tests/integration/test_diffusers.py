@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import blast_compile as blast
-from blast_compile.errors import CheckpointError, OptionsError
-from blast_compile.layers import SparseLayer
+from blast_compile.base.errors import CheckpointError, OptionsError
+from blast_compile.layers.layer import SparseLayer
 from tests.checkpoint.saved import assert_same_state, largest_tensor
 
 diffusers = pytest.importorskip("diffusers", reason="diffusers is not installed")
@@ -129,7 +129,7 @@ def test_damaged_models_are_refused(tmp_path: Path) -> None:
 
 
 def test_dense_models_are_made_sparse_elsewhere(tmp_path: Path) -> None:
-    from blast_compile.integrations.diffusers import BlastConfig
+    from blast_compile.layers.integrations.diffusers import BlastConfig
 
     dense().save_pretrained(tmp_path)
     with pytest.raises(OptionsError, match="call sparsify_ on the model that from_pretrained returns"):

@@ -13,11 +13,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from blast_compile import compat
-from blast_compile.layers import MaskedLayer
-from blast_compile.mask import BlockMask
+from blast_compile.base import compat
+from blast_compile.layers.layer import MaskedLayer
+from blast_compile.layers.probe import attach_probe_
+from blast_compile.masks.mask import BlockMask
 from blast_compile.passes.vocabulary import sparse_kind
-from blast_compile.probe import attach_probe_
 from tests.nets import sparse_net, x_of
 from tests.ranks import NUM_RANKS, on_ranks
 

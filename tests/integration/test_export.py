@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from blast_compile import passes
-from blast_compile.errors import RewriteError
-from blast_compile.exported import fuse_
-from blast_compile.layers import SparseLayer
+from blast_compile.backend.export import fuse_
+from blast_compile.base.errors import RewriteError
+from blast_compile.layers.layer import SparseLayer
 from blast_compile.passes.vocabulary import sparse_kind
 from tests.nets import Counted, Net, sparse_net, x_of
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from blast_compile.backend import blast as backend
-from blast_compile.errors import GradientError
+from blast_compile.backend.blast import blast as backend
+from blast_compile.base.errors import GradientError
 from tests.nets import Net, sparse_net, x_of
 from tests.op_cases import FORMS, OPS, Case, Form, OpName, make_call
 

@@ -10,8 +10,8 @@ import transformers
 from torch import Tensor, nn
 
 import blast_compile as blast
-from blast_compile.errors import LayerError
-from blast_compile.layers import SparseLayer
+from blast_compile.base.errors import LayerError
+from blast_compile.layers.layer import SparseLayer
 
 TOKENS = torch.arange(3, 17).view(2, 7)
 

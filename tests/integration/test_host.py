@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from blast_compile import launch
+from blast_compile.ops.products import launch
 from tests.op_cases import Case, Form, make_call
 
 pytestmark = pytest.mark.usefixtures("needs_kernels")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import blast_compile as blast
-from blast_compile.errors import LayerError
+from blast_compile.base.errors import LayerError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning"),

@@ -12,7 +12,7 @@ from accelerate.hooks import remove_hook_from_submodules  # type: ignore[import-
 from torch import Tensor
 
 import blast_compile as blast
-from blast_compile.errors import LayerError
+from blast_compile.base.errors import LayerError
 from tests.families import FAMILIES, sparse
 
 TOKENS = FAMILIES["llama"].inputs(2, 5)

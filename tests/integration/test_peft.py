@@ -10,8 +10,8 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 
-from blast_compile.errors import LayerError
-from blast_compile.integrations.peft import SparseLora, lora_config
+from blast_compile.base.errors import LayerError
+from blast_compile.layers.integrations.peft import SparseLora, lora_config
 from tests.families import FAMILIES, sparse
 
 # peft asks transformers for an attribute by its old name

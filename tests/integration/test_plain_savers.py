@@ -18,7 +18,7 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 import blast_compile as blast
-from blast_compile.layers import SparseLayer
+from blast_compile.layers.layer import SparseLayer
 
 
 class Net(nn.Module, PyTorchModelHubMixin):  # type: ignore[misc, unused-ignore]

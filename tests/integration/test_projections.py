@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import blast_compile as blast
-from blast_compile.errors import LayerError
+from blast_compile.base.errors import LayerError
 
 diffusers = pytest.importorskip("diffusers")
 

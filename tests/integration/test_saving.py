@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Pr
 from transformers.quantizers.base import HfQuantizer
 
 import blast_compile as blast
-from blast_compile.errors import CheckpointError
-from blast_compile.integrations.transformers import BlastConfig, BlastQuantizer
-from blast_compile.layers import PackedLayer
+from blast_compile.base.errors import CheckpointError
+from blast_compile.layers.integrations.transformers import BlastConfig, BlastQuantizer
+from blast_compile.layers.layer import PackedLayer
 from tests.checkpoint.saved import assert_same_state
 from tests.families import FAMILIES
 from tests.integration.pretrained import (

@@ -13,7 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from blast_compile.errors import CheckpointError
+from blast_compile.base.errors import CheckpointError
 from tests.checkpoint.saved import assert_same_state
 from tests.integration.pretrained import (
     FORMS,

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import blast_compile as blast
-from blast_compile.errors import CheckpointError
-from blast_compile.layers import SparseLayer
+from blast_compile.base.errors import CheckpointError
+from blast_compile.layers.layer import SparseLayer
 from tests.checkpoint.saved import assert_same_state
 from tests.integration.pretrained import (
     FORMS,

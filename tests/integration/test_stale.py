@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import blast_compile as blast
-from blast_compile import layout
-from blast_compile.backend import blast as backend
-from blast_compile.layers import SparseLayer
+from blast_compile.backend.blast import blast as backend
+from blast_compile.layers.layer import SparseLayer
+from blast_compile.masks import layout
 from tests.nets import Counted, compiled, sparse_net, x_of
 
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")

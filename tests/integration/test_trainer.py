@@ -11,9 +11,9 @@ from torch import Tensor
 from transformers import LlamaForCausalLM, Trainer, TrainingArguments
 
 import blast_compile as blast
-from blast_compile.errors import CheckpointError
-from blast_compile.integrations.trainer import NAME, SparsifierCallback
-from blast_compile.sparsify import Cubic, PruneAndGrow, Sparsifier
+from blast_compile.base.errors import CheckpointError
+from blast_compile.learning import Cubic, PruneAndGrow, Sparsifier
+from blast_compile.learning.trainer import NAME, SparsifierCallback
 from tests.checkpoint.saved import assert_same_state
 from tests.families import FAMILIES
 

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 import blast_compile as blast
-from blast_compile import layout
-from blast_compile.errors import CheckpointError, OptionsError
-from blast_compile.integrations.transformers import BlastConfig
-from blast_compile.layers import SparseLayer
+from blast_compile.base.errors import CheckpointError, OptionsError
+from blast_compile.layers.integrations.transformers import BlastConfig
+from blast_compile.layers.layer import SparseLayer
+from blast_compile.masks import layout
 from tests.checkpoint.saved import assert_same_state, largest_tensor
 from tests.families import FAMILIES, MORE_FAMILIES, OTHER_FAMILIES, output, sparse
 from tests.models import classes
@@ -251,7 +251,7 @@ def test_a_new_process_needs_one_import(tmp_path: Path) -> None:
     with torch.no_grad():
         torch.save(model(**x)[0], tmp_path / "expected.pt")
     program = (
-        "import sys, torch, blast_compile.integrations.transformers\n"
+        "import sys, torch, blast_compile.layers.integrations.transformers\n"
         "from transformers import AutoModelForCausalLM\n"
         f"model = AutoModelForCausalLM.from_pretrained({str(tmp_path)!r})\n"
         f"y = model(input_ids=torch.tensor({x['input_ids'].tolist()}))[0]\n"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import blast_compile as blast
-from blast_compile.mask import BlockMask
+from blast_compile.masks.mask import BlockMask
 from tests.passes.twins import Graphs, Seen, compare
 
 

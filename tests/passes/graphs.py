@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 import blast_compile as blast
-from blast_compile import compat
+from blast_compile.base import compat
 from blast_compile.passes import pipeline
 from blast_compile.passes.pipeline import Pass
 from blast_compile.passes.vocabulary import describe, sparse_kind

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.fx import Node
 
-from blast_compile import compat
-from blast_compile.errors import BlastError
+from blast_compile.base import compat
+from blast_compile.base.errors import BlastError
 from blast_compile.passes import calls, drop_identities, name_activations
 from blast_compile.passes.effects import Effects
 from blast_compile.passes.lift_views import _Places, _sizes

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.fx import Graph
 from torch.utils.checkpoint import checkpoint
 
-from blast_compile.errors import RewriteError
+from blast_compile.base.errors import RewriteError
 from blast_compile.passes import PIPELINE, has_sparse_layers, pipeline, rewrite
 from blast_compile.passes.survey import survey
 from tests.passes.graphs import Toy, capture

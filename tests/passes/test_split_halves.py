@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import blast_compile as blast
-from blast_compile.layers import MaskedLayer
+from blast_compile.layers.layer import MaskedLayer
+from blast_compile.layers.probe import attach_probe_
 from blast_compile.passes import PIPELINE
 from blast_compile.passes.split_halves import SplitHalves
 from blast_compile.passes.survey import survey
 from blast_compile.passes.vocabulary import REASON, sparse_kind
-from blast_compile.probe import attach_probe_
 from tests.passes.graphs import Body, Captured, Toy, apply, capture
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
-from blast_compile import compat, passes
+from blast_compile import passes
+from blast_compile.base import compat
 from blast_compile.passes import calls
 from blast_compile.passes.memory import Memory
 from blast_compile.passes.vocabulary import arguments, sparse_kind

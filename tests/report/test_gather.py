@@ -14,17 +14,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import blast_compile as blast
-from blast_compile.codegen import cpp
-from blast_compile.errors import LayerError
+from blast_compile.base.errors import LayerError
+from blast_compile.codegen.cpp.config import default_config
+from blast_compile.kernels.plans.database import Database
+from blast_compile.kernels.plans.problem import Problem
+from blast_compile.kernels.plans.record import Record
 from blast_compile.report import limits
 from blast_compile.report.data import Report
 from blast_compile.report.explainer import observe
 from blast_compile.report.gather import Effort, gather
 from blast_compile.report.sites import Site, sites_of
-from blast_compile.tuning.database import Database
 from blast_compile.tuning.devices import Device
-from blast_compile.tuning.problem import Problem
-from blast_compile.tuning.records import Record
 from tests.nets import Net
 
 QUICK = Effort(rounds=2, seconds=0.0)
@@ -160,7 +160,7 @@ def test_what_tuning_tried_is_reported(packed: Any, monkeypatch: pytest.MonkeyPa
     problem = limits.problem_of(sites, 5)
     assert isinstance(problem, Problem)
     database = Database.default()
-    base = cpp.default_config(problem.spec)
+    base = default_config(problem.spec)
     changed = replace(base, token_tile=base.token_tile + 1, panel_bytes=base.panel_bytes // 2)
     default, other = repr(base), repr(changed)
     known: dict[str, Any] = {"problem": problem, "device": database.device}

@@ -11,9 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from blast_compile.report import heatmaps
 from blast_compile.report.data import Report
-from blast_compile.report.html import html
+from blast_compile.report.page import heatmaps
+from blast_compile.report.page.html import html
 
 
 def test_names_are_escaped(report: Report, masks: dict[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page
 from torch import Tensor
 
 from blast_compile.report.data import Report
-from blast_compile.report.html import html
+from blast_compile.report.page.html import html
 from tests.report.browser import chromium
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"

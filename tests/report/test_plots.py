@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from blast_compile.report import names, quantities
-from blast_compile.report.plots import Axis
+from blast_compile.report.page.plots import Axis
 
 
 def test_an_axis_places_powers_evenly_and_keeps_what_is_outside_at_its_ends() -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from blast_compile.codegen.spec import Epilogue, Spec
-from blast_compile.tuning.database import Database
-from blast_compile.tuning.problem import Problem
-from blast_compile.tuning.records import Record
+from blast_compile.kernels.plans.database import Database
+from blast_compile.kernels.plans.problem import Problem
+from blast_compile.kernels.plans.record import Record
 
 DEVICE = "a machine"
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from blast_compile.tuning import machine, probe
+from blast_compile.tuning import machine, measure_machine
 
 
 @pytest.fixture
 def quick_probe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Few steps, a small cache, and a folder of its own."""
-    monkeypatch.setattr(probe, "_STEPS", 2000)
-    monkeypatch.setattr(probe, "_REPEATS", 1)
-    monkeypatch.setattr(probe, "l3_bytes", lambda: 2**18)
+    monkeypatch.setattr(measure_machine, "_STEPS", 2000)
+    monkeypatch.setattr(measure_machine, "_REPEATS", 1)
+    monkeypatch.setattr(measure_machine, "l3_bytes", lambda: 2**18)
     monkeypatch.setattr(machine, "_folder", lambda: tmp_path / "store" / "plans")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from blast_compile.codegen.cpp_config import CpuConfig
-from blast_compile.tuning.configs import difference
+from blast_compile.codegen.cpp.config import CpuConfig
+from blast_compile.kernels.plans.config_text import difference
 
 
 def test_a_config_is_told_by_what_is_different() -> None:

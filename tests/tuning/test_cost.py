@@ -7,11 +7,11 @@ from math import inf
 
 import pytest
 
-from blast_compile.codegen import cpp
+from blast_compile.codegen.cpp.config import default_config
+from blast_compile.kernels.plans.problem import Problem
 from blast_compile.tuning import cost, machine
 from blast_compile.tuning.cost_cpu import shares_tokens
 from blast_compile.tuning.devices import PROFILES, Device
-from blast_compile.tuning.problem import Problem
 from tests.tuning.cases import problem
 
 HERE = Device("x", "cpu", 1e10, {"float32": 1e11, "bfloat16": 2e11, "float16": 1e11}, (2**20, 2**25), 2, 0, "made up")
@@ -19,7 +19,7 @@ MLP = ((64, 96), (64, 96), (96, 64))
 
 
 def seconds(of: Problem, **changes: object) -> float:
-    return cost.predict(of, replace(cpp.default_config(of.spec), **changes), HERE)  # type: ignore[arg-type]
+    return cost.predict(of, replace(default_config(of.spec), **changes), HERE)  # type: ignore[arg-type]
 
 
 def test_traffic_is_what_a_person_counts() -> None:
@@ -48,7 +48,7 @@ def test_more_work_takes_longer_and_never_less_than_the_limit(tokens: int, layou
     assert seconds(of) < seconds(of.at(4 * tokens))
     assert seconds(of) < seconds(of, threads=1) * 1.2
     slow = replace(HERE, bandwidth=1e9, rates=dict.fromkeys(HERE.rates, 1e10))
-    assert cost.predict(of, cpp.default_config(of.spec), slow) > 5 * seconds(of)
+    assert cost.predict(of, default_config(of.spec), slow) > 5 * seconds(of)
 
 
 def test_small_register_tiles_cost_arithmetic() -> None:
@@ -59,7 +59,7 @@ def test_small_register_tiles_cost_arithmetic() -> None:
 def test_split_rows_occupy_threads_that_would_wait() -> None:
     of, many = problem(4, 0.5, shapes=((32, 65536),), threads=4), problem(4, 0.5, shapes=((512, 8192),), threads=4)
     four = replace(HERE, units=4, bandwidth=1e11)
-    default = cpp.default_config(of.spec)
+    default = default_config(of.spec)
     predicted = {split: cost.predict(of, replace(default, split=split), four) for split in (1, 2, 4)}
     assert predicted[1] > 1.2 * predicted[2] > 1.2**2 * predicted[4]
     assert seconds(many) < seconds(many, split=4), "the sums cost something"
@@ -74,7 +74,7 @@ def test_weight_gradients_cost_what_their_tiles_do() -> None:
 
 def test_sharing_follows_the_templates() -> None:
     packed, masked = problem(100), problem(100, layout="masked")
-    config = cpp.default_config(packed.spec)
+    config = default_config(packed.spec)
     assert shares_tokens(packed, config, 2)
     assert not shares_tokens(packed, replace(config, share="rows"), 2)
     assert not shares_tokens(packed.at(config.token_tile * 4 - 1), config, 2)
@@ -87,7 +87,7 @@ def test_sharing_follows_the_templates() -> None:
 
 def test_the_first_choice_leaves_the_default_for_a_clear_gain_only() -> None:
     of = problem(120, 0.5, shapes=((4096, 1024),), target="cpu:avx512")
-    default = cpp.default_config(of.spec)
+    default = default_config(of.spec)
     slow, same = replace(default, token_tile=4, vectors=1), replace(default, row_group=8)
     assert cost.first_choice(of, default, [slow, same], HERE) == default
     assert cost.first_choice(of, slow, [same, default], HERE) in (default, same)

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from blast_compile import folders
-from blast_compile.errors import StoreError
-from blast_compile.tuning.database import Database
+from blast_compile.base import folders
+from blast_compile.base.errors import StoreError
+from blast_compile.kernels.plans.database import Database
 from tests.tuning.cases import database, problem, record
 
 

@@ -22,9 +22,9 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from blast_compile import kernels, ops
-from blast_compile.log import logger
+from blast_compile.base.log import logger
 from blast_compile.tuning import processor, machine, probe, session, workload
-from blast_compile.tuning.database import Database
+from blast_compile.kernels.plans.database import Database
 from blast_compile.tuning.space import space_of
 from blast_compile.tuning.tune import tune_all, tune_problem
 from tests.tuning.cases import problem

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blast_compile.codegen.cpp import CpuConfig
-from blast_compile.errors import RecordError
-from blast_compile.tuning import records
-from blast_compile.tuning.configs import parse
-from blast_compile.tuning.problem import Problem, density_bucket, token_bucket
-from blast_compile.tuning.records import Record
+from blast_compile.base.errors import RecordError
+from blast_compile.codegen.cpp.config import CpuConfig
+from blast_compile.kernels.plans.config_text import parse
+from blast_compile.kernels.plans.problem import Problem, density_bucket, token_bucket
+from blast_compile.kernels.plans.record import Record, _checksum
 from tests.tuning.cases import problem, record
 
 JSON = st.recursive(
@@ -32,7 +31,7 @@ def test_records_survive_their_text() -> None:
 def test_a_record_from_before_the_op_was_timed_is_read() -> None:
     content = json.loads(record().to_text())
     del content["op_us"], content["sha256"]
-    content["sha256"] = records._checksum(content)
+    content["sha256"] = _checksum(content)
     assert Record.from_text(json.dumps(content)) == record()
 
 
@@ -70,7 +69,7 @@ def test_a_field_of_any_value_is_read_or_refused(name: str, value: object) -> No
     content = json.loads(record().to_text())
     content[name] = value
     content.pop("sha256", None)
-    content["sha256"] = records._checksum(content)
+    content["sha256"] = _checksum(content)
     try:
         read = Record.from_text(json.dumps(content))
     except RecordError:

@@ -13,8 +13,8 @@ from statistics import geometric_mean
 import pytest
 
 from benchmarks.searches import Recording
-from blast_compile.codegen.cpp import CpuConfig
-from blast_compile.errors import OptionsError
+from blast_compile.base.errors import OptionsError
+from blast_compile.codegen.cpp.config import CpuConfig
 from blast_compile.tuning.budget import Budget, BudgetSpentError
 from blast_compile.tuning.search import SEARCHES, SearchName
 from blast_compile.tuning.space import Space, space_of

@@ -7,9 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from blast_compile.codegen import cpp
-from blast_compile.codegen.cpp import CpuConfig
-from blast_compile.codegen.cpp_config import why_impossible
+from blast_compile.codegen.cpp.config import CpuConfig, default_config, why_impossible
 from blast_compile.tuning.fragments import Choice, Fragment, Integer, Permutation, PowerOfTwo
 from blast_compile.tuning.space import reason_against, space_of
 from tests.tuning.cases import problem
@@ -40,7 +38,7 @@ def test_fragments_know_their_values(fragment: Fragment, values: tuple[object, .
 
 @pytest.mark.parametrize("of", SOME, ids=str)
 def test_every_point_that_is_offered_may_be_tried(of: object) -> None:
-    from blast_compile.tuning.problem import Problem
+    from blast_compile.kernels.plans.problem import Problem
 
     assert isinstance(of, Problem)
     space, rng = space_of(of), random.Random(0)
@@ -79,7 +77,7 @@ def test_every_point_that_is_offered_may_be_tried(of: object) -> None:
 )
 def test_reasons_against_a_point(tokens: int, changes: dict[str, int], reason: str) -> None:
     of = problem(tokens, target="cpu:avx512")
-    config = replace(cpp.default_config(of.spec), **changes)  # type: ignore[arg-type]
+    config = replace(default_config(of.spec), **changes)  # type: ignore[arg-type]
     assert reason_against(of, config).startswith(reason)
 
 
@@ -95,16 +93,16 @@ def test_weight_gradients_are_searched_by_their_tiles() -> None:
 
 def test_rows_are_split_where_they_are_few_and_read_in_place() -> None:
     few = problem(16, shapes=((128, 4096),))
-    split = replace(cpp.default_config(few.spec), split=4)
+    split = replace(default_config(few.spec), split=4)
     assert reason_against(few, split) == ""
     assert split in space_of(few).only("split").all()
     gathered = problem(16, shapes=((128, 4096),), layout="masked")
-    config = replace(cpp.default_config(gathered.spec), split=4)
+    config = replace(default_config(gathered.spec), split=4)
     assert reason_against(gathered, config) == "split gains nothing: gathered rows are whole"
 
 
 @pytest.mark.parametrize("name", ["token_tile", "vectors", "row_group", "span", "share_tokens", "task_bytes", "split"])
 @pytest.mark.parametrize("value", [0, -1, 2**63])
 def test_absurd_numbers_cannot_run(name: str, value: int) -> None:
-    config: CpuConfig = replace(cpp.default_config(problem().spec), **{name: value})  # type: ignore[arg-type]
+    config: CpuConfig = replace(default_config(problem().spec), **{name: value})  # type: ignore[arg-type]
     assert why_impossible(problem().spec, config)

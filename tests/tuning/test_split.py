@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from blast_compile import launch
-from blast_compile.tuning.pinned import PinnedConfig, pin
+from blast_compile.kernels.plans.pinned import PinnedConfig, pin
+from blast_compile.ops.products import launch
 from tests.op_cases import Call, Case, check, make_call
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads", "needs_kernels")

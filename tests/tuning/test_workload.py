@@ -9,13 +9,14 @@ from typing import Literal
 import pytest
 import torch
 
-from blast_compile import kernels, reference
-from blast_compile.codegen import cpp
+from blast_compile.base.errors import TuningError
+from blast_compile.codegen.cpp.config import CpuConfig, default_config
 from blast_compile.codegen.spec import Spec
-from blast_compile.errors import TuningError
-from blast_compile.kernel import Kernel
+from blast_compile.kernels import cpu
+from blast_compile.kernels.kernel import Kernel
+from blast_compile.kernels.plans.problem import Problem
+from blast_compile.ops.products import reference
 from blast_compile.tuning import called, workload
-from blast_compile.tuning.problem import Problem
 from blast_compile.tuning.problems import gradients_of, problem_of
 from blast_compile.tuning.workload import Workload
 from blast_compile.tuning.workload_gradient import workload_of
@@ -33,12 +34,12 @@ def _small_cache(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_default_kernel_of_every_op_is_verified(case: Case) -> None:
     found = problem_of(case.op, make_call(case, (9,)).args[:-1])
     assert isinstance(found, Problem)
-    work, kernel = Workload(found), kernels.kernel_for(found.spec)
+    work, kernel = Workload(found), cpu.kernel_for(found.spec)
     assert 0 < work.verify(kernel) < 0.02
     work.calls(kernel)()
     work.dense()
     assert 1 <= work.num_dense_calls <= work.num_calls
-    results = called_results(work, cpp.default_config(found.spec))
+    results = called_results(work, default_config(found.spec))
     assert all(torch.equal(y, copy.y) for y, copy in zip(results, work._copies, strict=True))
 
 
@@ -49,16 +50,16 @@ def test_gradients_are_verified_as_they_are_called(case: Case) -> None:
     of_input, of_weight = gradients_of(found)
     assert (of_input.op, of_weight.op) == ("input_grad", "weight_grad")
     for each in (of_input, of_weight):
-        work, kernel = workload_of(each), kernels.kernel_for(each.spec)
+        work, kernel = workload_of(each), cpu.kernel_for(each.spec)
         assert 0 < work.verify(kernel) < 0.02
         work.calls(kernel)()
         work.dense()
         assert 1 <= work.num_dense_calls <= work.num_calls
-        results = called_results(work, cpp.default_config(each.spec))
+        results = called_results(work, default_config(each.spec))
         assert all(torch.equal(y, copy.y) for y, copy in zip(results, work._copies, strict=True))
 
 
-def called_results(work: Workload, config: cpp.CpuConfig) -> list[torch.Tensor]:
+def called_results(work: Workload, config: CpuConfig) -> list[torch.Tensor]:
     """What one pass of the op gives."""
     run = work.op(config)
     assert isinstance(run, partial)
@@ -69,14 +70,14 @@ def called_results(work: Workload, config: cpp.CpuConfig) -> list[torch.Tensor]:
 def test_the_op_runs_with_the_config_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     found = problem_of("linear", make_call(Case("linear", form="packed", bias=False), (9,)).args[:-1])
     assert isinstance(found, Problem)
-    other, kernel = replace(cpp.default_config(found.spec), token_tile=2), kernels.kernel_for(found.spec)
-    asked: list[cpp.CpuConfig | None] = []
+    other, kernel = replace(default_config(found.spec), token_tile=2), cpu.kernel_for(found.spec)
+    asked: list[CpuConfig | None] = []
 
-    def kernel_for(_spec: Spec, config: cpp.CpuConfig | None = None) -> Kernel:
+    def kernel_for(_spec: Spec, config: CpuConfig | None = None) -> Kernel:
         asked.append(config)
         return kernel
 
-    monkeypatch.setattr(kernels, "kernel_for", kernel_for)
+    monkeypatch.setattr(cpu, "kernel_for", kernel_for)
     run = Workload(found).op(other)
     monkeypatch.setattr(called, "pin", None)  # nothing is put together in a call
     monkeypatch.setattr(called, "write_call", None)
@@ -88,7 +89,7 @@ def test_the_op_runs_with_the_config_that_is_asked_for(monkeypatch: pytest.Monke
 def test_a_wrong_kernel_is_refused(damage: str) -> None:
     found = problem_of("linear", make_call(Case("linear", form="packed", bias=False), (9,)).args[:-1])
     assert isinstance(found, Problem)
-    work, kernel = Workload(found), kernels.kernel_for(found.spec)
+    work, kernel = Workload(found), cpu.kernel_for(found.spec)
 
     def wrong(address: int) -> int:
         if damage == "nothing":
@@ -108,7 +109,7 @@ def test_a_weight_gradient_that_lacks_blocks_is_refused(layout: Literal["masked"
     found = problem_of("linear", make_call(Case("linear", form=layout, bias=False), (9,)).args[:-1])
     assert isinstance(found, Problem)
     *_, of_weight = gradients_of(found)
-    work, kernel = workload_of(of_weight), kernels.kernel_for(of_weight.spec)
+    work, kernel = workload_of(of_weight), cpu.kernel_for(of_weight.spec)
 
     def wrong(address: int) -> int:
         assert kernel.run is not None
@@ -132,5 +133,5 @@ def test_dense_means_the_same_op() -> None:
         for (weight, index, _), (N, K) in zip(copy.call.layers, found.shapes, strict=True)
     ]
     y = called.dense_op(found.op, copy.call, dense, [None] * 3)()
-    work.verify(kernels.kernel_for(found.spec))
+    work.verify(cpu.kernel_for(found.spec))
     torch.testing.assert_close(y, copy.y, rtol=1e-4, atol=1e-5)

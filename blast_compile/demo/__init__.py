@@ -1,5 +1,0 @@
-"""The demonstration: a Llama-shaped model learns block masks, is compiled, and is compared with dense."""
-
-from blast_compile.demo.run import run
-
-__all__ = ["run"]

@@ -1,0 +1,1 @@
+"""Triton kernels: which serves a spec, and how it is launched."""

@@ -1,0 +1,1 @@
+"""Tuned configs, as they are kept, found and read."""

@@ -1,0 +1,1 @@
+"""Prune-and-grow while a model trains."""

@@ -1,0 +1,1 @@
+"""Which blocks are kept, and how an index says so."""

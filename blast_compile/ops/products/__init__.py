@@ -1,0 +1,1 @@
+"""Forward products, their gradients, and how each device runs them."""

@@ -1,0 +1,44 @@
+"""Weight gradients and norms of their blocks on GPU tensors; as in `launch.py`, and the host waits for nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from blast_compile.base import compat
+from blast_compile.codegen.spec import Spec
+from blast_compile.kernels.gpu import find, launch_gradients
+from blast_compile.kernels.gpu.device import target_of
+from blast_compile.kernels.gpu.find import GpuKernel
+from blast_compile.ops import checks, plan
+from blast_compile.ops.products import gpu_dense, gpu_steps
+from blast_compile.ops.spec import DTYPES
+
+
+def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Any, _abi: int = 0) -> Tensor:
+    """`grad.T @ x` on the kept blocks, zeros elsewhere, in the form of `weight`."""
+    planned = compat.outside_dynamo(plan.plan_weight_grad)(grad, x, weight, index, block).kernel
+    if not isinstance(planned, GpuKernel) or not x.numel() or not grad.numel():
+        return gpu_dense.weight_grad(grad, x, weight, index, block)
+    shape = (grad.shape[-1], x.shape[-1])
+    kernel = gpu_steps.kernel_for(planned.steps[0], (shape,), x, [(weight, index, None)], grad)
+    return launch_gradients.launch_weight_grad(kernel, grad, x, weight=weight, index=index)[0]
+
+
+def block_norms(grad: Tensor, x: Tensor, probe: Tensor, block: Any, _abi: int = 0) -> Tensor:
+    """The norms of the blocks of the dense `grad.T @ x`, where `probe` is not zero; raises as `launch.block_norms`."""
+    checks.check_probe(grad, x, probe, block)
+    spec = _norms_spec(grad, x, block)
+    planned = None if spec is None else find.find(spec)
+    if not isinstance(planned, GpuKernel) or not x.numel() or not grad.numel():
+        return gpu_dense.block_norms(grad, x, probe, block)
+    kernel = gpu_steps.kernel_for(planned.steps[0], ((grad.shape[-1], x.shape[-1]),), x, [], grad, probe)
+    return launch_gradients.launch_block_norms(kernel, grad, x, probe=probe)
+
+
+def _norms_spec(grad: Tensor, x: Tensor, block: Any) -> Spec | None:
+    target, dtype = target_of(x.device), DTYPES.get(x.dtype)
+    if target is None or dtype is None or grad.dtype != x.dtype:
+        return None
+    return Spec("weight_grad", dtype, dtype, (block[0], block[1]), (), "masked", target)

@@ -1,0 +1,122 @@
+"""Spec in, C++ out: CPU kernels for AVX-512 (with and without BF16), AVX2 and any other processor.
+
+Map of a generated file, each part a template in `templates/cpp/`:
+  head         the spec and config that made it
+  vector       vectors of floats and their arithmetic       activations  those of the epilogues
+  partial_*    parts of vectors, transposes                 fp16         float16 in memory, where a spec has it
+  words        operands of a multiply-add, `gather`
+  threads      memory of a thread, when to use several      product      the register tile
+  index        whether an index may be followed
+then, of the forward products and the input gradient:
+  rows         which blocks meet in a block row, and their words: where they lie, or gathered
+  panel        activations, cut into tiles of tokens        stages       a product and its epilogue, by tiles and rows
+  turned       tiles of blocks with one vector of outputs   split        where a config splits block rows
+  forward      epilogues, how threads share, the entry point
+or `weight_grad`: a product over tokens for each kept block.
+
+The file needs no header but the compiler's own, so it compiles in a second or three.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import jinja2
+
+from blast_compile.codegen import epilogue
+from blast_compile.codegen.cpp.config import (
+    VECTOR_LENGTHS,
+    CpuConfig,
+    can_split,
+    default_config,
+    has_one_vector,
+    has_pairs,
+    is_direct,
+    isa_of,
+)
+from blast_compile.codegen.spec import Epilogue, Spec
+
+__all__ = ["MIN_BLOCK_EDGE", "CpuConfig", "default_config", "generate", "is_direct", "supports"]
+
+_LAYERS = {
+    "linear": ("layer",),
+    "gated_linear": ("gate", "layer"),
+    "mlp": ("up", "down"),
+    "gated_mlp": ("gate", "up", "down"),
+    "input_grad": ("layer",),
+}
+_TYPES = {"float32": "float", "bfloat16": "bf16", "float16": "fp16"}
+MIN_BLOCK_EDGE = 8
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """One product of an op: its name in the C++ text, its epilogue, and whether its results feed another product."""
+
+    name: str
+    epilogue: Epilogue
+    to_panel: bool
+
+    @property
+    def expression(self) -> str:
+        return epilogue.cpp(self.epilogue)
+
+    @property
+    def formula(self) -> str:
+        return f"{'hidden' if self.to_panel else 'y'} = {self.expression}"
+
+
+def supports(spec: Spec) -> bool:
+    """Whether a CPU kernel can be generated: weights in the dtype of activations or float32, block edges from 8."""
+    return spec.weight_dtype in (spec.dtype, "float32") and min(spec.block) >= MIN_BLOCK_EDGE
+
+
+def generate(spec: Spec, config: CpuConfig | None = None) -> str:
+    """The text of the kernel; the same spec and config give the same bytes."""
+    config = config or default_config(spec)
+    isa, (bn, bk) = isa_of(spec), spec.block
+    transposed = spec.op == "input_grad"
+    contraction_edge, output_edge = (bn, bk) if transposed else (bk, bn)
+    epilogues = spec.epilogues or (Epilogue(),)
+    names = ("Hidden", "Output")[-len(epilogues) :]
+    stages = [_Stage(name, e, name == "Hidden") for name, e in zip(names, epilogues, strict=True)]
+    template = "weight_grad.cpp.jinja" if spec.op == "weight_grad" else "forward.cpp.jinja"
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            spec=spec,
+            config=config,
+            split=config.split if can_split(spec) else 1,
+            avx512=isa.startswith("avx512"),
+            native_bf16=isa == "avx512_bf16",
+            has_fp16="float16" in (spec.dtype, spec.weight_dtype),
+            has_fp16_instructions=isa != "portable",
+            pairs=has_pairs(spec),
+            vector_length=VECTOR_LENGTHS[isa],
+            x_type=_TYPES[spec.dtype],
+            weight_type=_TYPES[spec.weight_dtype],
+            contraction_edge=contraction_edge,
+            output_edge=output_edge,
+            layers=_LAYERS.get(spec.op, ()),
+            stages=stages,
+            activations={e.activation for e in epilogues} - {"identity"},
+            packed=spec.layout == "packed",
+            transposed=transposed,
+            direct=is_direct(spec),
+            turned=has_one_vector(spec),
+        )
+    )
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("blast_compile.codegen", "templates/cpp"),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cpp"] = lambda flag: "true" if flag else "false"
+    return environment
