@@ -18,12 +18,13 @@ from benchmarks.case import Case
 from benchmarks.rows import Row
 from blast_compile.codegen.cpp.config import CpuConfig
 from blast_compile.codegen.spec import Spec
-from blast_compile.kernels import cpu
+from blast_compile.kernels import cpu as kernels
 from blast_compile.kernels.kernel import Kernel
 from blast_compile.layers.layer import PackedLinear
 from blast_compile.layers.pack import pack_
 from blast_compile.layers.sparsify import BlockSparse, sparsify_
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning
+from blast_compile.ops.products import cpu
 from blast_compile.tuning.measure_machine import empty_call_us
 from blast_compile.tuning.timing import Timing, interleaved
 
@@ -113,25 +114,25 @@ def _kernel_us(model: nn.Sequential, x: Tensor, rounds: int) -> Timing:
 
     layer = cast(PackedLinear, model[0])
     with _kernels_through(watched):
-        launch.linear(x, layer.weight, layer.index_operand(), None, None, _FEATURES, layer.block, "identity")
+        cpu.run("linear", x, layer.weight, layer.index_operand(), None, None, _FEATURES, layer.block, "identity")
     return _shifted(Timing.of(times), -min(empty_call_us(), median(times)))
 
 
 @contextmanager
 def _kernels_through(watched: Callable[[Callable[[int], int]], Callable[[int], int]]) -> Iterator[None]:
     """Every kernel that a call chooses inside the block runs through `watched`."""
-    find = cpu.kernel_for
+    find = kernels.kernel_for
 
     def kernel_for(spec: Spec, config: CpuConfig | None = None) -> Kernel:
         kernel = find(spec, config)
         return kernel if kernel.run is None else replace(kernel, run=watched(kernel.run))
 
-    launch.forget()
+    planning.forget()
     try:
         with patch.object(cpu, "kernel_for", kernel_for):
             yield
     finally:
-        launch.forget()
+        planning.forget()
 
 
 def _shifted(timing: Timing, by_us: float) -> Timing:

@@ -21,7 +21,7 @@ from blast_compile.kernels.plans.problem import Problem
 from blast_compile.kernels.plans.record import Record
 from blast_compile.layers.pack import pack_
 from blast_compile.layers.sparsify import BlockSparse, sparsify_
-from blast_compile.ops import plan as plans
+from blast_compile.ops import planning as plans
 from blast_compile.tuning.space import space_of
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.fx import Graph, Node
 
 from blast_compile.base.log import debug
+from blast_compile.codegen.family import Operands, is_mlp
+from blast_compile.codegen.spec import Activation
+from blast_compile.ops.call import Call, write_call
 from blast_compile.passes.effects import Effects
 from blast_compile.passes.judge import reason_against, reason_alone
 from blast_compile.passes.match import Match, find_matches
@@ -74,27 +77,19 @@ def _target(match: Match) -> Any:
 
 def _reason_for_part(match: Match, reasons: dict[Node, str]) -> str | None:
     """Why the layers of `match` are not in a whole MLP, or None where they are."""
-    if match.pattern.kind in ("mlp", "gated_mlp"):
+    if is_mlp(match.pattern.kind):
         return None
     linears = list(match.linears.values())
     return next((reasons[linear] for linear in linears if linear in reasons), None) or reason_alone(linears[0])
 
 
 def _fused_arguments(match: Match) -> tuple[Any, ...]:
-    layers = [arguments(linear) for linear in match.linears.values()]
+    """Those of the layers, by the names that a linear gives them, where the fused op wants them."""
+    kind, layers = match.pattern.kind, [arguments(linear) for linear in match.linears.values()]
+    operands = tuple(Operands(*(layer[name] for name in Operands._fields)) for layer in layers)
+    first, last = layers[0], layers[-1]
+    sizes = (first["out_features"], last["out_features"]) if is_mlp(kind) else (last["out_features"],)
     activation = activation_of(match.nodes["activation"]) if "activation" in match.nodes else "identity"
-    parameters = [layer[name] for layer in layers for name in ("weight", "index", "bias")]
-    residual = [] if match.pattern.kind == "gated_linear" else [match.residual]
-    hidden = [layers[0]["out_features"]] if "down" in match.nodes else []
+    call = Call(first["x"], operands, cast(Any, match.residual), sizes, first["block"], cast(Activation, activation))
     probes = [layer.get("probe") for layer in layers]
-    return (
-        layers[0]["x"],
-        *parameters,
-        *residual,
-        *hidden,
-        layers[-1]["out_features"],
-        layers[0]["block"],
-        activation,
-        ABI,
-        *(probes if any(probes) else ()),
-    )
+    return (*write_call(kind, call), ABI, *(probes if any(probes) else ()))

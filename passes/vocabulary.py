@@ -15,12 +15,11 @@ from blast_compile.base import compat
 from blast_compile.ops import register
 
 Kind = Literal["linear", "gated_linear", "mlp", "gated_mlp"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 Word = Literal["linear", "activation", "mul", "add"]
 ABI = register.ABI
 aten = torch.ops.aten
 
-_PACKETS = {getattr(torch.ops.blast, kind): kind for kind in KINDS}
+_PACKETS = {getattr(torch.ops.blast, kind): kind for kind in get_args(Kind)}
 _PRODUCTS = (operator.mul, torch.mul, torch.multiply, "mul", "multiply", aten.mul, aten.multiply)
 _SUMS = (operator.add, torch.add, "add", aten.add)
 _SPLITS = {"chunk", "split", "split_with_sizes", "tensor_split", "unbind", "unsafe_chunk", "unsafe_split"}

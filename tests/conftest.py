@@ -17,7 +17,7 @@ from blast_compile.backend import sizes
 from blast_compile.base import env, log
 from blast_compile.base.env import Isa
 from blast_compile.kernels.launcher import launcher
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning
 
 # A machine that does other things too makes any test slow now and then.
 hypothesis.settings.register_profile("patient", deadline=None)
@@ -101,10 +101,10 @@ def use_isa(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Isa], None]]:
 
     def choose(isa: Isa) -> None:
         monkeypatch.setenv("BLAST_ISA", isa)
-        launch.forget()
+        planning.forget()
 
     yield choose
-    launch.forget()
+    planning.forget()
 
 
 @pytest.fixture
@@ -112,9 +112,9 @@ def empty_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     """An empty store, the portable kernels, and nothing remembered before or after."""
     monkeypatch.setenv("BLAST_CACHE_DIR", str(tmp_path / "store"))
     monkeypatch.setenv("BLAST_ISA", "portable")
-    launch.forget()
+    planning.forget()
     yield tmp_path / "store"
-    launch.forget()
+    planning.forget()
 
 
 @pytest.fixture

@@ -22,6 +22,7 @@ from benchmarks.on_gpu.rows import GpuDevice, row_of
 from benchmarks.on_gpu.search import Compilers, Patience
 from benchmarks.on_gpu.tensors import SparseLayer, rotation, sparse_layers
 from blast_compile import __version__
+from blast_compile.codegen.family import FORWARD
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton.build import import_triton
 from blast_compile.codegen.triton.config import FEW_TOKENS, TritonConfig
@@ -32,8 +33,7 @@ from blast_compile.kernels.gpu.find import GpuKernel, Sizes
 from blast_compile.kernels.plans.database import Database
 from blast_compile.kernels.plans.record import Record, now
 from blast_compile.masks import layout
-from blast_compile.ops.products import launch
-from blast_compile.ops.products.gpu_steps import NUM_LAYERS
+from blast_compile.ops import planning
 
 TUNED = "blast tuned"
 _BEFORE, _AFTER = "default", "best"
@@ -54,7 +54,7 @@ class Tuner:
         x, generator = activations(case, self.where)
         layers = sparse_layers(case, self.where, generator)
         operands = ((layer.operand, layer.index) for layer in layers)
-        kernel = launch.describe(case.op, *op_arguments(case, x, operands))
+        kernel = planning.describe(case.op, *op_arguments(case, x, operands))
         if not isinstance(kernel, GpuKernel):
             give(f"{case}: {kernel.reason}")
             return
@@ -134,8 +134,9 @@ def _problems(
     rest = list(layers)
     of_specs: dict[Spec, list[SparseLayer]] = {}
     for step in kernel.steps:
-        of_specs.setdefault(step, rest[: NUM_LAYERS[step.op]])
-        del rest[: NUM_LAYERS[step.op]]
+        num_layers = FORWARD[step.op].num_layers
+        of_specs.setdefault(step, rest[:num_layers])
+        del rest[:num_layers]
     if kernel.mlp is not None and case.tokens <= FEW_TOKENS:
         of_specs[kernel.mlp] = list(layers)
     for spec, own in of_specs.items():

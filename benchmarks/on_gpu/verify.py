@@ -23,8 +23,7 @@ from blast_compile.codegen.triton.config import TritonConfig
 from blast_compile.kernels.gpu import find
 from blast_compile.kernels.gpu.find import GpuKernel
 from blast_compile.kernels.kernel import Kernel
-from blast_compile.ops import plan, register
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning, register
 
 _LIMITS = {torch.float32: 1e-5, torch.float16: 2.0**-9, torch.bfloat16: 2.0**-6}
 """Of the root mean square error: sums in another order for float32; for 16 bits some places, hidden layers rounded."""
@@ -107,8 +106,8 @@ def _run(check: Check, arguments: Sequence[Any]) -> Tensor:
 def _kernel(check: Check, arguments: Sequence[Any]) -> Kernel | None:
     """The kernel of an op; None of gradients that nothing describes."""
     if check.op == "weight_grad":
-        return plan.plan_weight_grad(*arguments).kernel
-    return None if check.op in GRADS[1:] else launch.describe(cast(Op, check.op), *arguments)
+        return planning.plan_weight_grad(*arguments).kernel
+    return None if check.op in GRADS[1:] else planning.describe(cast(Op, check.op), *arguments)
 
 
 @contextmanager

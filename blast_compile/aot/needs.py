@@ -20,9 +20,10 @@ from blast_compile import passes
 from blast_compile.base import compat
 from blast_compile.base.errors import LayerError, RewriteError
 from blast_compile.base.models import bare
+from blast_compile.codegen.family import Operands
 from blast_compile.codegen.spec import Op, Spec
-from blast_compile.layers.layer import SparseLayer
-from blast_compile.ops import plan
+from blast_compile.layers.layer import SparseLayer, operands_of
+from blast_compile.ops import planning
 from blast_compile.ops.call import Call, read_call
 from blast_compile.passes.survey import survey
 
@@ -45,7 +46,7 @@ class Need:
 
     def spec_on(self, target: str) -> Spec | str:
         """Its spec on a target, or why it has none."""
-        return plan.spec_of(self.op, self.call, target)
+        return planning.spec_of(self.op, self.call, target)
 
 
 def needs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Need]:
@@ -111,9 +112,8 @@ def _of_layers(layers: Mapping[str, SparseLayer], dtypes: set[torch.dtype]) -> I
         own = layer.weight.dtype
         for dtype in {own, *(dtypes if own == torch.float32 else ())}:
             x = torch.empty(1, layer.in_features, dtype=dtype, device="meta")
-            tensors = (layer.weight_operand(), layer.index_operand(), layer.bias)
-            meta = tuple(None if tensor is None else tensor.detach().to("meta") for tensor in tensors)
-            yield Need(name, "linear", Call(x, (meta,), None, (layer.out_features,), layer.block))  # type: ignore[arg-type]
+            meta = Operands(*(None if one is None else one.detach().to("meta") for one in operands_of(layer)))  # type: ignore[arg-type]
+            yield Need(name, "linear", Call(x, (meta,), None, (layer.out_features,), layer.block))
 
 
 def _call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> object:

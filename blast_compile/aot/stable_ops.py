@@ -10,14 +10,13 @@ from blast_compile.aot.jobs import Job
 from blast_compile.base.env import ISAS
 from blast_compile.base.errors import BuildError
 from blast_compile.codegen.cpp import build
-from blast_compile.codegen.spec import Op, Spec
+from blast_compile.codegen.family import FORWARD
+from blast_compile.codegen.spec import Spec
 from blast_compile.kernels import shared_objects
 from blast_compile.kernels.launcher import launcher
-from blast_compile.ops import register
 
 _SOURCE = Path(__file__).with_name("ops.cpp")
 _TARGET_VERSION = "0x020b000000000000"  # the oldest torch that the package runs with, 2.11
-_OPS: tuple[Op, ...] = ("linear", "gated_linear", "mlp", "gated_mlp")
 
 _TABLE = """\
 #pragma once
@@ -49,7 +48,7 @@ def link(jobs: Sequence[Job], workers: int) -> bytes:
 
     Raises `BuildError` without a compiler, where one fails, and where no kernel is of an op that such a process has.
     """
-    chosen = [job for job in _best_first(jobs) if job.spec.op in _OPS]
+    chosen = [job for job in _best_first(jobs) if job.spec.op in FORWARD]
     if not chosen:
         raise BuildError("expected CPU kernels of forward products, got none; build for a CPU")
     source = _SOURCE.read_text().replace('#include "kernel_table.hpp"', _table(chosen))
@@ -92,7 +91,7 @@ def _table(jobs: Sequence[Job]) -> str:
             f'    {{"{key_of(job.spec)}", {_isa(job.spec)}, {_entry(number)}}},' for number, job in enumerate(jobs)
         ),
         schemas="\n".join(
-            f'    "{op}{overload}{register.schema_of(op)}",' for op in _OPS for overload in ("", ".nograd")
+            f'    "{op}{overload}{FORWARD[op].schema()}",' for op in FORWARD for overload in ("", ".nograd")
         ),
     )
 

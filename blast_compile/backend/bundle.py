@@ -10,7 +10,7 @@ from blast_compile.base import compat
 from blast_compile.kernels import bundles
 from blast_compile.kernels.gpu import prebuilt
 from blast_compile.kernels.launcher import launcher
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning
 
 
 def use_bundle(folder: str | os.PathLike[str]) -> None:
@@ -20,4 +20,4 @@ def use_bundle(folder: str | os.PathLike[str]) -> None:
             launcher.load()
         if torch.cuda.is_available() and compat.has_triton():
             prebuilt.install()
-        launch.forget()
+        planning.forget()

@@ -15,7 +15,7 @@ from blast_compile.base.log import logger, warn_once
 from blast_compile.kernels.launcher import launcher
 from blast_compile.kernels.plans.database import Database
 from blast_compile.kernels.plans.problem import Problem
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning
 from blast_compile.passes.survey import FoundOp, survey
 from blast_compile.tuning.problems import distinct, try_problem
 from blast_compile.tuning.tune import is_known, tune_all
@@ -48,7 +48,7 @@ def tune_graph(gm: GraphModule, example_inputs: Sequence[object], *, again: bool
             logger.info("%s", tuned)
     except TuningError as error:
         warn_once(("tune", str(error)), f"the rest of a graph runs as planned before: {error}")
-    launch.forget()
+    planning.forget()
 
 
 def _indices(op: FoundOp, inputs: Sequence[object]) -> list[Tensor | None]:
@@ -67,4 +67,4 @@ def preparing(gm: GraphModule) -> Iterator[None]:
 
 
 def _build(op: FoundOp) -> None:
-    launch.describe(op.kind, *op.arguments)
+    planning.describe(op.kind, *op.arguments)

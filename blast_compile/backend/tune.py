@@ -18,7 +18,7 @@ from blast_compile.base.models import bare
 from blast_compile.kernels.launcher import launcher
 from blast_compile.kernels.plans.database import Database
 from blast_compile.kernels.plans.problem import Problem
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning
 from blast_compile.tuning.problems import distinct, gradients_of, try_problem
 from blast_compile.tuning.search import SEARCHES, SearchName
 from blast_compile.tuning.tune import Tuned, tune_all
@@ -113,5 +113,5 @@ def tune(
             logger.info("%s", tuned)
     except KeyboardInterrupt:
         interrupted = True
-    launch.forget()
+    planning.forget()
     return TuneReport(tuple(done), skipped, database.path, interrupted)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from blast_compile.layers.layer import MaskedLayer, dense_weight
 from blast_compile.masks.mask import BlockMask
-from blast_compile.ops.products import reference
+from blast_compile.ops.activations import ACTIVATIONS
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def live_part(mlp: Mlp, *, may_change_bias: bool) -> Live:
 def _factor(layer: MaskedLayer, mask: BlockMask, activation: str) -> _Factor:
     is_constant = _units(~mask.kept.any(1), mask.block[0], layer.out_features)
     bias = torch.zeros_like(is_constant, dtype=torch.float64) if layer.bias is None else layer.bias.detach().double()
-    return _Factor(is_constant, reference.ACTIVATIONS[activation](bias))
+    return _Factor(is_constant, ACTIVATIONS[activation](bias))
 
 
 def _product(gate: _Factor, up: _Factor) -> _Factor:

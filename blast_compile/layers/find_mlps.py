@@ -12,6 +12,7 @@ from blast_compile.backend.recorder import GraphRun
 from blast_compile.base.errors import LayerError
 from blast_compile.base.inputs import Inputs, arguments_of
 from blast_compile.base.models import bare
+from blast_compile.codegen.family import is_mlp
 from blast_compile.layers.dead_blocks import Mlp
 from blast_compile.layers.layer import MaskedLayer
 from blast_compile.passes.survey import FoundOp
@@ -55,7 +56,7 @@ def _only_uses(uses: Iterable[tuple[FoundOp, dict[str, MaskedLayer]]]) -> Iterab
     """The MLPs whose every layer has this use alone, however often it runs."""
     seen: dict[MaskedLayer, set[tuple[str, Mlp | None]]] = {}
     for op, layers in uses:
-        is_mlp = op.kind in ("mlp", "gated_mlp")
+        is_mlp = is_mlp(op.kind)
         mlp = Mlp(layers["up"], layers["down"], layers.get("gate"), op.activation) if is_mlp else None
         for role, layer in layers.items():
             seen.setdefault(layer, set()).add((role, mlp))

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from blast_compile.backend import sizes
 from blast_compile.base import compat
 from blast_compile.base.errors import DtypeError, LayerError, MaskError
+from blast_compile.codegen.family import Operands
 from blast_compile.layers import integrations, states
 from blast_compile.masks import layout
 from blast_compile.masks.layout import Block
@@ -66,8 +67,8 @@ class SparseLayer(nn.Module):
             if compat.has_rows_in_values(x):
                 return compat.map_values(self.forward, x)
             self._check_input(x)
-        weight, index, bias = self.weight_operand(), self.index_operand(), self.bias
-        args = (x, weight, index, bias, None, self.out_features, self.block, "identity", register.ABI, self.probe)
+        operands = self.weight_operand(), self.index_operand(), self.bias
+        args = (x, *operands, None, self.out_features, self.block, "identity", register.ABI, self.probe)
         y: Tensor = torch.ops.blast.linear(*args)
         return y
 
@@ -224,6 +225,11 @@ class PackedLinear(PackedLayer, nn.Linear):  # type: ignore[misc]  # the same
 def mask_buffers(layer: nn.Module) -> tuple[str, ...]:
     """The buffers of a layer that say which blocks are kept; none of a dense one."""
     return layer.mask_buffers if isinstance(layer, SparseLayer) else ()
+
+
+def operands_of(layer: SparseLayer) -> Operands:
+    """What the ops take of a layer."""
+    return Operands(layer.weight_operand(), layer.index_operand(), layer.bias)
 
 
 def is_transposed(layer: nn.Module) -> bool:

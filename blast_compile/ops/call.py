@@ -1,4 +1,4 @@
-"""The arguments of a forward product or an input gradient by what they mean, and the way back."""
+"""The arguments of a product by what they mean, and the way back: `codegen/family.py` says where each stands."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from blast_compile.base import compat
+from blast_compile.codegen.family import PRODUCTS, Operands
 from blast_compile.codegen.spec import Activation, Op
 from blast_compile.masks.layout import Block
-
-Tensors = tuple[Tensor, Tensor, Tensor | None]
-"""Weight, index and bias of a layer."""
 
 
 class Call(NamedTuple):
     """The arguments of a forward product or an input gradient, by what they mean.
 
     layers: in the order in which they run. sizes: features of the result, behind those of the hidden layer if any. abi:
-    may ask for a config, see `tuning/pinned.py`.
+    may ask for a config, see `kernels/plans/pinned.py`.
     """
 
     x: Tensor
-    layers: tuple[Tensors, ...]
+    layers: tuple[Operands, ...]
     residual: Tensor | None
     sizes: tuple[int, ...]
     block: Block
@@ -45,36 +43,29 @@ class Layer:
 
 
 def read_call(op: Op, arguments: Sequence[Any]) -> Call:
-    """The arguments of a product, as in `reference.py`, by what they mean."""
-    x, *rest = arguments
-    if op == "input_grad":
-        weight, index, K, block = rest
-        return Call(x, ((weight, index, None),), None, (K,), block)
-    *rest, block, activation = rest
-    num_sizes = 2 if op in ("mlp", "gated_mlp") else 1
-    tensors, sizes = rest[:-num_sizes], tuple(rest[-num_sizes:])
-    residual = None if op == "gated_linear" else tensors.pop()
-    layers = tuple(zip(tensors[0::3], tensors[1::3], tensors[2::3], strict=True))
-    return Call(x, layers, residual, sizes, block, activation)
+    """The arguments of a product by what they mean; abi and probes may be left out."""
+    product = PRODUCTS[op]
+    x, *rest = arguments[: product.num_planned]
+    step, end = product.num_operands, product.num_operands * product.num_layers
+    layers = tuple(Operands(*rest[at : at + step]) for at in range(0, end, step))
+    residual, rest = (rest[end], rest[end + 1 :]) if product.takes_residual else (None, rest[end:])
+    sizes, (block, *more) = tuple(rest[: len(product.stages)]), rest[len(product.stages) :]
+    activation: Activation = "identity" if product.is_transposed else more.pop(0)
+    return Call(x, layers, residual, sizes, block, activation, *more)
 
 
 def write_call(op: Op, call: Call) -> list[Any]:
-    """What `read_call` reads: the arguments of a product, as in `reference.py`."""
-    if op == "input_grad":
-        return [call.x, *call.layers[0][:2], *call.sizes, call.block]
-    tensors = [tensor for layer in call.layers for tensor in layer]
-    added = [] if op == "gated_linear" else [call.residual]
-    return [call.x, *tensors, *added, *call.sizes, call.block, call.activation]
+    """What `read_call` reads, without abi and probes: the arguments as in `reference.py`."""
+    product = PRODUCTS[op]
+    tensors = [tensor for layer in call.layers for tensor in layer[: product.num_operands]]
+    residual = [call.residual] if product.takes_residual else []
+    activation = [] if product.is_transposed else [call.activation]
+    return [call.x, *tensors, *residual, *call.sizes, call.block, *activation]
 
 
 def layers_of(op: Op, call: Call) -> list[Layer]:
     """The layers of a call, in the order in which they run."""
-    K, first = call.x.shape[-1], call.sizes[0]
-    if op == "input_grad":
-        K, first = first, K
-    last = [] if len(call.sizes) == 1 else [(call.sizes[1], first)]
-    shapes = [(first, K)] * (len(call.layers) - len(last)) + last
-    return [Layer(*tensors, *shape) for tensors, shape in zip(call.layers, shapes, strict=True)]
+    return [Layer(*operands, *shape) for operands, shape in zip(call.layers, shapes_of(op, call), strict=True)]
 
 
 def layer_of_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor) -> Layer:
@@ -84,7 +75,7 @@ def layer_of_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor)
 
 def shapes_of(op: Op, call: Call) -> tuple[tuple[int, int], ...]:
     """`(N, K)` of each layer of a call."""
-    return tuple((layer.N, layer.K) for layer in layers_of(op, call))
+    return PRODUCTS[op].shapes(call.x.shape[-1], call.sizes)
 
 
 def tokens_of(x: Tensor) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from blast_compile.codegen.family import PRODUCTS
 from blast_compile.codegen.spec import Dtype, Epilogue, Op, Spec
 from blast_compile.masks.layout import Block
 from blast_compile.ops.call import Call, Layer
@@ -39,20 +40,9 @@ def make_spec(
 
 
 def epilogues_of(op: Op, call: Call) -> tuple[Epilogue, ...]:
-    """Those of a forward product; gradients have none."""
-    activation, residual = call.activation, call.residual is not None
-    biases = tuple(bias is not None for _, _, bias in call.layers)
-    match op:
-        case "linear":
-            return (Epilogue(activation, bias=biases[0], residual=residual),)
-        case "gated_linear":
-            return (Epilogue(activation, gate=True, gate_bias=biases[0], bias=biases[1]),)
-        case "mlp":
-            return (Epilogue(activation, bias=biases[0]), Epilogue(bias=biases[1], residual=residual))
-        case "gated_mlp":
-            hidden = Epilogue(activation, gate=True, gate_bias=biases[0], bias=biases[1])
-            return (hidden, Epilogue(bias=biases[2], residual=residual))
-    return ()
+    """Those of a call of a product."""
+    biases = [layer.bias is not None for layer in call.layers]
+    return PRODUCTS[op].epilogues(call.activation, biases, residual=call.residual is not None)
 
 
 def _is_readable(layer: Layer) -> bool:

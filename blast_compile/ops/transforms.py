@@ -17,8 +17,6 @@ from blast_compile.base import compat
 from blast_compile.base.errors import GradientError
 from blast_compile.ops.products.gradients import Formula
 
-_ROWS = ("x", "grad", "residual", "z", "up", "gate")  # arguments with a row a token
-
 
 def differentiable(op: OpOverload, formula: Formula) -> Callable[..., Tensor]:
     """`op` for the Autograd key, registered `with_keyset`.
@@ -52,22 +50,20 @@ def differentiable(op: OpOverload, formula: Formula) -> Callable[..., Tensor]:
     return call
 
 
-def batched(op: OpOverload) -> Callable[..., tuple[Any, Any]]:
+def batched(op: OpOverload, rows_by_name: frozenset[str]) -> Callable[..., tuple[Any, Any]]:
     """The rule of `op` for `vmap`: one call where activations alone are batched, else one a sample.
 
-    A product takes any leading dimensions, so a batch of activations is one more of them. Results are one tensor or a
-    tuple of them.
+    A product takes any leading dimensions, so a batch of activations is one more of them. rows_by_name: the arguments
+    with a row a token; none where an op sums over all leading dimensions. Results are one tensor or a tuple of them.
     """
     names = [argument.name for argument in op._schema.arguments]
-    rows = {at for at, name in enumerate(names) if name in _ROWS}
-    has_rows_of_weights = "x" in names and "grad" in names  # a weight gradient sums over all leading dimensions
-
+    rows = {at for at, name in enumerate(names) if name in rows_by_name}
     num_results = len(op._schema.returns)
     out_dims = 0 if num_results == 1 else (0,) * num_results
 
     def call(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
         dims = {at: dim for at, dim in enumerate(in_dims) if isinstance(dim, int)}
-        if dims.keys() <= rows and not has_rows_of_weights:
+        if dims.keys() <= rows:
             args = tuple(
                 _with_batch(arg, dims.get(at), info.batch_size) if at in rows else arg for at, arg in enumerate(args)
             )

@@ -15,7 +15,7 @@ from blast_compile.backend.recorder import GraphRun
 from blast_compile.base.errors import LayerError
 from blast_compile.base.models import bare
 from blast_compile.layers.layer import SparseLayer
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning
 from blast_compile.passes.survey import FoundOp
 from blast_compile.report.explanation import Explanation, LayerRow
 
@@ -74,7 +74,7 @@ def _row(name: str, layer: SparseLayer, op: FoundOp | None) -> LayerRow:
 def _kernel(op: FoundOp) -> str:
     """The kernel that serves an op, and why, where it is the reference."""
     x, *rest = op.arguments
-    kernel = launch.describe(op.kind, x.to(op.result.dtype), *rest)  # autocast casts x alone
+    kernel = planning.describe(op.kind, x.to(op.result.dtype), *rest)  # autocast casts x alone
     return f"{kernel.name} ({kernel.reason})" if kernel.reason else kernel.name
 
 

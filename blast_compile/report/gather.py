@@ -15,7 +15,7 @@ from blast_compile.kernels.plans.config_text import difference
 from blast_compile.kernels.plans.problem import Problem
 from blast_compile.kernels.plans.record import Record
 from blast_compile.layers.layer import SparseLayer
-from blast_compile.ops import plan
+from blast_compile.ops import planning
 from blast_compile.report import entries, limits
 from blast_compile.report.data import (
     Measurement,
@@ -100,7 +100,7 @@ def _measured(
         problem = limits.problem_of(sites, timed.tokens)
         assert isinstance(problem, Problem)
         config, known = limits.chosen_config(problem), limits.limits_of(problem, device)
-        kernel = plan.plan_of(sites[0].kind, sites[0].arguments()).at(timed.tokens)
+        kernel = planning.plan_of(sites[0].kind, sites[0].arguments()).at(timed.tokens)
         yield Measurement(
             op=op.id,
             tokens=timed.tokens,

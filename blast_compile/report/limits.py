@@ -18,7 +18,7 @@ from blast_compile.kernels.plans.config_text import Config
 from blast_compile.kernels.plans.database import Database
 from blast_compile.kernels.plans.problem import Problem
 from blast_compile.kernels.plans.record import Record
-from blast_compile.ops import plan
+from blast_compile.ops import planning
 from blast_compile.report.data import Machine
 from blast_compile.report.sites import Site
 from blast_compile.tuning import cost
@@ -57,7 +57,7 @@ def problem_of(sites: Sequence[Site], tokens: int) -> Problem | str:
     device = first.layers[0].weight_operand().device.type
     if device != "cpu":
         return f"it is on {device}, and only CPUs are timed here; `python benchmarks/gpu.py` times GPUs"
-    spec = plan.spec_of(first.kind, first.arguments(), processor.cpu_target())
+    spec = planning.spec_of(first.kind, first.arguments(), processor.cpu_target())
     if isinstance(spec, str):
         return spec
     masks = [layer.mask for site in sites for layer in site.layers]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from blast_compile.backend.recorder import GraphRun
+from blast_compile.codegen.family import is_mlp
 from blast_compile.codegen.spec import Activation, Op
-from blast_compile.layers.layer import SparseLayer
-from blast_compile.ops.call import Call, write_call
+from blast_compile.layers.layer import SparseLayer, operands_of
+from blast_compile.ops.call import Call, read_call, write_call
 from blast_compile.ops.products import reference
 from blast_compile.ops.register import ABI
 
@@ -51,7 +52,7 @@ class Site:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Features of the result, behind those of the hidden layer if any."""
-        hidden = (self.layers[0].out_features,) if self.kind in ("mlp", "gated_mlp") else ()
+        hidden = (self.layers[0].out_features,) if is_mlp(self.kind) else ()
         return (*hidden, self.num_outputs)
 
     def inputs(self, tokens: int) -> tuple[Tensor, Tensor | None]:
@@ -73,7 +74,7 @@ class Site:
         return y
 
     def _call(self, x: Tensor, residual: Tensor | None) -> Call:
-        layers = tuple((layer.weight_operand(), layer.index_operand(), layer.bias) for layer in self.layers)
+        layers = tuple(map(operands_of, self.layers))
         return Call(x, layers, residual, self.sizes, self.layers[0].block, self.activation)
 
 
@@ -102,7 +103,7 @@ def _sites(run: GraphRun, owners: dict[int, tuple[str, SparseLayer]]) -> Iterato
         if len(owned) < len(found) or len({name for name, _ in owned}) < len(owned):
             yield f"{op.kind} of {', '.join(dict.fromkeys(name for name, _ in owned)) or 'unknown layers'}: {_PARTS}"
             continue
-        residual = op.kind != "gated_linear" and op.arguments[3 * len(owned) + 1] is not None
+        residual = read_call(op.kind, op.arguments).residual is not None
         names, layers = zip(*owned, strict=True)
         yield Site(op.kind, names, layers, cast(Activation, op.activation), residual, op.result.dtype)
 

@@ -15,6 +15,7 @@ import sympy
 from sympy import Max
 
 from blast_compile.codegen.cpp.config import VECTOR_LENGTHS, CpuConfig, can_split, is_direct, isa_of, output_edge
+from blast_compile.codegen.family import is_mlp
 from blast_compile.kernels.plans.problem import Problem
 from blast_compile.tuning.devices import Device
 
@@ -48,7 +49,7 @@ def predict(problem: Problem, config: CpuConfig, machine: Device) -> float:
     if problem.op == "weight_grad":
         return _weight_grad_s(problem, config, machine, threads)
     shared = shares_tokens(problem, config, threads)
-    stages = 2 if problem.op in ("mlp", "gated_mlp") else 1
+    stages = 2 if is_mlp(problem.op) else 1
     passes, tasks = _passes(problem, config, threads, shared)
     scale = threads / (1.0 if shared else _waiting(problem, config, threads)) / machine.units  # of those at work
     work = 2 * elements * problem.tokens / (machine.rates[problem.dtype] * scale)
@@ -100,7 +101,7 @@ def num_rows(problem: Problem) -> int:
 def _waiting(problem: Problem, config: CpuConfig, threads: int) -> float:
     """Threads over those at work, in the mean: some wait while the last product has too few tasks."""
     tasks = _chunks(problem, config) * num_rows(problem) * (config.split if can_split(problem.spec) else 1)
-    is_mlp = problem.op in ("mlp", "gated_mlp")
+    is_mlp = is_mlp(problem.op)
     part = math.prod(problem.shapes[-1]) / problem.num_weights if is_mlp else 1.0
     return 1 - part + part * threads / min(threads, tasks)
 
@@ -158,7 +159,7 @@ def _loads(problem: Problem) -> float:
 
 
 def _token_bytes(problem: Problem) -> int:
-    hidden = problem.shapes[-1][1] if problem.op in ("mlp", "gated_mlp") else 0
+    hidden = problem.shapes[-1][1] if is_mlp(problem.op) else 0
     return (problem.inputs + hidden) * problem.x_bytes
 
 

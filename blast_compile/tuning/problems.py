@@ -14,7 +14,7 @@ from blast_compile.base.errors import BlastError
 from blast_compile.codegen.spec import Op
 from blast_compile.kernels import cpu
 from blast_compile.kernels.plans.problem import Problem
-from blast_compile.ops import plan
+from blast_compile.ops import planning
 from blast_compile.ops.call import read_call, shapes_of, tokens_of
 
 _GRADIENTS: tuple[Op, ...] = ("input_grad", "weight_grad")
@@ -32,14 +32,14 @@ def problem_of(op: Op, arguments: Sequence[Any], indices: Sequence[Tensor | None
     known = [index for index in indices if index is not None]
     if len(known) == len(call.layers):
         layers = zip(call.layers, known, strict=True)
-        call = call._replace(layers=tuple((weight, index, bias) for (weight, _, bias), index in layers))
-    spec = plan.spec_of(op, call, processor.cpu_target())
+        call = call._replace(layers=tuple(operands._replace(index=index) for operands, index in layers))
+    spec = planning.spec_of(op, call, processor.cpu_target())
     if isinstance(spec, str):
         return spec
     kernel = cpu.kernel_for(spec)
     if kernel.run is None:
         return kernel.reason
-    density = plan.density_of(op, call)
+    density = planning.density_of(op, call)
     return Problem(
         spec=spec,
         shapes=shapes_of(op, call),

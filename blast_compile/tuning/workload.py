@@ -14,11 +14,12 @@ from torch import Tensor
 from blast_compile.base.errors import TuningError
 from blast_compile.base.processor import l3_bytes
 from blast_compile.codegen.cpp.config import CpuConfig
+from blast_compile.codegen.family import Operands
 from blast_compile.kernels.kernel import Kernel
 from blast_compile.kernels.plans.problem import Problem
 from blast_compile.masks import layout
-from blast_compile.ops.call import Call, Tensors, layers_of, write_call
-from blast_compile.ops.plan import constants_of
+from blast_compile.ops.call import Call, layers_of, write_call
+from blast_compile.ops.planning import constants_of
 from blast_compile.ops.products import reference
 from blast_compile.ops.products.cpu import kernel_numbers
 from blast_compile.tuning.called import dense_op, sparse_op
@@ -99,7 +100,7 @@ class Workload:
             [torch.randn(N, K, generator=self._generator).mul_(scale).to(dtype) for N, K in problem.shapes]
             for _ in range(self.num_dense_calls)
         ]
-        biases = [_to(dtype, bias) for _, _, bias in self._copies[0].call.layers]
+        biases = [_to(dtype, layer.bias) for layer in self._copies[0].call.layers]
         pairs = zip(self._copies, weights, strict=False)
         return partial(run_all, [dense_op(problem.op, copy.call, of_copy, biases) for copy, of_copy in pairs])
 
@@ -124,7 +125,7 @@ class Workload:
         """Leaves nothing in a result that a kernel might not write."""
         y.fill_(math.nan)
 
-    def _layer(self, shape: tuple[int, int], num_blocks: int, has_bias: bool) -> Tensors:
+    def _layer(self, shape: tuple[int, int], num_blocks: int, has_bias: bool) -> Operands:
         (N, K), (bn, bk), dtype = shape, self.problem.block, _TORCH[self.problem.spec.weight_dtype]
         R, C = layout.grid(shape, (bn, bk))
         kept = torch.zeros(R * C, dtype=torch.bool)
@@ -134,7 +135,7 @@ class Workload:
         size = (num_blocks, bk, bn) if is_packed else (N, K)
         weight = torch.randn(size, generator=self._generator).mul_(K**-0.5).to(dtype)
         bias = torch.randn(N, generator=self._generator).to(dtype) if has_bias else None
-        return weight, layout.packed_index(kept) if is_packed else layout.mask_values(kept), bias
+        return Operands(weight, layout.packed_index(kept) if is_packed else layout.mask_values(kept), bias)
 
     def _numbers(self, copy: Copy) -> list[int]:
         call, op = copy.call, self.problem.op
@@ -157,7 +158,9 @@ class Workload:
 
     def _by_reference(self, dtype: torch.dtype) -> Tensor:
         op, call = self.problem.op, self._copies[0].call
-        layers = tuple((weight.to(dtype), index, _to(dtype, bias)) for weight, index, bias in call.layers)
+        layers = tuple(
+            layer._replace(weight=layer.weight.to(dtype), bias=_to(dtype, layer.bias)) for layer in call.layers
+        )
         residual = None if call.residual is None else call.residual[self._rows].to(dtype)
         call = call._replace(x=call.x[self._rows].to(dtype), layers=layers, residual=residual)
         y: Tensor = getattr(reference, op)(*write_call(op, call))

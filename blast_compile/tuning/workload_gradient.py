@@ -13,7 +13,7 @@ from torch import Tensor
 from blast_compile.codegen.cpp.config import CpuConfig
 from blast_compile.kernels.plans.problem import Problem
 from blast_compile.ops.call import layer_of_weight_grad
-from blast_compile.ops.plan import constants_of
+from blast_compile.ops.planning import constants_of
 from blast_compile.ops.products import reference
 from blast_compile.ops.products.cpu import weight_grad_numbers
 from blast_compile.tuning.called import sparse_weight_grad

@@ -10,7 +10,7 @@ import pytest
 
 from blast_compile.base import env
 from blast_compile.kernels import bundles
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning
 from tests.aot.models import build_net
 
 
@@ -32,4 +32,4 @@ def no_bundles() -> Iterator[None]:
     """Takes attached bundles away behind the test."""
     yield
     bundles.detach_all()
-    launch.forget()
+    planning.forget()

@@ -39,7 +39,7 @@ logging.basicConfig(format="%(levelname)s %(message)s", level=logging.INFO)
 import torch
 torch.set_num_threads(2)
 import blast_compile as blast
-from blast_compile import native
+from blast_compile.kernels.launcher import launcher
 from tests.aot.models import packed_net
 net, x = packed_net(), torch.randn(7, 64)
 options = {"bundle": sys.argv[1], "delegate": "aot_eager", "fallback": "error"}
@@ -50,7 +50,7 @@ with torch.no_grad():
         assert layer.weight.dim() == 3
     torch.testing.assert_close(y, blast.unpack_(packed_net()).double()(x.double()).float())
     rows = blast.explain(packed_net(), x).layers
-print({row.kernel for row in rows}, native.is_loaded())
+print({row.kernel for row in rows}, launcher.is_loaded())
 """
 
 

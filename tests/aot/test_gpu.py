@@ -95,7 +95,7 @@ import triton
 from triton.runtime.jit import MockTensor
 from blast_compile.kernels.bundles import Bundle
 from blast_compile.codegen.spec import Epilogue, Spec
-from blast_compile.gpu import kernels, prebuilt
+from blast_compile.kernels.gpu import find, prebuilt
 from blast_compile.backend.bundle import use_bundle
 
 class Driver:
@@ -116,7 +116,7 @@ prebuilt.install()
 epilogue = Epilogue("silu", gate=True)
 block = int(sys.argv[2])
 spec = Spec("gated_linear", "bfloat16", "bfloat16", (block, block), (epilogue,), "packed", "cuda:sm_90")
-kernel = kernels.loaded(spec, 512, kernels.Sizes(((96, 64),) * 2, None, "a GPU"))
+kernel = find.loaded(spec, 512, find.Sizes(((96, 64),) * 2, None, "a GPU"))
 sizes = {"M": 300, "N": 96, "K": 64, "x_row_stride": 64}
 arguments = {}
 for name in kernel.function.arg_names:
@@ -158,7 +158,7 @@ kept = []
 for op, gate in (("gated_linear", True), ("linear", False)):
     spec = Spec(op, "bfloat16", "bfloat16", (32, 32), (Epilogue("silu", gate=True) if gate else Epilogue(),),
                 "masked", "cuda:sm_90")
-    kernel = kernels.loaded(spec, 512, kernels.Sizes(((96, 64),) * (1 + gate), None, "a GPU"))
+    kernel = find.loaded(spec, 512, find.Sizes(((96, 64),) * (1 + gate), None, "a GPU"))
     for sizes in ((3, 2, 1), (64, 64, 1), (448, 1, 448), (1, 1, 1)):
         function, options = kernel.entry("list_kept")
         pointers = {"mask_ptr": MockTensor(torch.float32), "list_ptr": MockTensor(torch.int32)}

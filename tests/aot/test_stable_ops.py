@@ -20,11 +20,11 @@ from blast_compile.base import processor
 from blast_compile.base.errors import BuildError
 from blast_compile.codegen.cpp.config import default_config
 from blast_compile.codegen.cpp.generate import generate
+from blast_compile.codegen.family import FORWARD
 from blast_compile.kernels import shared_objects
-from blast_compile.ops import plan, register
+from blast_compile.ops import planning
 from blast_compile.ops.call import read_call
-from tests.op_cases import FORMS, Call, Case, make_call
-from tests.op_cases import OPS as FORWARD
+from tests.op_cases import FORMS, OPS, Call, Case, make_call
 
 pytestmark = pytest.mark.usefixtures("needs_kernels")
 CASES = (
@@ -75,7 +75,7 @@ assert not [name for name in sys.modules if name.startswith("blast")]
 
 def job(call: Call) -> Job:
     arguments = read_call(call.case.op, call.args[:-1])
-    spec: Any = plan.spec_of(call.case.op, arguments, processor.cpu_target())
+    spec: Any = planning.spec_of(call.case.op, arguments, processor.cpu_target())
     config = default_config(spec)
     return Job(spec, config, generate(spec, config), (1,))
 
@@ -116,7 +116,7 @@ def test_what_another_process_prunes_before_it_is_linked_is_made_again(monkeypat
 
 def test_keys_tell_calls_apart() -> None:
     """As often as kernels differ; a transposed weight has the kernel of a masked one."""
-    cases = [Case(op, form=form, bias=bias) for op in FORWARD for form in FORMS for bias in (False, True)]
+    cases = [Case(op, form=form, bias=bias) for op in OPS for form in FORMS for bias in (False, True)]
     first, second = CASES
     cases += [first, replace(first, residual=False), replace(first, activation="gelu"), replace(first, block=(8, 8))]
     cases += [second, replace(second, dtype=torch.float16)]
@@ -135,4 +135,4 @@ def test_gradients_alone_are_refused() -> None:
 def test_schemas_are_those_of_the_operators_in_python() -> None:
     for op in FORWARD:
         registered = str(getattr(torch.ops.blast, op).default._schema)
-        assert registered == f"blast::{op}{register.schema_of(op)}"
+        assert registered == f"blast::{op}{FORWARD[op].schema()}"

@@ -19,7 +19,7 @@ from blast_compile.codegen.spec import Spec
 from blast_compile.kernels.plans.database import Database
 from blast_compile.kernels.plans.problem import Problem
 from blast_compile.kernels.plans.record import Record
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning
 from tests.aot.models import packed_net
 from tests.plan_folders import keep_plans_in
 
@@ -45,7 +45,9 @@ def served_by(tokens: int) -> str:
     found = [need for need in needs(packed_net(), (x,), {}) if need.op == "gated_mlp"]
     call = found[0].call
     tensors = [tensor for layer in call.layers for tensor in layer]
-    return launch.describe("gated_mlp", call.x, *tensors, call.residual, *call.sizes, call.block, call.activation).name
+    return planning.describe(
+        "gated_mlp", call.x, *tensors, call.residual, *call.sizes, call.block, call.activation
+    ).name
 
 
 @pytest.fixture
@@ -54,10 +56,10 @@ def use_plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None
 
     def choose(folder: Path) -> None:
         keep_plans_in(folder / "plans", monkeypatch)
-        launch.forget()
+        planning.forget()
 
     yield choose
-    launch.forget()
+    planning.forget()
 
 
 @pytest.mark.usefixtures("needs_kernels", "no_bundles")
@@ -75,5 +77,5 @@ def test_plans_go_along(tmp_path: Path, use_plans: Callable[[Path], None], monke
     use_bundle(report.folder)
     assert served_by(TOKENS) == f"c++ {isa} 4x1 (bundle)"
     monkeypatch.setattr("blast_compile.kernels.plans.lookup.device_name", lambda: "another machine")
-    launch.forget()
+    planning.forget()
     assert served_by(TOKENS) == f"c++ {isa} {default.token_tile}x{default.vectors} (bundle)"

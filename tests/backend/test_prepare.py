@@ -14,7 +14,7 @@ from blast_compile.base import compat
 from blast_compile.base.errors import LayerError
 from blast_compile.kernels import cpu
 from blast_compile.kernels.launcher import launcher
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
         return call
 
     monkeypatch.setattr(compat, "compile_with", watched)
-    launch.forget()
+    planning.forget()
     torch._dynamo.reset()
     return seen
 
@@ -59,8 +59,8 @@ def test_what_cannot_be_built_is_told_by_the_call(built: list[set[str]], monkeyp
 
     model, x = mlp(), torch.randn(3, 64)
     expected = model(x).detach()
-    launch.forget()
-    monkeypatch.setattr(launch, "describe", fail)
+    planning.forget()
+    monkeypatch.setattr(planning, "describe", fail)
     with torch.no_grad():
         y = torch.compile(model, backend="blast", options={"delegate": "eager"})(x)
     assert built == [set()]

@@ -20,7 +20,7 @@ from blast_compile.codegen.cpp.config import CpuConfig, default_config
 from blast_compile.kernels import cpu
 from blast_compile.kernels.kernel import Kernel
 from blast_compile.kernels.plans.database import Database
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning
 from blast_compile.tuning import session, timing, tune, workload
 from blast_compile.tuning.devices import Device
 from blast_compile.tuning.session import Session
@@ -39,10 +39,10 @@ def quick(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(session, "_SECONDS", 0.0)
     monkeypatch.setattr(session, "_FINAL_SECONDS", 0.0)
     monkeypatch.setattr(workload, "l3_bytes", lambda: 2**16)
-    launch.forget()
+    planning.forget()
     torch._dynamo.reset()
     yield
-    launch.forget()
+    planning.forget()
     torch._dynamo.reset()
 
 
@@ -188,10 +188,10 @@ def test_a_config_given_is_the_one_that_runs(as_text: bool) -> None:
     given = repr(config) if as_text else config
     options: dict[str, Any] = {"delegate": "eager", "config": given}
     run = torch.compile(net, backend="blast", options=options)
-    launch.forget()
+    planning.forget()
     torch.testing.assert_close(run(x_of(5)), net(x_of(5)))
     assert config in {config for _, config in cpu._kernels}
-    launch.forget()
+    planning.forget()
     net(x_of(5))
     assert {config for _, config in cpu._kernels} == {None}
 
@@ -201,7 +201,7 @@ def test_a_config_given_is_the_one_that_runs(as_text: bool) -> None:
 def test_fields_that_a_config_leaves_out_are_as_in_the_default(named: dict[str, Any]) -> None:
     text = f"CpuConfig({', '.join(f'{name}={value}' for name, value in named.items())})"
     net = model()
-    launch.forget()
+    planning.forget()
     run = torch.compile(net, backend="blast", options={"delegate": "eager", "config": text})
     torch.testing.assert_close(run(x_of(5)), net(x_of(5)))
     ((spec, config),) = [key for key in cpu._kernels if key[1] is not None]

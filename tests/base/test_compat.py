@@ -34,7 +34,7 @@ def test_a_compiler_that_cannot_be_executed_is_none(tmp_path: Path) -> None:
 
 
 def test_isa_honours_what_torch_was_told() -> None:
-    code = "from blast_compile import compat; print(compat.cpu_isa())"
+    code = "from blast_compile.base import compat; print(compat.cpu_isa())"
     environment = {**os.environ, "ATEN_CPU_CAPABILITY": "default"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "portable\n"
@@ -58,6 +58,6 @@ def test_without_autocast_leaves_products_in_their_dtype() -> None:
 
 
 def test_has_triton_does_not_import_it() -> None:
-    code = "import sys; from blast_compile import compat; print(compat.has_triton(), 'triton' in sys.modules)"
+    code = "import sys; from blast_compile.base import compat; print(compat.has_triton(), 'triton' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True False\n"

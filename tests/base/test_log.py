@@ -43,7 +43,7 @@ def test_debug_speaks_from_its_level_on(monkeypatch: pytest.MonkeyPatch, caplog:
 
 @pytest.mark.parametrize(("level", "expected"), [("", ""), ("1", "blast_compile DEBUG: chose 3\n")])
 def test_debug_reaches_standard_error_without_any_setup(level: str, expected: str) -> None:
-    code = "from blast_compile import log; log.debug(1, 'chose %d', 3); log.debug(2, 'never'); print(end='')"
+    code = "from blast_compile.base import log; log.debug(1, 'chose %d', 3); log.debug(2, 'never'); print(end='')"
     done = subprocess.run(
         [sys.executable, "-c", code], env={"BLAST_DEBUG": level}, capture_output=True, text=True, check=True
     )

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blast_compile.codegen.family import Operands
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Spec
 from blast_compile.codegen.triton.build import load_kernel
 from blast_compile.codegen.triton.config import TritonConfig, default_config
@@ -135,7 +136,7 @@ def run(call: Call, folder: Path, config: TritonConfig | None = None, num_progra
     num_rows = first.kept.shape[0]
     order = torch.randperm(num_rows, generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     if call.case.op in ("mlp", "gated_mlp"):
-        gate, up, down = [None, *((layer.operand, layer.index, layer.bias) for layer in call.layers)][-3:]
+        gate, up, down = [None, *(Operands(layer.operand, layer.index, layer.bias) for layer in call.layers)][-3:]
         assert up is not None
         assert down is not None
         return launch_mlp(
@@ -152,7 +153,7 @@ def run(call: Call, folder: Path, config: TritonConfig | None = None, num_progra
     return launch_forward(
         kernel,
         call.x,
-        [(layer.operand, layer.index, layer.bias) for layer in call.layers],
+        [Operands(layer.operand, layer.index, layer.bias) for layer in call.layers],
         residual=call.residual,
         out_features=last.clean.shape[0],
         order=order,

@@ -14,7 +14,7 @@ from blast_compile.kernels.gpu.launch import launch_input_grad
 from blast_compile.kernels.gpu.launch_gradients import launch_block_norms, launch_weight_grad
 from blast_compile.masks import layout
 from blast_compile.masks.transposed import transposed_index
-from blast_compile.ops.products import reference
+from blast_compile.ops.activations import ACTIVATIONS
 from tests.codegen.interpreted import in_wider_rows, spec_of
 from tests.op_cases import Call, Case, make_call, relative_error
 
@@ -60,7 +60,7 @@ def input_grad_error(
     if before is None:
         return relative_error(result, expected)
     up, gate = up.double().requires_grad_(), gate.double().requires_grad_()
-    activation = reference.ACTIVATIONS[before.activation]
+    activation = ACTIVATIONS[before.activation]
     hidden = activation(gate) * up if is_gated else activation(up)
     gradients = torch.autograd.grad(hidden, [up, gate], expected, allow_unused=True)
     error = relative_error(result, gradients[0])

@@ -17,7 +17,7 @@ from blast_compile.codegen.spec import Op, Spec
 from blast_compile.kernels import cpu
 from blast_compile.kernels.kernel import Kernel
 from blast_compile.masks import layout
-from blast_compile.ops import plan
+from blast_compile.ops import planning
 from blast_compile.ops.call import read_call
 from tests.op_cases import Call, check, check_accuracy
 
@@ -86,9 +86,9 @@ def planned(op: Op, *operands: object) -> tuple[Spec, tuple[tuple[int, ...], ...
     """The spec and the constants of the layers that a call is planned with; no kernel is built."""
     with patch.object(cpu, "kernel_for", return_value=Kernel("none")) as asked:
         if op == "weight_grad":
-            constants = plan.plan_weight_grad(*operands).constants  # type: ignore[arg-type]
+            constants = planning.plan_weight_grad(*operands).constants  # type: ignore[arg-type]
         else:
-            constants = plan.plan(op, read_call(op, operands)).constants
+            constants = planning.plan(op, read_call(op, operands)).constants
     return asked.call_args.args[0], constants
 
 

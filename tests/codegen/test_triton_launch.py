@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from blast_compile.base.errors import TargetError
+from blast_compile.codegen.family import Operands
 from blast_compile.codegen.triton.build import load_kernel
 from blast_compile.codegen.triton.config import TritonConfig, default_config
 from blast_compile.codegen.triton.cross import cross_compile
@@ -111,6 +112,6 @@ def test_tensors_on_the_cpu_are_refused_outside_the_interpreter(folder: Path) ->
         launch_forward(
             load_kernel(spec, default_config(spec, 7), folder),
             call.x,
-            [(layer.operand, layer.index, None)],
+            [Operands(layer.operand, layer.index)],
             out_features=layer.clean.shape[0],
         )

@@ -32,9 +32,9 @@ def choose_interpreter(store: Path) -> None:
 
 
 def kernel_name(call: Call) -> str:
-    from blast_compile.ops.products import launch
+    from blast_compile.ops import planning
 
-    return launch.describe(call.case.op, *call.args[:-1]).name
+    return planning.describe(call.case.op, *call.args[:-1]).name
 
 
 def check_call(case: Case, leading: tuple[int, ...] = (7,), density: float = 0.4) -> str:
@@ -129,7 +129,7 @@ def chosen_config_errors(config: TritonConfig) -> list[float]:
     """Errors of products whose steps run at `config` because that was chosen for their bucket."""
     from blast_compile.kernels.gpu import find
     from blast_compile.ops.call import read_call
-    from blast_compile.ops.plan import plan_of
+    from blast_compile.ops.planning import plan_of
 
     sizes, errors = find.Sizes(((128, 128),), None, "a GPU"), []
     for op in ("linear", "gated_mlp"):
@@ -150,7 +150,7 @@ def check_whole_mlp(case: Case, config: TritonConfig) -> list[int]:
     from blast_compile.kernels.gpu import find
     from blast_compile.kernels.gpu.launch_mlp import launch_mlp
     from blast_compile.ops.call import read_call
-    from blast_compile.ops.plan import plan_of
+    from blast_compile.ops.planning import plan_of
 
     find.forget()
     plan = plan_of(case.op, read_call(case.op, make_call(case).args[:-1]))
@@ -175,7 +175,7 @@ def check_tuned(case: Case, config: TritonConfig) -> list[bool]:
     from blast_compile.kernels.plans.database import Database
     from blast_compile.kernels.plans.record import Record
     from blast_compile.ops.call import read_call
-    from blast_compile.ops.plan import plan_of
+    from blast_compile.ops.planning import plan_of
 
     call, found = make_call(case), []
     plan = plan_of(case.op, read_call(case.op, call.args[:-1]))
@@ -199,7 +199,7 @@ def check_unaligned(case: Case, config: TritonConfig) -> list[bool]:
     from blast_compile.kernels.gpu import find
     from blast_compile.kernels.gpu import launch as triton_launch
     from blast_compile.ops.call import read_call
-    from blast_compile.ops.plan import plan_of
+    from blast_compile.ops.planning import plan_of
 
     found = []
     for offset in (0, 1):

@@ -10,11 +10,11 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from blast_compile.ops.products import gpu, gpu_hidden_grads
+from blast_compile.ops.products import gpu, gpu_gradients, gpu_hidden_grads
 
 BODIES: dict[str, Callable[..., Any]] = {
     **{str(op): body for op, body in gpu.OPS.items()},
-    "block_norms": gpu.block_norms,
+    "block_norms": gpu_gradients.block_norms,
     "hidden_grad": gpu_hidden_grads.hidden_grad,
     "gated_hidden_grad": gpu_hidden_grads.gated_hidden_grad,
 }

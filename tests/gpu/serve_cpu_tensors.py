@@ -12,8 +12,9 @@ from blast_compile.base.errors import TargetError
 from blast_compile.codegen.triton.build import import_triton
 from blast_compile.kernels.gpu import device
 from blast_compile.kernels.launcher import launcher
+from blast_compile.ops import planning
 from blast_compile.ops.products import gpu as gpu_launch
-from blast_compile.ops.products import gpu_hidden_grads, launch
+from blast_compile.ops.products import gpu_gradients, gpu_hidden_grads
 
 _library: Library | None = None
 
@@ -30,8 +31,8 @@ def serve_cpu_tensors(target: str = "cuda:sm_90") -> None:
         for name, function in gpu_launch.OPS.items():
             for overload in (name, f"{name}.nograd"):
                 _library.impl(overload, function, "CPU")  # type: ignore[no-untyped-call]
-        others = (gpu_launch.block_norms, gpu_hidden_grads.hidden_grad, gpu_hidden_grads.gated_hidden_grad)
+        others = (gpu_gradients.block_norms, gpu_hidden_grads.hidden_grad, gpu_hidden_grads.gated_hidden_grad)
         for other in others:
             _library.impl(other.__name__, other, "CPU")  # type: ignore[no-untyped-call]
     device.interpret_as(target)
-    launch.forget()
+    planning.forget()

@@ -24,8 +24,8 @@ from blast_compile.codegen.triton.config import TritonConfig
 from blast_compile.kernels.gpu import device, find, launch_gradients
 from blast_compile.kernels.gpu import launch as triton_launch
 from blast_compile.kernels.kernel import Kernel
+from blast_compile.ops import planning
 from blast_compile.ops.products import gpu, gpu_dense, gpu_hidden_grads, gpu_steps
-from blast_compile.ops.products import launch as cpu_launch
 from tests.gpu.no_waiting import HostWaitsError, NoWaiting
 from tests.op_cases import FORMS, OPS, Call, Case, make_call
 
@@ -74,7 +74,7 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Note]]:
 
 
 def _forget() -> None:
-    cpu_launch.forget()
+    planning.forget()
     device._target_of_gpu.cache_clear()
     device._name_of_gpu.cache_clear()
 
@@ -108,7 +108,7 @@ def test_products(op: Any, form: Any, launches: list[Note]) -> None:
     assert half >= 1
     assert launches[:half] == launches[half:]
     assert not [name for name in ran if "mm" in name or "linear" in name]
-    described: Kernel = cpu_launch.describe(op, *arguments[:-1])
+    described: Kernel = planning.describe(op, *arguments[:-1])
     assert described.name.startswith("triton sm_90 ")
 
 

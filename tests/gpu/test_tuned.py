@@ -15,7 +15,7 @@ from blast_compile.kernels.gpu import find
 from blast_compile.kernels.gpu.find import Sizes
 from blast_compile.kernels.plans.database import Database
 from blast_compile.kernels.plans.record import Record
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning
 
 SPEC = Spec("linear", "bfloat16", "bfloat16", (64, 64), (Epilogue(),), "packed", "cuda:sm_90")
 MLP = replace(SPEC, op="mlp", epilogues=(Epilogue("silu"), Epilogue()))
@@ -28,7 +28,7 @@ OTHER = replace(TUNED, num_stages=4)
 @pytest.fixture(autouse=True)
 def _store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BLAST_CACHE_DIR", str(tmp_path / "blast_compile"))
-    launch.forget()
+    planning.forget()
 
 
 def keep(spec: Spec = SPEC, config: str = repr(TUNED), sizes: Sizes = SIZES, tokens: int = 16, us: float = 1.0) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from blast_compile.ops.products import launch
+from blast_compile.ops.products import cpu
 from tests.op_cases import Case, Form, make_call
 
 pytestmark = pytest.mark.usefixtures("needs_kernels")
@@ -45,10 +45,10 @@ def all_calls(form: Form, density: float) -> list[list[tuple[str, tuple[int, ...
     strided = [call.x.t().contiguous().t(), *args[1:]]
     block = list(call.case.block)
     return [
-        watched(launch.linear, *args),
-        watched(launch.linear, *strided),
-        watched(launch.input_grad, grad, layer.operand, layer.index, 64, block, 1),
-        watched(launch.weight_grad, grad, x, layer.operand, layer.index, block, 1),
+        watched(cpu.OPS["linear"], *args),
+        watched(cpu.OPS["linear"], *strided),
+        watched(cpu.OPS["input_grad"], grad, layer.operand, layer.index, 64, block, 1),
+        watched(cpu.weight_grad, grad, x, layer.operand, layer.index, block, 1),
     ]
 
 
@@ -62,4 +62,4 @@ def test_no_value_is_read_and_allocations_do_not_vary(form: Form) -> None:
 def test_the_watch_sees_the_reference_read_values() -> None:
     call = make_call(Case("linear", block=(4, 4), form="packed"))  # whose index the reference checks
     with pytest.raises(AssertionError, match="waits for the values"):
-        watched(launch.linear, *call.args)
+        watched(cpu.OPS["linear"], *call.args)

@@ -23,7 +23,7 @@ from blast_compile.codegen.spec import Epilogue, Spec
 from blast_compile.kernels import cpu
 from blast_compile.kernels.kernel import Kernel
 from blast_compile.layers.layer import SparseLayer
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning
 from tests.op_cases import Call, Case, check, make_call
 
 pytestmark = pytest.mark.usefixtures("two_threads")
@@ -33,7 +33,7 @@ CASE = Case("linear", form="packed")
 
 
 def kernel_of(call: Call) -> Kernel:
-    return launch.describe(call.case.op, *call.args[:-1])
+    return planning.describe(call.case.op, *call.args[:-1])
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -174,8 +174,9 @@ def test_threads_do_not_share_results(call: Call) -> None:
 _SHORT_OF_MEMORY = """
 import resource
 import pytest, torch
-from blast_compile import native, ops
-assert native.load()
+from blast_compile import ops
+from blast_compile.kernels.launcher import launcher
+assert launcher.load()
 zeros_like, MB = torch.ops.blast._zeros_like, 2**20
 small, large, larger = (torch.empty(size * MB, dtype=torch.uint8) for size in (40, 200, 600))
 waiting = [zeros_like(small) for _ in range(12)]
@@ -216,12 +217,13 @@ def test_a_forked_child_leaves_its_parents_memory(call: Call) -> None:
 
 _LATE = """
 import os, torch
-from blast_compile import native, ops
+from blast_compile import ops
+from blast_compile.kernels.launcher import launcher
 from tests.op_cases import Case, make_call
 call = make_call(Case("linear", form="packed"), (64,), sizes=(2048, 0, 2048))
 x = torch.randn(2048, 2048) @ torch.randn(2048, 2048)  # on threads
 if (child := os.fork()) == 0:
-    assert native.load()
+    assert launcher.load()
     call.run()
     os._exit(0)
 assert os.waitpid(child, 0)[1] == 0

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from blast_compile.base.errors import BlastError, BuildError, LayerError, MaskError
 from blast_compile.kernels.launcher import launcher
-from blast_compile.ops.products import cpu, launch
+from blast_compile.ops import planning
+from blast_compile.ops.products import cpu
 from tests.op_cases import FORMS, OPS, Call, Case, check, make_call
 
 pytestmark = pytest.mark.usefixtures("needs_kernels", "two_threads")
@@ -38,7 +39,7 @@ def python_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(op)
         return product(op, call)
 
-    monkeypatch.setattr(launch, "product", watched)
+    monkeypatch.setattr(cpu, "product", watched)
     return seen
 
 
@@ -115,7 +116,7 @@ def test_same_errors(damage: str) -> None:
 
 
 def test_threads_share_plans(python_calls: list[str]) -> None:
-    launch.forget()
+    planning.forget()
     calls = [make_call(replace(CASE, bias=bias), (tokens,)) for tokens in (1, 4, 9) for bias in (False, True)]
     expected = [plain(call) for call in calls]
     python_calls.clear()
@@ -141,7 +142,7 @@ def test_a_forked_child_runs_on_one_thread(tmp_path: Path) -> None:
 _SCRIPT = """
 import logging, sys
 import torch, blast_compile as blast
-from blast_compile import native
+from blast_compile.kernels.launcher import launcher
 logging.basicConfig(level=logging.INFO)
 model = torch.nn.Sequential(torch.nn.Linear(64, 64)).eval()
 blast.sparsify_(model, blast.BlockSparse(targets="all"))
@@ -149,7 +150,7 @@ x = torch.randn(3, 64)
 with torch.no_grad():
     compiled = torch.compile(model, backend="blast", options={"delegate": "eager"})(x)
     assert torch.allclose(compiled, model(x), atol=1e-5)
-print(native.is_loaded())
+print(launcher.is_loaded())
 """
 
 

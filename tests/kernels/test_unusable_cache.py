@@ -20,7 +20,7 @@ from blast_compile.base.processor import device_name
 from blast_compile.codegen.spec import Epilogue, Spec
 from blast_compile.kernels.plans.database import Database
 from blast_compile.kernels.plans.problem import Problem
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning
 from blast_compile.tuning.machine import _this_cpu
 
 pytestmark = pytest.mark.usefixtures("needs_kernels")
@@ -46,9 +46,9 @@ def unusable(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest
         for name in ("BLAST_CACHE_DIR", "HOME", "XDG_CACHE_HOME"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setattr(pwd, "getpwuid", nobody)
-    launch.forget()
+    planning.forget()
     yield request.param
-    launch.forget()
+    planning.forget()
 
 
 def layer() -> nn.Module:
@@ -62,7 +62,7 @@ def test_layers_run_after_one_warning(unusable: str, caplog: pytest.LogCaptureFi
     expected = nn.functional.linear(x, torch.where(kept, model[0].weight, 0.0), model[0].bias)  # type: ignore[index]
     for _ in range(2):
         torch.testing.assert_close(model(x), expected)
-        launch.forget()
+        planning.forget()
     (warning,) = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
     assert "BLAST_CACHE_DIR" in warning, unusable
     assert list(folders.private_folder().glob("*/kernel.so")), "the kernel was compiled"

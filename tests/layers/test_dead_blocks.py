@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import blast_compile as blast
 from blast_compile.layers.dead_blocks import Live, Mlp, live_part
 from blast_compile.layers.layer import MaskedLayer
-from blast_compile.ops.products import reference
+from blast_compile.ops.activations import ACTIVATIONS
 from tests.models import sparse_layer
 
 FEATURES, HIDDEN = 11, 22  # ragged under every block here
@@ -36,7 +36,7 @@ def mlps(draw: st.DrawFn) -> Mlp:
 
 
 def result(mlp: Mlp, x: Tensor) -> Tensor:
-    activate = reference.ACTIVATIONS[mlp.activation]
+    activate = ACTIVATIONS[mlp.activation]
     hidden = activate(mlp.up(x)) if mlp.gate is None else activate(mlp.gate(x)) * mlp.up(x)
     y: Tensor = mlp.down(hidden)
     return y

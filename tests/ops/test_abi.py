@@ -17,13 +17,14 @@ import json, sys
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
-from blast_compile import gradients, layer_grads
+from blast_compile.ops import register
+from blast_compile.ops.products import gradients, layer_gradients
 
-factor, layer_grads.ABI = float(sys.argv[1]), int(sys.argv[2])
+factor, register.ABI = float(sys.argv[1]), int(sys.argv[2])
+layer_gradients.ABI = register.ABI
 def scaled(backward):
-    return lambda ctx, grad: tuple(None if g is None else g * factor for g in backward(ctx, grad))
-for name, formula in gradients.FORMULAS.items():
-    gradients.FORMULAS[name] = gradients.Formula(formula.setup, scaled(formula.backward))
+    return lambda product, ctx, grad: tuple(None if g is None else g * factor for g in backward(product, ctx, grad))
+gradients.backward_of = scaled(gradients.backward_of)
 
 import blast_compile as blast
 layer = nn.Linear(4, 4, bias=False)

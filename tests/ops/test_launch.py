@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from blast_compile.kernels import cpu
+from blast_compile.kernels import cpu as kernels
 from blast_compile.kernels.kernel import Kernel
 from blast_compile.masks import layout
-from blast_compile.ops import plan, register
-from blast_compile.ops.plan import Plan
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning, register
+from blast_compile.ops.planning import Plan
+from blast_compile.ops.products import cpu
 from tests.op_cases import FORMS, Case, Form, check, make_call, make_layer, relative_error
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads", "needs_kernels")
@@ -29,16 +29,16 @@ CASE = Case("linear", form="packed")
 def planned(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The op of each plan that is made, from an empty memory on."""
     made: list[str] = []
-    make = plan.plan
+    make = planning.plan
 
     def watched(op: Any, *rest: Any) -> Plan:
         made.append(op)
         return make(op, *rest)
 
-    monkeypatch.setattr(plan, "plan", watched)
-    launch.forget()
+    monkeypatch.setattr(planning, "plan", watched)
+    planning.forget()
     yield made
-    launch.forget()
+    planning.forget()
 
 
 def test_plans_are_made_once_for_all_tokens_and_values(planned: list[str]) -> None:
@@ -56,13 +56,13 @@ def test_plans_are_made_once_for_all_tokens_and_values(planned: list[str]) -> No
 @pytest.mark.usefixtures("planned")
 def test_a_kernel_without_memory_raises_a_memory_error(monkeypatch: pytest.MonkeyPatch) -> None:
     run = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: 2)
-    monkeypatch.setattr(cpu, "kernel_for", lambda *_: Kernel("full", run))
+    monkeypatch.setattr(kernels, "kernel_for", lambda *_: Kernel("full", run))
     call = make_call(CASE)
     layer = call.layers[0]
     with pytest.raises(MemoryError, match="memory for the scratch of linear, got none; free some"):
         call.run()
     with pytest.raises(MemoryError, match="the scratch of weight_grad"):
-        launch.weight_grad(torch.randn(7, layer.clean.shape[0]), call.x, layer.operand, layer.index, CASE.block)
+        cpu.weight_grad(torch.randn(7, layer.clean.shape[0]), call.x, layer.operand, layer.index, CASE.block)
 
 
 def test_whatever_decides_a_kernel_makes_a_new_plan(planned: list[str]) -> None:
@@ -91,7 +91,7 @@ def test_whatever_decides_a_kernel_makes_a_new_plan(planned: list[str]) -> None:
 def test_forgetting_plans_reads_settings_anew(planned: list[str]) -> None:
     call = make_call(CASE)
     call.run()
-    launch.forget()
+    planning.forget()
     call.run()
     assert planned == ["linear", "linear"]
 

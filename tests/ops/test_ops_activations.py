@@ -17,7 +17,7 @@ from blast_compile.base import compat
 from blast_compile.base.env import Isa
 from blast_compile.codegen.cpp import generate
 from blast_compile.codegen.spec import Activation
-from blast_compile.ops.products import launch, reference
+from blast_compile.ops import activations, planning
 from tests.op_cases import ACTIVATIONS, DTYPES, Call, Case, make_call
 from tests.sweeps import BEST
 
@@ -45,7 +45,7 @@ def call_of(bias: Tensor, activation: Activation, block: int = 8) -> Call:
 
 def by_torch(bias: Tensor, activation: Activation) -> Tensor:
     """One by one: in vectors, torch's float32 gelu of infinity is NaN; of single numbers, and in float16, infinity."""
-    return torch.cat([reference.ACTIVATIONS[activation](one) for one in torch.split(bias, 1)])
+    return torch.cat([activations.ACTIVATIONS[activation](one) for one in torch.split(bias, 1)])
 
 
 # How 16 bits are read and rounded does not depend on the activation.
@@ -64,8 +64,8 @@ def test_values(isa: Isa, activation: Activation, dtype: torch.dtype, use_isa: C
     special = torch.tensor(SPECIAL, dtype=dtype)
     call = call_of(torch.cat([finite, special]), activation)
     y = call.run()[0]
-    assert launch.describe("linear", *call.args[:-1]).run is not None
-    exact = reference.ACTIVATIONS[activation](finite.double())
+    assert planning.describe("linear", *call.args[:-1]).run is not None
+    exact = activations.ACTIVATIONS[activation](finite.double())
     # In the tails torch's own float32 functions are off by about 1e-7 of their argument; 16 bits are rounded once.
     rounding = torch.finfo(dtype).eps / 2 if dtype.itemsize == 2 else 0.0
     torch.testing.assert_close(y[: finite.numel()].double(), exact, rtol=2e-6 + rounding, atol=5e-7)
@@ -83,6 +83,6 @@ def test_derivatives(activation: Activation, dtype: torch.dtype, block: int, cre
     points = torch.tensor([*SPECIAL, *torch.linspace(-8, 8, 33).tolist()], dtype=dtype)
     ours, theirs = points.clone().requires_grad_(), points.clone().requires_grad_()
     (actual,) = torch.autograd.grad(call_of(ours, activation, block).run().sum(), ours, create_graph=create_graph)
-    y = reference.ACTIVATIONS[activation](theirs).sum()
+    y = activations.ACTIVATIONS[activation](theirs).sum()
     (expected,) = torch.autograd.grad(y, theirs, create_graph=create_graph)
     torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)

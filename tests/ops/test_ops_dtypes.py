@@ -11,7 +11,7 @@ from torch import Tensor
 
 from blast_compile.base import compat
 from blast_compile.base.env import Isa
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning
 from tests.op_cases import FORMS, OPS, Case, Form, OpName, check, make_call
 from tests.sweeps import BEST
 
@@ -32,7 +32,7 @@ MIXED_ON_THE_BEST: list[tuple[OpName, torch.dtype, Form]] = [
 def test_float64_has_no_kernel(op: OpName, form: Form) -> None:
     call = make_call(Case(op, torch.float64, (16, 16), form, "silu", residual=True), (5,))
     check(call.run(), call)
-    assert launch.describe(op, *call.args[:-1]).reason == "no kernels for torch.float64"
+    assert planning.describe(op, *call.args[:-1]).reason == "no kernels for torch.float64"
 
 
 @pytest.mark.usefixtures("needs_kernels")
@@ -44,7 +44,7 @@ def test_float32_weights_beside_16_bit_inputs(isa: Isa, use_isa: Callable[[Isa],
         for tokens in (1, 33):
             call = make_call(case, (tokens,))
             check(call.run(), call)
-            assert launch.describe(op, *call.args[:-1]).run is not None
+            assert planning.describe(op, *call.args[:-1]).run is not None
 
 
 def pass_through(bias: Tensor, dtype: torch.dtype) -> Tensor:

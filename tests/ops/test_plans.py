@@ -12,16 +12,16 @@ from torch import Tensor
 
 from blast_compile.base.errors import BlastError, DtypeError, LayerError, MaskError, OptionsError
 from blast_compile.kernels.kernel import Kernel
-from blast_compile.ops import register
-from blast_compile.ops.plan import plan_weight_grad
-from blast_compile.ops.products import cpu, launch, reference
+from blast_compile.ops import planning, register
+from blast_compile.ops.planning import plan_weight_grad
+from blast_compile.ops.products import cpu, reference
 from tests.op_cases import OPS, Call, Case, OpName, make_call
 
 Spoil = Callable[[Call], None]
 
 
 def kernel_of(call: Call) -> Kernel:
-    return launch.describe(call.case.op, *call.args[:-1])
+    return planning.describe(call.case.op, *call.args[:-1])
 
 
 def _strided(t: Tensor) -> Tensor:
@@ -171,10 +171,10 @@ def _index_elsewhere(call: Call) -> None:
 @pytest.mark.parametrize("op", OPS)
 def test_shapes_and_devices_that_do_not_fit(op: OpName, spoil: Spoil, message: str) -> None:
     call = make_call(Case(op))
-    launch.OPS[op](*call.args[:-1])
+    cpu.OPS[op](*call.args[:-1])
     spoil(call)  # after a good call, so that no plan may be remembered for the bad one
     with pytest.raises(LayerError, match=message):
-        launch.OPS[op](*call.args[:-1])
+        cpu.OPS[op](*call.args[:-1])
 
 
 @pytest.mark.parametrize("spoil", [_weight_elsewhere, _index_elsewhere])
@@ -200,7 +200,7 @@ def test_constants_that_do_not_fit(op: OpName, number: int, value: Any, error: t
     args = make_call(Case(op)).args[:-1]
     args[number] = value
     with pytest.raises(error, match=message):
-        launch.OPS[op](*args)
+        cpu.OPS[op](*args)
 
 
 def test_gradient_of_other_tokens_than_the_input() -> None:

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from blast_compile.kernels.launcher import launcher
 from blast_compile.masks import layout
-from blast_compile.ops import plan, register
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning, register
 
 pytestmark = pytest.mark.usefixtures("needs_kernels", "two_threads")
 BLOCK = [8, 8]
@@ -28,24 +27,24 @@ def new_kind_of_layer(N: int) -> Callable[..., Tensor]:
 def planned(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The outputs of each layer for which a plan was made."""
     made: list[int] = []
-    make = plan.plan
+    make = planning.plan
 
-    def watched(op: Any, call: Any) -> plan.Plan:
+    def watched(op: Any, call: Any) -> planning.Plan:
         made.append(call.sizes[-1])
         return make(op, call)
 
-    monkeypatch.setattr(plan, "plan", watched)
-    launch.forget()
+    monkeypatch.setattr(planning, "plan", watched)
+    planning.forget()
     return made
 
 
 def test_python_keeps_the_plans_in_use(monkeypatch: pytest.MonkeyPatch, planned: list[int]) -> None:
-    monkeypatch.setattr(plan, "MOST_PLANS", 8)
+    monkeypatch.setattr(planning, "MOST_PLANS", 8)
     op, x, used = torch.ops.blast._plain_linear, torch.randn(3, 8), new_kind_of_layer(1000)
     for N in range(1, 100):
         assert new_kind_of_layer(N)(op, x).shape == (3, N)
         used(op, x)
-        assert plan.num_remembered() <= 16
+        assert planning.num_remembered() <= 16
     assert planned.count(1000) == 1
     new_kind_of_layer(1)(op, x)
     assert planned.count(1) == 2
@@ -57,11 +56,11 @@ def test_the_launcher_keeps_the_plans_in_use(planned: list[int]) -> None:
     before = launcher.num_remembered()
     used(op, x)
     most = 0
-    for N in range(1, 2 * plan.MOST_PLANS + 100):
+    for N in range(1, 2 * planning.MOST_PLANS + 100):
         assert new_kind_of_layer(N)(op, x).shape == (1, N)
         used(op, x)
         most = max(most, launcher.num_remembered())
-    assert most - before <= 2 * plan.MOST_PLANS
+    assert most - before <= 2 * planning.MOST_PLANS
     assert planned.count(10_000) == 1
     new_kind_of_layer(1)(op, x)
     assert planned.count(1) == 2

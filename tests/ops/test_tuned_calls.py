@@ -18,12 +18,13 @@ from blast_compile.base.errors import ScratchError
 from blast_compile.base.processor import device_name
 from blast_compile.codegen.cpp.config import CpuConfig, default_config
 from blast_compile.codegen.spec import Spec
-from blast_compile.kernels import cpu
+from blast_compile.kernels import cpu as kernels
 from blast_compile.kernels.kernel import Kernel
 from blast_compile.kernels.plans.database import Database
 from blast_compile.kernels.plans.problem import Problem
 from blast_compile.kernels.plans.record import Record, now
-from blast_compile.ops.products import launch, reference
+from blast_compile.ops import planning
+from blast_compile.ops.products import cpu, reference
 from blast_compile.ops.register import ABI
 from blast_compile.tuning.problems import gradients_of, problem_of
 from tests.op_cases import Call, Case, check, make_call
@@ -37,9 +38,9 @@ CASE = Case("linear", form="packed", bias=False)
 def fresh_plans(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     """A plan database of the test's own, beside the kernels of the session."""
     keep_plans_in(tmp_path / "blast_compile" / "plans", monkeypatch)
-    launch.forget()
+    planning.forget()
     yield
-    launch.forget()
+    planning.forget()
 
 
 def problem(call: Call) -> Problem:
@@ -56,11 +57,11 @@ def choose(call: Call, tokens: int, config: CpuConfig | str, **changes: object) 
     text = config if isinstance(config, str) else repr(config)
     record = Record(problem(call).at(tokens), text, "chosen", device_name(), 1.0, date=now())
     Database.default().add(replace(record, **changes))  # type: ignore[arg-type]
-    launch.forget()
+    planning.forget()
 
 
 def kernel_for(call: Call) -> str:
-    return launch.describe("linear", *call.args[:-1]).name
+    return planning.describe("linear", *call.args[:-1]).name
 
 
 def test_each_bucket_of_tokens_runs_its_own_config() -> None:
@@ -81,14 +82,14 @@ def test_the_tuned_kernel_is_what_runs(tokens: int, monkeypatch: pytest.MonkeyPa
     call = make_call(CASE, (tokens,))
     choose(call, 16, other_config(call))
     refuses = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: 2)
-    find = cpu.kernel_for
+    find = kernels.kernel_for
 
     def kernel_for(spec: Spec, config: CpuConfig | None = None) -> Kernel:
         return find(spec) if config is None else Kernel("tuned", refuses)
 
-    monkeypatch.setattr(cpu, "kernel_for", kernel_for)
-    for run in (call.run, partial(launch.OPS["linear"], *call.args)):
-        launch.forget()
+    monkeypatch.setattr(kernels, "kernel_for", kernel_for)
+    for run in (call.run, partial(cpu.OPS["linear"], *call.args)):
+        planning.forget()
         if 1 < tokens <= 64:  # a bucket reaches to the next one
             with pytest.raises(ScratchError):
                 run()
@@ -104,13 +105,13 @@ def test_the_tuned_kernel_of_a_weight_gradient_is_what_runs(tokens: int, monkeyp
     config = replace(default_config(posed.spec), token_tile=4)
     Database.default().add(Record(posed.at(16), repr(config), "chosen", device_name(), 1.0, date=now()))
     refuses = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p)(lambda _: 2)
-    find = cpu.kernel_for
+    find = kernels.kernel_for
 
     def kernel_for(spec: Spec, config: CpuConfig | None = None) -> Kernel:
         return find(spec) if config is None else Kernel("tuned", refuses)
 
-    launch.forget()
-    monkeypatch.setattr(cpu, "kernel_for", kernel_for)
+    planning.forget()
+    monkeypatch.setattr(kernels, "kernel_for", kernel_for)
     grad = torch.randn(tokens, N, generator=torch.Generator().manual_seed(0))
     arguments = (grad, call.x, layer.operand, layer.index, [32, 32], ABI)
     if tokens <= 64:
@@ -167,12 +168,12 @@ SECOND = """
 import sys, torch
 torch.set_num_threads(2)
 from pathlib import Path
-from blast_compile import launch, kernels
-from blast_compile.codegen import build
+from blast_compile.codegen.cpp import build
+from blast_compile.ops import planning
 from tests.op_cases import Case, check, make_call
 build.compile_with = None  # whatever is not in the store cannot be made
 call = make_call(Case("linear", form="packed", bias=False), (16,))
-print(launch.describe("linear", *call.args[:-1]).name)
+print(planning.describe("linear", *call.args[:-1]).name)
 check(call.run(), call)
 """
 
@@ -182,7 +183,7 @@ def test_a_second_process_finds_the_plan_and_its_kernel(monkeypatch: pytest.Monk
     call = make_call(CASE, (16,))
     choose(call, 16, other_config(call))
     try:
-        assert cpu.kernel_for(problem(call).spec, other_config(call)).run is not None
+        assert kernels.kernel_for(problem(call).spec, other_config(call)).run is not None
         root = Path(__file__).parents[2]
         done = subprocess.run([sys.executable, "-c", SECOND], capture_output=True, text=True, cwd=root, check=False)
         assert done.returncode == 0, done.stderr

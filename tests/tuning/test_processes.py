@@ -21,15 +21,17 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from blast_compile import kernels, ops
+from blast_compile import ops
+from blast_compile.base import processor
 from blast_compile.base.log import logger
-from blast_compile.tuning import processor, machine, probe, session, workload
+from blast_compile.kernels import cpu
+from blast_compile.tuning import machine, measure_machine, session, workload
 from blast_compile.kernels.plans.database import Database
 from blast_compile.tuning.space import space_of
 from blast_compile.tuning.tune import tune_all, tune_problem
 from tests.tuning.cases import problem
-probe._STEPS, probe._REPEATS = 2000, 1
-probe.l3_bytes = workload.l3_bytes = lambda: 2**16
+measure_machine._STEPS, measure_machine._REPEATS = 2000, 1
+measure_machine.l3_bytes = workload.l3_bytes = lambda: 2**16
 session._SECONDS = session._FINAL_SECONDS = 0.0
 TARGET = processor.cpu_target()
 
@@ -38,7 +40,7 @@ def of(tokens):
 
 space = space_of(of(16)).only("row_group")
 for config in space.all():
-    assert kernels.kernel_for(of(16).spec, None if config == space.default else config).run
+    assert cpu.kernel_for(of(16).spec, None if config == space.default else config).run
 machine.this_cpu(1)
 database = lambda: Database(Path(sys.argv[1]), "here")
 """

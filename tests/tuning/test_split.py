@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from blast_compile.kernels.plans.pinned import PinnedConfig, pin
-from blast_compile.ops.products import launch
+from blast_compile.ops import planning
 from tests.op_cases import Call, Case, check, make_call
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory", "two_threads", "needs_kernels")
@@ -49,4 +49,4 @@ def test_results_too_large_for_the_caches() -> None:
 def test_split_rows_are_summed_up_in_another_order() -> None:
     call = make_call(CASES[0], (40,), (4096, 0, 90), density=0.5)
     assert not torch.equal(run_split(call, 8), call.run()), "the kernel that was asked for did not run"
-    launch.forget()
+    planning.forget()

@@ -23,7 +23,8 @@ from torch import Tensor
 from blast_compile.base import compat
 from blast_compile.base.errors import TargetError
 from blast_compile.base.log import debug
-from blast_compile.codegen.spec import Op, Spec
+from blast_compile.codegen.family import FORWARD, is_mlp
+from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton import build
 from blast_compile.codegen.triton.build import TritonKernel
 from blast_compile.codegen.triton.config import ALIGNED, FEW_TOKENS, TritonConfig, default_config
@@ -38,7 +39,6 @@ from blast_compile.masks import layout
 from blast_compile.masks.layout import Block
 
 MAX_BUCKET = 8192
-_PRODUCTS: dict[Op, tuple[Op, ...]] = {"mlp": ("linear", "linear"), "gated_mlp": ("gated_linear", "linear")}
 _chosen: dict[tuple[Spec, int], TritonConfig | None] = {}
 
 
@@ -94,7 +94,7 @@ def find(spec: Spec) -> Kernel:
         return Kernel("reference", reason=str(error))
     ops = ", ".join(step.op for step in products)
     return GpuKernel(
-        f"triton {spec.target.partition(':')[2]} {ops}", mlp=spec if spec.op in _PRODUCTS else None, steps=products
+        f"triton {spec.target.partition(':')[2]} {ops}", mlp=spec if is_mlp(spec.op) else None, steps=products
     )
 
 
@@ -109,7 +109,7 @@ def choose(step: Spec, num_tokens: int, config: TritonConfig | None) -> None:
     None: a step runs untuned, an MLP as its products. Raises `TargetError` where there is no such kernel, and for a
     whole MLP of many tokens.
     """
-    if step.op in _PRODUCTS and num_tokens > FEW_TOKENS:
+    if is_mlp(step.op) and num_tokens > FEW_TOKENS:
         raise TargetError(f"expected up to {FEW_TOKENS} tokens for a whole {step.op}, got {num_tokens}; tune its steps")
     if config is not None:
         triton_source(step, config)
@@ -185,10 +185,10 @@ def forget() -> None:
 
 def steps(spec: Spec) -> tuple[Spec, ...]:
     """The products that serve an op on a GPU, with an epilogue each."""
-    ops = _PRODUCTS.get(spec.op, (spec.op,))
-    if len(ops) == 1:
+    if not is_mlp(spec.op):
         return (spec,)
+    stages = FORWARD[spec.op].stages
     return tuple(
-        Spec(op, spec.dtype, spec.weight_dtype, spec.block, (epilogue,), spec.layout, spec.target)
-        for op, epilogue in zip(ops, spec.epilogues, strict=True)
+        replace(spec, op=stage.op, epilogues=(epilogue,))
+        for stage, epilogue in zip(stages, spec.epilogues, strict=True)
     )

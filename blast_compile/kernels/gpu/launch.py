@@ -15,15 +15,13 @@ import torch
 from torch import Tensor
 
 from blast_compile.base.errors import TargetError
+from blast_compile.codegen.family import Operands
 from blast_compile.codegen.triton.build import LIST_KEPT, TritonKernel
 from blast_compile.codegen.triton.config import product_block
 from blast_compile.codegen.triton.generate import REDUCED, meets_short_blocks
 from blast_compile.codegen.triton.space import resident
 from blast_compile.kernels.gpu.descriptors import descriptors
 from blast_compile.masks import layout
-
-Operands = tuple[Tensor, Tensor, Tensor | None]
-"""Weight, mask or index, and bias."""
 
 
 @dataclass
@@ -47,6 +45,20 @@ class Launch:
             options["launch_cooperative_grid"] = True
         with torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext():
             function[grid](**arguments, **options)
+
+    def take(self, prefix: str, layer: Operands) -> list[int]:
+        """Takes the operands of a layer as arguments; how far a tile of a masked weight reaches, in elements."""
+        weight, config = layer.weight, self.kernel.config
+        is_masked = self.kernel.spec.layout == "masked"
+        self.arguments |= {
+            f"{prefix}weight_ptr": weight if is_masked else weight.contiguous(),
+            f"{prefix}index_ptr": walked(self.kernel, layer.index),
+            f"{prefix}bias_ptr": None if layer.bias is None else layer.bias.contiguous(),
+        }
+        if not is_masked:
+            return []
+        self.arguments[f"{prefix}weight_n_stride"], self.arguments[f"{prefix}weight_k_stride"] = weight.stride()
+        return [config.outputs * weight.stride(0), config.inputs * weight.stride(1)]
 
 
 def launch_forward(
@@ -86,7 +98,7 @@ def launch_input_grad(
     without one.
     """
     operand = weight.t() if weight.dim() == 2 else weight
-    layers = {"": (operand, transposed_index, None)}
+    layers = {"": Operands(operand, transposed_index)}
     results = _product(kernel, grad, layers, {"up": up, "gate": gate}, in_features, order, num_programs)
     return results["out"], results.get("gate_out")
 
@@ -114,14 +126,8 @@ def _product(
     results = {"out": out}
     arguments |= {"x_ptr": x_MK, "out_ptr": out}
     spans = [config.tokens * x_MK.stride(0), config.tokens * N]
-    for prefix, (weight, index, bias) in layers.items():
-        is_masked = spec.layout == "masked"
-        operand = weight if is_masked else weight.contiguous()
-        arguments |= {f"{prefix}weight_ptr": operand, f"{prefix}index_ptr": walked(kernel, index)}
-        arguments[f"{prefix}bias_ptr"] = None if bias is None else bias.contiguous()
-        if is_masked:
-            arguments[f"{prefix}weight_n_stride"], arguments[f"{prefix}weight_k_stride"] = operand.stride()
-            spans += [config.outputs * operand.stride(0), config.inputs * operand.stride(1)]
+    for prefix, layer in layers.items():
+        spans += launch.take(prefix, layer)
     for name, tensor in others.items():
         if tensor is None:
             continue
@@ -138,7 +144,7 @@ def _product(
         "INTERPRETED": kernel.is_interpreted,
     }
     if config.uses_descriptors:
-        arguments |= descriptors(kernel, x_MK, {prefix: weight for prefix, (weight, *_) in layers.items()})
+        arguments |= descriptors(kernel, x_MK, {prefix: layer.weight for prefix, layer in layers.items()})
     num_tiles = -(-M // config.tokens) * num_rows * (bn // config.outputs)
     if config.splits > 1:
         arguments["partial_ptr"] = x.new_empty(len(layers), config.splits, M, N, dtype=torch.float32)

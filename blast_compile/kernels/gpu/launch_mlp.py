@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from blast_compile.codegen.family import Operands
 from blast_compile.codegen.triton.build import TritonKernel
 from blast_compile.codegen.triton.generate import REDUCED
-from blast_compile.kernels.gpu.launch import Launch, Operands, check_device, num_resident, rows, walked
+from blast_compile.kernels.gpu.launch import Launch, check_device, num_resident, rows
 
 
 def launch_mlp(
@@ -40,16 +41,7 @@ def launch_mlp(
     spans = [config.tokens * size for size in (x_MK.stride(0), H, N)]
     for name, layer in (("gate", gate), ("up", up), ("down", down)):
         if layer is not None:
-            weight, index, bias = layer
-            is_masked = spec.layout == "masked"
-            arguments |= {
-                f"{name}_weight_ptr": weight if is_masked else weight.contiguous(),
-                f"{name}_index_ptr": walked(kernel, index),
-                f"{name}_bias_ptr": None if bias is None else bias.contiguous(),
-            }
-            if is_masked:
-                arguments[f"{name}_weight_n_stride"], arguments[f"{name}_weight_k_stride"] = weight.stride()
-                spans += [config.outputs * weight.stride(0), config.inputs * weight.stride(1)]
+            spans += launch.take(f"{name}_", layer)
     if residual is not None:
         residual_MN = rows(residual)
         arguments |= {"residual_ptr": residual_MN, "residual_row_stride": residual_MN.stride(0)}

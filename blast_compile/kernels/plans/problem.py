@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from blast_compile.base.errors import RecordError
+from blast_compile.codegen.family import is_mlp
 from blast_compile.codegen.spec import Dtype, Op, Spec
 from blast_compile.codegen.spec_json import read_spec
 from blast_compile.masks import layout
@@ -86,7 +87,7 @@ class Problem:
     @property
     def sizes(self) -> tuple[int, ...]:
         """Features of the result, behind those of the hidden layer if there is one, as the ops take them."""
-        return (self.shapes[0][0], self.outputs)[-2 if self.op in ("mlp", "gated_mlp") else -1 :]
+        return (self.shapes[0][0], self.outputs)[-2 if is_mlp(self.op) else -1 :]
 
     @property
     def bucket(self) -> Problem:

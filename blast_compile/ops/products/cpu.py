@@ -1,4 +1,7 @@
-"""Runs a call: hands its tensors to the planned kernel as addresses and sizes, or calls the reference.
+"""Runs the ops on CPU tensors: hands them to the planned kernel as addresses and sizes, or calls the reference.
+
+All raise as `planning.plan` does, `LayerError` on an unlike residual or a freed storage, `MaskError` where an index is
+damaged, and `ScratchError` without memory.
 
 Plans are remembered by dtypes, shapes and strides; nothing is remembered of a tensor's values, so edited weights and
 masks are always seen. This is the hot path of every call that does not go through `launch.cpp`.
@@ -8,6 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,15 +19,21 @@ from torch import Tensor
 
 from blast_compile.base import compat
 from blast_compile.base.errors import ScratchError
+from blast_compile.codegen.family import PRODUCTS, Operands
 from blast_compile.codegen.spec import Op
 from blast_compile.kernels import large_pages, threads
 from blast_compile.ops import checks
-from blast_compile.ops.call import Call, Tensors, write_call
+from blast_compile.ops.call import Call, read_call, write_call
 from blast_compile.ops.checks import check_residual
-from blast_compile.ops.plan import plan_of, weight_grad_plan_of
+from blast_compile.ops.planning import plan_of, weight_grad_plan_of
 from blast_compile.ops.products import reference
 
 _NO_MEMORY = 2  # of the statuses in codegen/templates/cpp/threads.hpp
+
+
+def run(op: Op, *arguments: Any) -> Tensor:
+    """A forward product or an input gradient, of the arguments of the op: abi and probes change no result."""
+    return product(op, read_call(op, arguments))
 
 
 def product(op: Op, call: Call) -> Tensor:
@@ -73,15 +83,15 @@ def block_norms(grad: Tensor, x: Tensor, probe: Tensor, block: Any, _abi: int = 
 
 def kernel_numbers(
     threads: int, tokens: int, x: Tensor, x_stride: int, y: Tensor, residual: Tensor | None,
-    layers: tuple[Tensors, ...], constants: tuple[tuple[int, ...], ...],
+    layers: tuple[Operands, ...], constants: tuple[tuple[int, ...], ...],
 ) -> list[int]:  # fmt: skip
     """The arguments of a kernel, as in `forward.cpp.jinja`; the tensors must outlive the call.
 
     x: rows `[..., K]`, `x_stride` elements apart. y, residual: `[..., N]`, contiguous. constants: as in `plans.Plan`.
     """
     numbers = [threads, tokens, _address(x), x_stride, y.data_ptr(), _address(residual)]
-    for (weight, index, bias), of_layer in zip(layers, constants, strict=True):
-        numbers += (_address(weight), _address(index), _address(bias), *of_layer)
+    for operands, of_layer in zip(layers, constants, strict=True):
+        numbers += (*map(_address, operands), *of_layer)
     return numbers
 
 
@@ -125,3 +135,7 @@ def _rows(x: Tensor) -> Tensor:
     """`x` as a matrix whose rows are contiguous."""
     rows = x.reshape(-1, x.shape[-1])
     return rows if rows.stride(1) == 1 else rows.contiguous()
+
+
+OPS: dict[Op, Callable[..., Tensor]] = {**{op: partial(run, op) for op in PRODUCTS}, "weight_grad": weight_grad}
+"""The bodies behind `torch.ops.blast.*`."""

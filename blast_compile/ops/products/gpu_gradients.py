@@ -7,22 +7,23 @@ from typing import Any
 from torch import Tensor
 
 from blast_compile.base import compat
+from blast_compile.codegen.family import Operands
 from blast_compile.codegen.spec import Spec
 from blast_compile.kernels.gpu import find, launch_gradients
 from blast_compile.kernels.gpu.device import target_of
 from blast_compile.kernels.gpu.find import GpuKernel
-from blast_compile.ops import checks, plan
+from blast_compile.ops import checks, planning
 from blast_compile.ops.products import gpu_dense, gpu_steps
 from blast_compile.ops.spec import DTYPES
 
 
 def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: Any, _abi: int = 0) -> Tensor:
     """`grad.T @ x` on the kept blocks, zeros elsewhere, in the form of `weight`."""
-    planned = compat.outside_dynamo(plan.plan_weight_grad)(grad, x, weight, index, block).kernel
+    planned = compat.outside_dynamo(planning.plan_weight_grad)(grad, x, weight, index, block).kernel
     if not isinstance(planned, GpuKernel) or not x.numel() or not grad.numel():
         return gpu_dense.weight_grad(grad, x, weight, index, block)
     shape = (grad.shape[-1], x.shape[-1])
-    kernel = gpu_steps.kernel_for(planned.steps[0], (shape,), x, [(weight, index, None)], grad)
+    kernel = gpu_steps.kernel_for(planned.steps[0], (shape,), x, [Operands(weight, index)], grad)
     return launch_gradients.launch_weight_grad(kernel, grad, x, weight=weight, index=index)[0]
 
 

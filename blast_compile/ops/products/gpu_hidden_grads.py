@@ -8,12 +8,13 @@ from typing import Any
 from torch import Tensor
 
 from blast_compile.base.errors import LayerError
+from blast_compile.codegen.family import Operands
 from blast_compile.codegen.spec import Activation, Epilogue, Layout, Spec
 from blast_compile.kernels.gpu import find
 from blast_compile.kernels.gpu.device import target_of
 from blast_compile.kernels.gpu.find import GpuKernel
-from blast_compile.ops import plan
-from blast_compile.ops.activation_grads import ACTIVATION_GRADS, gated_grads
+from blast_compile.ops import planning
+from blast_compile.ops.activations import gradients_of_activated
 from blast_compile.ops.call import Call
 from blast_compile.ops.products import gpu_dense, gpu_steps
 from blast_compile.ops.spec import DTYPES
@@ -34,10 +35,12 @@ def hidden_grad(
     hidden_features: int, block: Any, activation: Activation, _abi: int = 0,
 ) -> Tensor:  # fmt: skip
     """As in `blast_compile/ops/products/hidden_grads.py`; a `LayerError` where `z` is unlike the result."""
-    call = Call(grad, ((weight, index, None),), None, (hidden_features,), block)
+    call = Call(grad, (Operands(weight, index),), None, (hidden_features,), block)
     _check_like_result(call, z)
     found = _through(call, Epilogue(activation), z)
-    return ACTIVATION_GRADS[activation](gpu_dense.product("input_grad", call), z) if found is None else found[0]
+    if found is None:
+        return gradients_of_activated(gpu_dense.product("input_grad", call), [z], activation)[0]
+    return found[0]
 
 
 def gated_hidden_grad(
@@ -45,12 +48,13 @@ def gated_hidden_grad(
     hidden_features: int, block: Any, activation: Activation, _abi: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As in `blast_compile/ops/products/hidden_grads.py`; a `LayerError` where `gate` or `up` is unlike a result."""
-    call = Call(grad, ((weight, index, None),), None, (hidden_features,), block)
+    call = Call(grad, (Operands(weight, index),), None, (hidden_features,), block)
     _check_like_result(call, gate)
     _check_like_result(call, up)
     found = _through(call, Epilogue(activation, gate=True), up, gate)
     if found is None:
-        return gated_grads(gpu_dense.product("input_grad", call), gate, up, activation)
+        of_gate, of_up = gradients_of_activated(gpu_dense.product("input_grad", call), (gate, up), activation)
+        return of_gate, of_up
     d_up, d_gate = found
     assert d_gate is not None
     return d_gate, d_up
@@ -60,7 +64,7 @@ def _through(
     call: Call, epilogue: Epilogue, up: Tensor, gate: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None] | None:
     """What the kernel gives; None where no kernel serves the call."""
-    kernel = plan.plan_of("input_grad", call).kernel
+    kernel = planning.plan_of("input_grad", call).kernel
     if not isinstance(kernel, GpuKernel) or not call.x.numel():
         return None
     step = replace(kernel.steps[0], epilogues=(epilogue,))

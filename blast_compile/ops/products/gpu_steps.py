@@ -7,7 +7,8 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from blast_compile.codegen.spec import Op, Spec
+from blast_compile.codegen.family import Operands
+from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton.build import TritonKernel
 from blast_compile.kernels.gpu import find
 from blast_compile.kernels.gpu.descriptors import allow_descriptors
@@ -16,17 +17,14 @@ from blast_compile.kernels.gpu.launch_mlp import launch_mlp
 from blast_compile.masks import layout
 from blast_compile.masks.transposed import row_order, transposed_index
 from blast_compile.ops import checks
-from blast_compile.ops.call import Call, Tensors
-
-NUM_LAYERS: dict[Op, int] = {"linear": 1, "gated_linear": 2}
-"""Layers of one forward product."""
+from blast_compile.ops.call import Call
 
 
-def forward(step: Spec, x: Tensor, layers: tuple[Tensors, ...], residual: Tensor | None, out_features: int) -> Tensor:
-    """A forward product of `x` `[..., K]` with so many layers as `NUM_LAYERS` says; `[..., out_features]`."""
+def forward(step: Spec, x: Tensor, layers: tuple[Operands, ...], residual: Tensor | None, out_features: int) -> Tensor:
+    """A forward product of `x` `[..., K]` with the layers of one stage; `[..., out_features]`."""
     shape = (out_features, x.shape[-1])
     kernel = kernel_for(step, (shape,) * len(layers), x, layers, residual)
-    kernel = _without_descriptors_where_none_fit(kernel, x, [weight for weight, *_ in layers])
+    kernel = _without_descriptors_where_none_fit(kernel, x, [layer.weight for layer in layers])
     order = _order(kernel, layers[0][1], layout.grid(shape, step.block)[0])
     return launch_forward(kernel, x, layers, residual=residual, out_features=out_features, order=order)
 
@@ -36,7 +34,7 @@ def whole_mlp(spec: Spec, call: Call) -> Tensor | None:
     hidden_features, out_features = call.sizes
     up_shape, down_shape = (hidden_features, call.x.shape[-1]), (out_features, hidden_features)
     shapes = (up_shape,) * (len(call.layers) - 1) + (down_shape,)
-    sizes = find.Sizes.of(shapes, [weight for weight, *_ in call.layers], spec.block, call.x.device)
+    sizes = find.Sizes.of(shapes, [layer.weight for layer in call.layers], spec.block, call.x.device)
     kernel = find.whole(spec, num_tokens(call.x), sizes)
     if kernel is None:
         return None
@@ -59,7 +57,7 @@ def whole_mlp(spec: Spec, call: Call) -> Tensor | None:
 def input_grad(
     step: Spec,
     grad: Tensor,
-    layer: Tensors,
+    layer: Operands,
     in_features: int,
     up: Tensor | None = None,
     gate: Tensor | None = None,
@@ -87,7 +85,7 @@ def kernel_for(
     step: Spec,
     shapes: tuple[tuple[int, int], ...],
     x: Tensor,
-    layers: Sequence[Tensors],
+    layers: Sequence[Operands],
     *others: Tensor | None,
 ) -> TritonKernel:
     """The kernel of a step for the tokens of `x` `[..., K]` and layers of `(N, K)`.
@@ -95,7 +93,7 @@ def kernel_for(
     Raises `LayerError` where a tensor has lost its memory.
     """
     check_memory(x, *others, *(tensor for layer in layers for tensor in layer))
-    sizes = find.Sizes.of(shapes, [weight for weight, *_ in layers], step.block, x.device)
+    sizes = find.Sizes.of(shapes, [layer.weight for layer in layers], step.block, x.device)
     return find.loaded(step, num_tokens(x), sizes)
 
 

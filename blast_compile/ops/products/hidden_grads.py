@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from blast_compile.ops.activation_grads import ACTIVATION_GRADS, gated_grads
-from blast_compile.ops.products import launch
+from blast_compile.ops.activations import gradients_of_activated
+from blast_compile.ops.products import cpu
 
 
 def hidden_grad(
@@ -20,7 +20,9 @@ def hidden_grad(
     hidden_features: int, block: Any, activation: str, _abi: int = 0,
 ) -> Tensor:  # fmt: skip
     """`input_grad` as the gradient of `activation(z)`: that of `z`, `[..., hidden_features]`."""
-    return ACTIVATION_GRADS[activation](launch.input_grad(grad, weight, index, hidden_features, block), z)
+    return gradients_of_activated(cpu.run("input_grad", grad, weight, index, hidden_features, block), [z], activation)[
+        0
+    ]
 
 
 def gated_hidden_grad(
@@ -28,4 +30,6 @@ def gated_hidden_grad(
     hidden_features: int, block: Any, activation: str, _abi: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """`input_grad` as the gradient of `activation(gate) * up`: those of `gate` and of `up`."""
-    return gated_grads(launch.input_grad(grad, weight, index, hidden_features, block), gate, up, activation)
+    of_result = cpu.run("input_grad", grad, weight, index, hidden_features, block)
+    d_gate, d_up = gradients_of_activated(of_result, (gate, up), activation)
+    return d_gate, d_up

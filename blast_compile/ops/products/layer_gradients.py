@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,73 +10,63 @@ import torch
 from torch import Tensor
 
 from blast_compile.base import compat
+from blast_compile.codegen.family import Operands
 from blast_compile.masks.layout import Block
-from blast_compile.ops.activation_grads import ACTIVATION_GRADS, gated_grads
+from blast_compile.ops.activations import gradients_of_activated
 from blast_compile.ops.products import gpu_hidden_grads
 
 ABI = 5
 """Of the formulas of all gradients; part of every call, see `gradients.py`."""
 
-ParameterGrads = tuple[Tensor | None, None, Tensor | None]
-"""Of weight, index and bias, in the order in which an op takes them."""
+
+OwnGrads = tuple[Tensor | None, None, Tensor | None]
+"""Of weight, index and bias, in the order of `family.Operands`."""
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One sparse linear inside an op: its tensors and which of their gradients are wanted.
+    """One sparse linear inside an op: what it takes, and which of it wants a gradient, in the order of `Operands`.
 
     probe: None where its gradient is not wanted.
     """
 
-    weight: Tensor
-    index: Tensor
-    bias: Tensor | None
+    own: Operands
     block: Block
-    needs_weight: bool
-    needs_bias: bool
+    wanted: Sequence[bool] = (False, False, False)
     probe: Tensor | None = None
 
     def forward(self, x: Tensor, out_features: int) -> Tensor:
         """`x @ (W * mask).T + bias`."""
-        op = _overload(torch.ops.blast.linear)
-        return op(x, self.weight, self.index, self.bias, None, out_features, self.block, "identity", ABI)
+        return _overload(torch.ops.blast.linear)(x, *self.own, None, out_features, self.block, "identity", ABI)
 
     def input_grad(self, grad: Tensor, in_features: int) -> Tensor:
         """`grad @ (W * mask)`."""
         op = _overload(torch.ops.blast.input_grad)
-        return op(grad, self.weight, self.index, in_features, self.block, ABI)
+        return op(grad, self.own.weight, self.own.index, in_features, self.block, ABI)
 
-    def hidden_grad(self, grad: Tensor, z: Tensor, activation: str) -> Tensor:
-        """The gradient of `z`, of which this layer took `activation(z)`, from that of its result."""
-        if activation != "identity" and self._fuses(grad):
-            op = torch.ops.blast.hidden_grad
-            dz: Tensor = op(grad, self.weight, self.index, z, z.shape[-1], self.block, activation, ABI)
-            return dz
-        return ACTIVATION_GRADS[activation](self.input_grad(grad, z.shape[-1]), z)
-
-    def gated_hidden_grad(self, grad: Tensor, gate: Tensor, up: Tensor, activation: str) -> tuple[Tensor, Tensor]:
-        """The gradients of `gate` and `up`, of which this layer took `activation(gate) * up`."""
-        if self._fuses(grad):
-            op = torch.ops.blast.gated_hidden_grad
-            grads: tuple[Tensor, Tensor] = op(
-                grad, self.weight, self.index, gate, up, up.shape[-1], self.block, activation, ABI
-            )
-            return grads
-        return gated_grads(self.input_grad(grad, up.shape[-1]), gate, up, activation)
+    def hidden_grads(self, grad: Tensor, zs: Sequence[Tensor], activation: str) -> tuple[Tensor, ...]:
+        """The gradients of `zs`, of which this layer took `activated(zs, activation)`, from that of its result."""
+        hidden_features, is_gated = zs[-1].shape[-1], len(zs) == 2
+        if (is_gated or activation != "identity") and self._fuses(grad):
+            op = torch.ops.blast.gated_hidden_grad if is_gated else torch.ops.blast.hidden_grad
+            found = op(grad, self.own.weight, self.own.index, *zs, hidden_features, self.block, activation, ABI)
+            return tuple(found) if is_gated else (found,)
+        return gradients_of_activated(self.input_grad(grad, hidden_features), zs, activation)
 
     def _fuses(self, grad: Tensor) -> bool:
         if torch.is_grad_enabled():
             return False
-        return compat.outside_dynamo(gpu_hidden_grads.fuses)(grad, self.weight, self.block)
+        return compat.outside_dynamo(gpu_hidden_grads.fuses)(grad, self.own.weight, self.block)
 
-    def own_grads(self, grad: Tensor, x: Tensor) -> tuple[ParameterGrads, Tensor | None]:
-        """Gradients of weight, index and bias, in the order in which an op takes them, and that of the probe."""
+    def own_grads(self, grad: Tensor, x: Tensor) -> tuple[OwnGrads, Tensor | None]:
+        """The gradients of what the layer takes, and that of its probe."""
         weight = bias = probe = None
-        if self.needs_weight:
+        needs_weight, _, needs_bias = self.wanted
+        if needs_weight:
             op = _overload(torch.ops.blast.weight_grad)
-            weight = op(grad, x, self.weight, self.index, self.block, ABI)
-        if self.needs_bias and self.bias is not None:
-            bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=self.bias.dtype)
+            weight = op(grad, x, self.own.weight, self.own.index, self.block, ABI)
+        if needs_bias and self.own.bias is not None:
+            bias = grad.reshape(-1, grad.shape[-1]).sum(0, dtype=self.own.bias.dtype)
         if self.probe is not None:
             probe = torch.ops.blast.block_norms(grad, x, self.probe, self.block, ABI)
         return (weight, None, bias), probe

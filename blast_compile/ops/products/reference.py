@@ -1,6 +1,6 @@
 """The truth: every op in plain torch, for tests, for benchmarks, and where no kernel exists.
 
-Same names, arguments and shapes as the ops in `ops.py` (without `abi`). A weight is dense `[N, K]` and `index` its mask
+Same names, arguments and shapes as the ops in `register.py` (without `abi`). A weight is dense `[N, K]` and `index` its mask
 `[R, C]`, or it is packed values `[nnz, bk, bn]` with their index; see `layout.py`. `x` is `[..., K]`, results are
 `[..., N]` in the dtype of `x`.
 """
@@ -15,19 +15,9 @@ from torch import Tensor
 
 from blast_compile.masks import layout
 from blast_compile.masks.layout import Block
-from blast_compile.ops import activations
+from blast_compile.ops.activations import ACTIVATIONS
 
 _CHUNK = 2**20  # elements of a dense gradient that are in memory at a time
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda x: x,
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "silu": F.silu,
-    "quick_gelu": activations.quick_gelu,
-    "relu_squared": activations.relu_squared,
-}
 
 
 def dense_weight(weight: Tensor, index: Tensor, out_features: int, in_features: int, block: Block) -> Tensor:

@@ -5,6 +5,7 @@ A plan depends on dtypes, shapes, strides, block and activation, never on values
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,12 +19,13 @@ from blast_compile.kernels import cpu
 from blast_compile.kernels.gpu import find as gpu_kernels
 from blast_compile.kernels.gpu.device import target_of
 from blast_compile.kernels.kernel import Kernel
+from blast_compile.kernels.launcher import launcher
 from blast_compile.kernels.plans import lookup
 from blast_compile.kernels.plans.pinned import PinnedConfig, config_of
 from blast_compile.masks import layout
 from blast_compile.masks.layout import Block
 from blast_compile.ops import checks
-from blast_compile.ops.call import Call, Layer, layer_of_weight_grad, layers_of, tokens_of
+from blast_compile.ops.call import Call, Layer, layer_of_weight_grad, layers_of, read_call, tokens_of
 from blast_compile.ops.spec import epilogues_of, make_spec
 
 
@@ -78,9 +80,12 @@ def num_remembered() -> int:
 
 
 def forget() -> None:
-    """Drops the plans that are remembered."""
+    """Drops plans and the kernels that this process has loaded, so that changed settings are read anew."""
     _plans.clear()
     _older.clear()
+    launcher.forget()
+    cpu.forget()
+    gpu_kernels.forget()
 
 
 def _remembered(key: tuple[Any, ...], make: Callable[..., Plan], *arguments: Any) -> Plan:
@@ -117,6 +122,25 @@ def plan_weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, blo
         return Plan(Kernel("reference", reason="gradient and input differ in dtype"))
     density = partial(lookup.density, [(weight, index)], [layout.grid((layer.N, layer.K), block)])
     return _planned("weight_grad", x, [layer], block, (), config_of(abi), density)
+
+
+def describe(op: Op, *arguments: Any) -> Kernel:
+    """The kernel that serves a product on such arguments, as in `reference.py`; the tensors may be fake."""
+    call = read_call(op, arguments)
+    return plan(op, call).at(tokens_of(call.x))
+
+
+def plan_numbers(op: Op, *arguments: Any) -> list[int]:
+    """A plan for `launch.cpp`, empty where the reference runs.
+
+    Else a number of kernels; of each the most tokens that it serves, and its entry point; constants of the layers.
+    """
+    found = plan_of(op, read_call(op, arguments))
+    if found.kernel.address is None:
+        return []
+    served = [*found.tuned, (lookup.MOST_TOKENS, found.kernel)]
+    numbers = ((most, kernel.address or 0) for most, kernel in served)
+    return [len(served), *itertools.chain(*numbers), *itertools.chain(*found.constants)]
 
 
 def spec_of(op: Op, call: Call, target: str) -> Spec | str:
