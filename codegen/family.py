@@ -92,7 +92,7 @@ class Product:
         """All arguments, as `torch.ops.blast` takes them."""
         rows = Argument("grad" if self.is_transposed else "x", "Tensor", "rows")
         operands = [
-            Argument(_of(role, name), "Tensor?" if name in Operands._field_defaults else "Tensor", name)  # type: ignore[arg-type]
+            Argument(argument_of(role, name), "Tensor?" if name in Operands._field_defaults else "Tensor", name)  # type: ignore[arg-type]
             for role in self.roles
             for name in Operands._fields[: self.num_operands]
         ]
@@ -100,8 +100,8 @@ class Product:
         sizes = [Argument(stage.features, "SymInt", "size") for stage in self.stages]
         activation = [] if self.is_transposed else [Argument("activation", "str", "static")]
         statics = [Argument("block", "int[2]", "static"), *activation, Argument("abi", "int", "static")]
-        probes = [] if self.is_transposed else [Argument(_of(role, "probe"), "Tensor?", "probe") for role in self.roles]
-        return (rows, *operands, *residual, *sizes, *statics, *probes)
+        probes = [Argument(argument_of(role, "probe"), "Tensor?", "probe") for role in self.roles]
+        return (rows, *operands, *residual, *sizes, *statics, *([] if self.is_transposed else probes))
 
     @cached_property
     def num_planned(self) -> int:
@@ -145,7 +145,8 @@ class Product:
         return tuple(made)
 
 
-def _of(role: str, what: str) -> str:
+def argument_of(role: str, what: str) -> str:
+    """The name of an argument that belongs to one layer."""
     return f"{role}_{what}" if role else what
 
 
@@ -168,3 +169,8 @@ PRODUCTS: dict[Op, Product] = {**FORWARD, "input_grad": INPUT_GRAD}
 def is_mlp(op: Op) -> bool:
     """Whether an op has two stages."""
     return op in FORWARD and FORWARD[op].is_mlp
+
+
+def is_gated(op: Op) -> bool:
+    """Whether an op has a gate."""
+    return op in FORWARD and FORWARD[op].is_gated

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from benchmarks.gpu_static.facts import Facts
 from benchmarks.gpu_static.variants import Variant, differences
+from blast_compile.codegen.family import is_mlp
 from blast_compile.codegen.triton.build import LIST_KEPT
-from blast_compile.codegen.triton.space import MLPS, resident
+from blast_compile.codegen.triton.space import resident
 
 _WIDE_TOKENS = 64  # wgmma and tcgen05 multiply 64 rows and more at once
 _WIDE_PERCENT = 90  # the rest is an index
@@ -22,7 +23,7 @@ def broken(variant: Variant, facts: Facts) -> list[str]:
     if not facts.programs and is_default:
         found.append(f"a default config does not fit on a multiprocessor: no {facts.limit} left for one program")
     counted_on = resident(variant.spec, variant.config)
-    if variant.spec.op in MLPS and facts.programs < counted_on:
+    if is_mlp(variant.spec.op) and facts.programs < counted_on:
         found.append(f"{counted_on} programs a multiprocessor wait for each other, and {facts.programs} fit")
     wanted = wanted_cores(variant)
     if facts.cores not in wanted:

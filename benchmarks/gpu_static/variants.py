@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
+from blast_compile.codegen.family import is_mlp
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
 from blast_compile.codegen.triton.build import LIST_KEPT
 from blast_compile.codegen.triton.config import FEW_TOKENS, TritonConfig, default_config
 from blast_compile.codegen.triton.generate import TITLES
-from blast_compile.codegen.triton.space import MLPS, configs
+from blast_compile.codegen.triton.space import configs
 
 TARGETS = ("cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "cuda:sm_120", "hip:gfx942", "hip:gfx90a")
 _TOKENS = (1, 64, 2048)  # of decoding, of a batch of it, and of a prefill
@@ -103,7 +104,7 @@ def spec_of(op: Op, layout: Layout, target: str, block: int, dtypes: tuple[Dtype
     is_gated = op.startswith("gated")
     first = Epilogue("silu", bias=True, gate=is_gated, gate_bias=is_gated, residual=op == "linear")
     epilogues: tuple[Epilogue, ...] = () if op.endswith("grad") else (first,)
-    if op in MLPS:
+    if is_mlp(op):
         epilogues += (Epilogue(bias=True, residual=True),)
     return Spec(op, *dtypes, (block, block), epilogues, layout, target)
 
@@ -112,7 +113,7 @@ def _of_op(op: Op, layout: Layout, target: str) -> Iterator[Variant]:
     # The input gradient of a dense weight walks over its transpose.
     variant = partial(Variant, is_transposed=op == "input_grad" and layout == "masked")
     bf16: tuple[Dtype, Dtype] = ("bfloat16", "bfloat16")
-    tokens_of_op = (1, FEW_TOKENS) if op in MLPS else _TOKENS
+    tokens_of_op = (1, FEW_TOKENS) if is_mlp(op) else _TOKENS
     few, many = tokens_of_op[0], tokens_of_op[-1]
     spec = spec_of(op, layout, target, 64, bf16)
     for tokens in tokens_of_op:
@@ -132,7 +133,7 @@ def _of_op(op: Op, layout: Layout, target: str) -> Iterator[Variant]:
             yield variant(other, config, tokens)
             if config.splits > 1 and op in ("linear", "weight_grad"):
                 yield variant(other, config, tokens, helper="reduce")
-    if op in MLPS:
+    if is_mlp(op):
         return  # made of the same products as the linears
     for block, tokens in itertools.product(_OTHER_BLOCKS, (few, many)):
         spec = spec_of(op, layout, target, block, bf16)

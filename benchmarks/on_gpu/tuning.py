@@ -22,12 +22,11 @@ from benchmarks.on_gpu.rows import GpuDevice, row_of
 from benchmarks.on_gpu.search import Compilers, Patience
 from benchmarks.on_gpu.tensors import SparseLayer, rotation, sparse_layers
 from blast_compile import __version__
-from blast_compile.codegen.family import FORWARD
+from blast_compile.codegen.family import FORWARD, is_mlp
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton.build import import_triton
 from blast_compile.codegen.triton.config import FEW_TOKENS, TritonConfig
 from blast_compile.codegen.triton.cost import Layer
-from blast_compile.codegen.triton.space import MLPS
 from blast_compile.kernels.gpu import find
 from blast_compile.kernels.gpu.find import GpuKernel, Sizes
 from blast_compile.kernels.plans.database import Database
@@ -187,7 +186,7 @@ def _search(
         compilers.won(spec, best)
         return record, best
     find.choose(spec, case.tokens, None)
-    if spec.op not in MLPS:
+    if not is_mlp(spec.op):
         untuned = find.loaded(spec, find.bucket(case.tokens), problem.sizes)
         record = replace(record, config=repr(untuned.config))
     return replace(record, median_us=before.median_us, p10_us=before.p10_us, p90_us=before.p90_us), None

@@ -2,8 +2,8 @@
 //
 // Linked with the kernels of a model into one shared object, which a C++ program opens before it loads the model's package,
 // or Python by torch.ops.load_library, in place of blast_compile. It uses nothing of torch but what TORCH_TARGET_VERSION
-// promises to keep, so it outlives the torch that it was built beside. The generated `kernel_table` says which kernel serves
-// which calls; for any other call an op fails and names it.
+// promises to keep, so it outlives the torch that it was built beside. Generated are `kernel_table`, which says which kernel
+// serves which calls (for any other call an op fails and names it), and `operators`, a function for each op.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -136,42 +136,7 @@ Tensor product(const char* op, const Tensor& given, const std::vector<Layer>& la
   return y;
 }
 
-Tensor linear(const Tensor& x, const Tensor& weight, const Tensor& index, const MaybeTensor& bias, const MaybeTensor& residual,
-              int64_t out_features, const Sizes& block, const std::string& activation, int64_t, const MaybeTensor&) {
-  return product("linear", x, {{weight, index, bias, out_features, x.size(-1)}}, residual, block, activation);
-}
-
-Tensor gated_linear(const Tensor& x, const Tensor& gate_weight, const Tensor& gate_index, const MaybeTensor& gate_bias,
-                    const Tensor& up_weight, const Tensor& up_index, const MaybeTensor& up_bias, int64_t out_features,
-                    const Sizes& block, const std::string& activation, int64_t, const MaybeTensor&, const MaybeTensor&) {
-  const int64_t K = x.size(-1);
-  return product("gated_linear", x,
-                 {{gate_weight, gate_index, gate_bias, out_features, K}, {up_weight, up_index, up_bias, out_features, K}},
-                 std::nullopt, block, activation);
-}
-
-Tensor mlp(const Tensor& x, const Tensor& up_weight, const Tensor& up_index, const MaybeTensor& up_bias,
-           const Tensor& down_weight, const Tensor& down_index, const MaybeTensor& down_bias, const MaybeTensor& residual,
-           int64_t hidden_features, int64_t out_features, const Sizes& block, const std::string& activation, int64_t,
-           const MaybeTensor&, const MaybeTensor&) {
-  return product("mlp", x,
-                 {{up_weight, up_index, up_bias, hidden_features, x.size(-1)},
-                  {down_weight, down_index, down_bias, out_features, hidden_features}},
-                 residual, block, activation);
-}
-
-Tensor gated_mlp(const Tensor& x, const Tensor& gate_weight, const Tensor& gate_index, const MaybeTensor& gate_bias,
-                 const Tensor& up_weight, const Tensor& up_index, const MaybeTensor& up_bias, const Tensor& down_weight,
-                 const Tensor& down_index, const MaybeTensor& down_bias, const MaybeTensor& residual, int64_t hidden_features,
-                 int64_t out_features, const Sizes& block, const std::string& activation, int64_t, const MaybeTensor&,
-                 const MaybeTensor&, const MaybeTensor&) {
-  const int64_t K = x.size(-1);
-  return product("gated_mlp", x,
-                 {{gate_weight, gate_index, gate_bias, hidden_features, K},
-                  {up_weight, up_index, up_bias, hidden_features, K},
-                  {down_weight, down_index, down_bias, out_features, hidden_features}},
-                 residual, block, activation);
-}
+#include "operators.hpp"
 
 }  // namespace
 
@@ -180,8 +145,5 @@ STABLE_TORCH_LIBRARY(blast, library) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(blast, CPU, library) {
-  library.impl("linear", TORCH_BOX(&linear)).impl("linear.nograd", TORCH_BOX(&linear));
-  library.impl("gated_linear", TORCH_BOX(&gated_linear)).impl("gated_linear.nograd", TORCH_BOX(&gated_linear));
-  library.impl("mlp", TORCH_BOX(&mlp)).impl("mlp.nograd", TORCH_BOX(&mlp));
-  library.impl("gated_mlp", TORCH_BOX(&gated_mlp)).impl("gated_mlp.nograd", TORCH_BOX(&gated_mlp));
+  implement(library);
 }

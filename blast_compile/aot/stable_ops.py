@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,13 +11,22 @@ from blast_compile.aot.jobs import Job
 from blast_compile.base.env import ISAS
 from blast_compile.base.errors import BuildError
 from blast_compile.codegen.cpp import build
-from blast_compile.codegen.family import FORWARD
+from blast_compile.codegen.family import FORWARD, Product
 from blast_compile.codegen.spec import Spec
 from blast_compile.kernels import shared_objects
 from blast_compile.kernels.launcher import launcher
 
 _SOURCE = Path(__file__).with_name("ops.cpp")
 _TARGET_VERSION = "0x020b000000000000"  # the oldest torch that the package runs with, 2.11
+
+_CPP_TYPES = {
+    "Tensor": "const Tensor&",
+    "Tensor?": "const MaybeTensor&",
+    "SymInt": "int64_t",
+    "int": "int64_t",
+    "int[2]": "const Sizes&",
+    "str": "const std::string&",
+}
 
 _TABLE = """\
 #pragma once
@@ -52,6 +62,7 @@ def link(jobs: Sequence[Job], workers: int) -> bytes:
     if not chosen:
         raise BuildError("expected CPU kernels of forward products, got none; build for a CPU")
     source = _SOURCE.read_text().replace('#include "kernel_table.hpp"', _table(chosen))
+    source = source.replace('#include "operators.hpp"', operators())
 
     def compiled() -> list[Path]:
         with ThreadPoolExecutor(workers) as pool:
@@ -71,6 +82,31 @@ def key_of(spec: Spec) -> str:
     return (
         f"{spec.op} {spec.dtype} {spec.weight_dtype} {spec.block[0]}x{spec.block[1]} {first.activation} "
         f"{''.join(str(int(bias)) for bias in biases)} {'residual' if last.residual else 'alone'} {spec.layout}"
+    )
+
+
+def operators() -> str:
+    """C++: a function for each product, with the arguments of its schema, and `implement`, which registers them."""
+    functions = "\n\n".join(map(_operator, FORWARD.values()))
+    names = [(op, f"{op}{overload}") for op in FORWARD for overload in ("", ".nograd")]
+    lines = "\n".join(f'  library.impl("{name}", TORCH_BOX(&{op}));' for op, name in names)
+    return f"{functions}\n\ntemplate <typename Library>\nvoid implement(Library& library) {{\n{lines}\n}}"
+
+
+def _operator(product: Product) -> str:
+    """Hands the arguments to `product` of `ops.cpp`: the operands of each layer with its `N, K`."""
+    step, sizes = product.num_operands, ["x.size(-1)", *(stage.features for stage in product.stages)]
+    operands = iter(argument.name for argument in product.arguments[1 : 1 + step * product.num_layers])
+    layers = ", ".join(
+        f"{{{', '.join([*itertools.islice(operands, step), sizes[at + 1], sizes[at]])}}}"
+        for at, stage in enumerate(product.stages)
+        for _ in stage.roles
+    )
+    taken = ", ".join(f"{_CPP_TYPES[argument.type]} {argument.name}" for argument in product.arguments)
+    residual = "residual" if product.takes_residual else "std::nullopt"
+    return (
+        f"Tensor {product.name}({taken}) {{\n"
+        f'  return product("{product.name}", x, {{{layers}}}, {residual}, block, activation);\n}}'
     )
 
 

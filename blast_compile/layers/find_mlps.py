@@ -56,8 +56,7 @@ def _only_uses(uses: Iterable[tuple[FoundOp, dict[str, MaskedLayer]]]) -> Iterab
     """The MLPs whose every layer has this use alone, however often it runs."""
     seen: dict[MaskedLayer, set[tuple[str, Mlp | None]]] = {}
     for op, layers in uses:
-        is_mlp = is_mlp(op.kind)
-        mlp = Mlp(layers["up"], layers["down"], layers.get("gate"), op.activation) if is_mlp else None
+        mlp = Mlp(layers["up"], layers["down"], layers.get("gate"), op.activation) if is_mlp(op.kind) else None
         for role, layer in layers.items():
             seen.setdefault(layer, set()).add((role, mlp))
     mlps = dict.fromkeys(mlp for found in seen.values() for _, mlp in found if mlp is not None)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from blast_compile.base import compat
+from blast_compile.codegen.family import PRODUCTS, Product, argument_of
 from blast_compile.masks import layout
 
 _Weight = tuple[Tensor | None, Tensor, tuple[int, int]]
@@ -80,24 +81,13 @@ def _num_kept_blocks(mask: Tensor) -> int | None:
     return int(mask.count_nonzero())
 
 
-def _linear(given: dict[str, Any]) -> list[_Weight]:
-    return [(given["weight"], given["index"], (given["out_features"], given["x"].shape[-1]))]
-
-
-def _gated_linear(given: dict[str, Any]) -> list[_Weight]:
-    shape = given["out_features"], given["x"].shape[-1]
-    return [(given[f"{role}_weight"], given[f"{role}_index"], shape) for role in ("gate", "up")]
-
-
-def _mlp(given: dict[str, Any]) -> list[_Weight]:
-    N, H, K = given["out_features"], given["hidden_features"], given["x"].shape[-1]
-    roles = [role for role in ("gate", "up") if f"{role}_weight" in given]
-    hidden: list[_Weight] = [(given[f"{role}_weight"], given[f"{role}_index"], (H, K)) for role in roles]
-    return [*hidden, (given["down_weight"], given["down_index"], (N, H))]
-
-
-def _input_grad(given: dict[str, Any]) -> list[_Weight]:
-    return [(given["weight"], given["index"], (given["grad"].shape[-1], given["in_features"]))]
+def _layers_of(product: Product, given: dict[str, Any]) -> list[_Weight]:
+    sizes = [given[stage.features] for stage in product.stages]
+    shapes = product.shapes(given[product.arguments[0].name].shape[-1], sizes)
+    return [
+        (given[argument_of(role, "weight")], given[argument_of(role, "index")], shape)
+        for role, shape in zip(product.roles, shapes, strict=True)
+    ]
 
 
 def _weight_grad(given: dict[str, Any]) -> list[_Weight]:
@@ -114,11 +104,7 @@ def _block_norms(given: dict[str, Any]) -> list[_Weight]:
 
 
 _LAYERS: dict[str, Callable[[dict[str, Any]], list[_Weight]]] = {
-    "linear": _linear,
-    "gated_linear": _gated_linear,
-    "mlp": _mlp,
-    "gated_mlp": _mlp,
-    "input_grad": _input_grad,
+    **{op: partial(_layers_of, product) for op, product in PRODUCTS.items()},
     "weight_grad": _weight_grad,
     "hidden_grad": _hidden_grad,
     "gated_hidden_grad": _hidden_grad,

@@ -101,8 +101,7 @@ def num_rows(problem: Problem) -> int:
 def _waiting(problem: Problem, config: CpuConfig, threads: int) -> float:
     """Threads over those at work, in the mean: some wait while the last product has too few tasks."""
     tasks = _chunks(problem, config) * num_rows(problem) * (config.split if can_split(problem.spec) else 1)
-    is_mlp = is_mlp(problem.op)
-    part = math.prod(problem.shapes[-1]) / problem.num_weights if is_mlp else 1.0
+    part = math.prod(problem.shapes[-1]) / problem.num_weights if is_mlp(problem.op) else 1.0
     return 1 - part + part * threads / min(threads, tasks)
 
 

@@ -16,12 +16,13 @@ import torch
 
 from blast_compile.base import folders
 from blast_compile.base.errors import BuildError
+from blast_compile.codegen.family import is_mlp
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton import generate
 from blast_compile.codegen.triton.build import import_triton, load_kernel
 from blast_compile.codegen.triton.config import TritonConfig
 from blast_compile.codegen.triton.cross import CompiledKernel, cross_compile
-from blast_compile.codegen.triton.space import MLPS, resident
+from blast_compile.codegen.triton.space import resident
 from blast_compile.kernels import shared_objects
 
 
@@ -67,7 +68,7 @@ def _judged(spec: Spec, config: TritonConfig) -> str:
         except BuildError as error:
             return f"does not compile: {str(error).splitlines()[0]}"
     counted_on = resident(spec, config)
-    if spec.op in MLPS and compiled.occupancy.programs < counted_on:  # a launch would fail
+    if is_mlp(spec.op) and compiled.occupancy.programs < counted_on:  # a launch would fail
         return f"{counted_on} programs a multiprocessor wait for each other, and {compiled.occupancy.programs} fit"
     return misfit(compiled)
 

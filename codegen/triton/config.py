@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from blast_compile.base.errors import TargetError
+from blast_compile.codegen.family import is_gated, is_mlp
 from blast_compile.codegen.spec import Spec
 
 MIN_EDGE, MAX_EDGE = 16, 256
@@ -120,7 +121,7 @@ def product_block(spec: Spec) -> tuple[int, int]:
 
 def num_products(spec: Spec) -> int:
     """That one kernel sums up side by side: beside a gate two."""
-    return 2 if spec.op in ("gated_linear", "gated_mlp") else 1
+    return 2 if is_gated(spec.op) else 1
 
 
 def num_sums(spec: Spec, config: TritonConfig) -> int:
@@ -158,7 +159,7 @@ def check(spec: Spec, config: TritonConfig) -> None:
 def _conflict(spec: Spec, config: TritonConfig) -> str | None:
     """What a config must keep to beyond its tiles, where it does not."""
     is_product = spec.op != "weight_grad"
-    if spec.op in ("mlp", "gated_mlp") and (config.group > 1 or _is_scheduled(config)):
+    if is_mlp(spec.op) and (config.group > 1 or _is_scheduled(config)):
         return "without group, persistent, ordered and descriptors: programs take all tiles as they come"
     if config.splits < 1 or config.group < 1 or config.blocks < 1:
         return "whose splits, group and blocks are at least 1"

@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from blast_compile.base.errors import TargetError
+from blast_compile.codegen.family import is_mlp
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton.config import FEW_TOKENS, TritonConfig, check, default_config, item_bytes, num_sums
 
-MLPS = ("mlp", "gated_mlp")
 # Kilobytes of shared memory that one program may have, from the vendors' programming guides.
 _SHARED_KB = {"80": 163, "86": 99, "89": 99, "90": 227, "100": 227, "103": 227, "120": 99}
 _SHARED_KB_HIP = 64
@@ -29,7 +29,7 @@ def configs(spec: Spec, num_tokens: int, *, has_aligned_rows: bool = True) -> It
     Whole MLPs are for few tokens.
     has_aligned_rows: rows of x and of masked weights begin at multiples of 16 bytes, as descriptors need.
     """
-    if spec.op in MLPS and num_tokens > FEW_TOKENS:
+    if is_mlp(spec.op) and num_tokens > FEW_TOKENS:
         raise TargetError(
             f"expected up to {FEW_TOKENS} tokens for a whole {spec.op} in one launch, got {num_tokens}; "
             "run its products one after another"

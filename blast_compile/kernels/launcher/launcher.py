@@ -1,13 +1,14 @@
 """Builds and loads `cpp/launch.cpp`, the ops' hot path in C++, against the headers of the torch that runs.
 
 With it a call takes some microseconds less; without it (no compiler, another torch than it was written for) the ops run
-through `launch.py` and give the same results. It comes with a bundle, or is built once a machine and kept in the store.
+in Python and give the same results. It comes with a bundle, or is built once a machine and kept in the store.
 """
 
 from __future__ import annotations
 
 import ctypes
 import hashlib
+import itertools
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import torch
 from blast_compile.base import env
 from blast_compile.base.errors import BuildError
 from blast_compile.base.log import logger
+from blast_compile.codegen.family import PRODUCTS, Operands, Product
 from blast_compile.kernels import bundles, shared_objects, threads
 
 _SOURCES = Path(__file__).parent
@@ -123,12 +125,20 @@ def _load_once(path: Callable[[], Path]) -> None:
 
 def _attached(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
-    library.blast_attach.argtypes, library.blast_attach.restype = [ctypes.c_bool], ctypes.c_bool
-    if not library.blast_attach(threads.is_alone()):
+    names = (ctypes.c_char_p * len(PRODUCTS))(*(op.encode() for op in PRODUCTS))
+    layouts = (ctypes.c_int64 * (6 * len(PRODUCTS)))(*itertools.chain(*map(_layout, PRODUCTS.values())))
+    library.blast_attach.restype = ctypes.c_bool
+    if not library.blast_attach(names, layouts, len(PRODUCTS), ctypes.c_bool(threads.is_alone())):
         raise BuildError(
             f"expected torch {torch.__version__} to take the launcher, got a refusal; results are the same"
         )
     return library
+
+
+def _layout(product: Product) -> tuple[int, ...]:
+    """As `Layout` in `plans.hpp`."""
+    of_call = (product.num_layers, product.num_operands, int(product.takes_residual), len(product.stages))
+    return (*of_call, product.num_planned, len(Operands._fields))
 
 
 def _flags(sha256: str) -> tuple[str, ...]:

@@ -25,23 +25,16 @@ constexpr size_t MOST_PLANS = 4096;  // as in plans.py
 inline std::atomic<int64_t> generation{0};  // rises when plans are to be forgotten
 inline std::atomic<int64_t> num_plans{0};   // of all launchers
 
-// Where the arguments of a call stand: x, then weight, index and bias of each layer, a residual, sizes, block, ..., abi, and
-// behind it the probes, which concern gradients alone.
+// Where the arguments of an op stand: x, the operands of each layer, a residual, sizes, block, ..., abi, and behind it the
+// probes, which concern gradients alone. From the table of products (`codegen/family.py`).
 struct Layout {
-  size_t num_tensors = 0, num_layers = 0, last_size = 0, num_planned = 0;
-  bool has_bias = false, has_residual = false;
+  int64_t num_layers, num_operands, num_residuals, num_sizes, num_planned;
+  int64_t num_addresses;  // that a kernel takes of each layer, 0 for operands that the op has not
 
-  explicit Layout(const Args& args) {
-    while (args[1 + num_tensors].isTensor() || args[1 + num_tensors].isNone()) ++num_tensors;
-    has_bias = num_tensors > 2;  // input_grad has weight and index alone
-    num_layers = has_bias ? num_tensors / 3 : 1;
-    has_residual = has_bias && num_tensors % 3 == 1;
-    last_size = 1 + num_tensors;
-    while (args[last_size + 1].isInt()) ++last_size;
-    num_planned = args.size();
-    while (!args[num_planned - 1].isInt()) --num_planned;
-  }
-  size_t layer(size_t number) const { return 1 + 3 * number; }
+  size_t residual() const { return 1 + num_layers * num_operands; }
+  size_t num_tensors() const { return residual() + num_residuals; }
+  size_t last_size() const { return num_tensors() + num_sizes - 1; }
+  size_t layer(size_t number) const { return 1 + number * num_operands; }
 };
 
 inline void add(Numbers& key, const at::Tensor& tensor) {
@@ -66,9 +59,9 @@ inline void add(Numbers& key, const c10::IValue& value) {
 // All that a plan depends on: dtypes, shapes and strides of the layers, but of x and residual no token counts.
 inline void describe(const Args& args, const Layout& layout, Numbers& key) {
   const at::Tensor& x = args[0].toTensor();
-  key = {generation, int64_t(x.scalar_type()), x.size(-1), layout.has_residual && !args[layout.num_tensors].isNone()};
-  for (size_t i = 1; i < layout.num_planned; ++i)
-    if (!layout.has_residual || i != layout.num_tensors) add(key, args[i]);
+  key = {generation, int64_t(x.scalar_type()), x.size(-1), layout.num_residuals && !args[layout.residual()].isNone()};
+  for (size_t i = 1; i < size_t(layout.num_planned); ++i)
+    if (!layout.num_residuals || i != layout.residual()) add(key, args[i]);
 }
 
 struct Hash {

@@ -15,9 +15,9 @@ from blast_compile.base.errors import RecordError, StoreError, TargetError
 from blast_compile.base.log import warn_once
 from blast_compile.base.processor import device_name
 from blast_compile.codegen.cpp.config import CpuConfig, default_config, why_impossible
+from blast_compile.codegen.family import is_mlp
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton.config import TritonConfig, check
-from blast_compile.codegen.triton.space import MLPS
 from blast_compile.kernels import bundles, cpu
 from blast_compile.kernels.kernel import Kernel
 from blast_compile.kernels.plans.config_text import parse
@@ -57,7 +57,7 @@ def gpu_config(problem: Problem, device: str, *, counts_density: bool) -> Triton
     """
     chosen = [r for r in _chosen(problem, device) if token_bucket(r.problem.tokens) == token_bucket(problem.tokens)]
     record = nearest(chosen, problem, counts_density=counts_density, warns=False)
-    if record is None or (problem.op in MLPS and record.relative >= 1):
+    if record is None or (is_mlp(problem.op) and record.relative >= 1):
         return None
     return _config_of(record, TritonConfig, partial(check, problem.spec))
 

@@ -1,7 +1,7 @@
 """The truth: every op in plain torch, for tests, for benchmarks, and where no kernel exists.
 
-Same names, arguments and shapes as the ops in `register.py` (without `abi`). A weight is dense `[N, K]` and `index` its mask
-`[R, C]`, or it is packed values `[nnz, bk, bn]` with their index; see `layout.py`. `x` is `[..., K]`, results are
+Same names, arguments and shapes as the ops in `register.py` (without `abi`). A weight is dense `[N, K]` and `index` its
+mask `[R, C]`, or it is packed values `[nnz, bk, bn]` with their index; see `layout.py`. `x` is `[..., K]`, results are
 `[..., N]` in the dtype of `x`.
 """
 
@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blast_compile.codegen.family import FORWARD
+from blast_compile.codegen.spec import Op
 from blast_compile.masks import layout
 from blast_compile.masks.layout import Block
 from blast_compile.ops.activations import ACTIVATIONS
@@ -30,13 +32,13 @@ def dense_weight(weight: Tensor, index: Tensor, out_features: int, in_features: 
 
 
 def compose(
-    op: str, x: Tensor, linears: Sequence[Callable[[Tensor], Tensor]], activation: str, residual: Tensor | None
+    op: Op, x: Tensor, linears: Sequence[Callable[[Tensor], Tensor]], activation: str, residual: Tensor | None
 ) -> Tensor:
     """A forward product of any linear maps, in the order in which the op takes its layers."""
     y = ACTIVATIONS[activation](linears[0](x))
-    if op.startswith("gated"):
+    if FORWARD[op].is_gated:
         y = y * linears[1](x)
-    if op.endswith("mlp"):
+    if FORWARD[op].is_mlp:
         y = linears[-1](y)
     return y if residual is None else y + residual
 
