@@ -106,6 +106,10 @@ class Effects:
         """
         return not self.needs_grad or self.mode(node).grad is True
 
+    def keeps_inference(self, node: Node) -> bool:
+        """Whether a result out of place would be an inference tensor just where what is written in place is one."""
+        return self.mode(node).inference == self.mode(node.all_input_nodes[0]).inference
+
     def hazard_between(self, nodes: Iterable[Node]) -> str | None:
         """Why `nodes` cannot become one where the last of them stands, or None."""
         members = set(nodes)

@@ -45,7 +45,9 @@ class Outplace:
         """Rewrites every such call."""
         effects, changed = Effects(graph), False
         for node in graph.nodes:
-            if not _is_on_fresh_value(node) or not _keeps_type(node) or not effects.keeps_gradient(node):
+            if not _is_on_fresh_value(node) or not _keeps_type(node):
+                continue
+            if not effects.keeps_gradient(node) or not effects.keeps_inference(node):
                 continue
             if node.op == "call_method" and node.target in _METHODS:
                 node.target = _METHODS[node.target]

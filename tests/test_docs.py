@@ -121,12 +121,25 @@ def test_files_of_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.slow
+def test_files_of_diffusers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import diffusers
+
+    monkeypatch.chdir(tmp_path)
+    sizes = {"num_attention_heads": 4, "attention_head_dim": 16, "in_channels": 4, "num_layers": 1, "sample_size": 8}
+    kind: Any = diffusers.DiTTransformer2DModel
+    model = kind(**sizes, patch_size=2, num_embeds_ada_norm=10).eval()
+    blast.sparsify_(model, blast.BlockSparse(block=8, sparsity=0.5))
+    names = run("docs/files.md", 3, {"model": model, "DiTTransformer2DModel": kind})
+    assert classes(names["model"]) == classes(model)
+
+
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")  # peft asks
 def test_files_of_peft() -> None:
     from peft import LoraConfig, PeftModel, get_peft_model
 
     names = {"model": blast.pack_(llama()), "LoraConfig": LoraConfig, "get_peft_model": get_peft_model}
-    names = run("docs/files.md", 3, names, dots="target_modules=['up_proj'], r=2")
+    names = run("docs/files.md", 4, names, dots="target_modules=['up_proj'], r=2")
     assert isinstance(names["model"], PeftModel)
 
 

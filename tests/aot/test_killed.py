@@ -20,6 +20,7 @@ NUM_KILLS = 50
 # Forks a build a line of its input, and says how it ended: killed after so many seconds, or done.
 SERVER = """
 import os, signal, sys, time
+from contextlib import suppress
 from pathlib import Path
 from tests.aot.models import build_net
 out = Path(sys.argv[1])
@@ -36,7 +37,9 @@ for line in sys.stdin:
         if done:
             status = os.waitstatus_to_exitcode(found)
         elif time.monotonic() - start > seconds:
-            os.killpg(child, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended just now, or has no group of its own yet
+                os.killpg(child, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
             status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         else:
             time.sleep(0.002)

@@ -104,6 +104,15 @@ def _other_rows(m: Any, x: Tensor) -> Any:
     return F.silu(y[:, 0:3]) * y[:, 1:4]
 
 
+def _in_inference_mode(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
+    def body(m: Any, x: Tensor) -> Any:
+        y = m.down(F.relu(m.up(x)))
+        with torch.inference_mode():
+            return change(y)
+
+    return body
+
+
 def _under_no_grad(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     def body(m: Any, x: Tensor) -> Any:
         y = m.up(x)
@@ -220,6 +229,7 @@ FAULTS: dict[str, Fault] = {
     "clone method under no_grad": Fault(_under_no_grad(lambda y: y.clone()), grad=True),
     "view under no_grad": Fault(_under_no_grad(lambda y: y.view(y.shape)), grad=True),
     "reshape under no_grad": Fault(_under_no_grad(lambda y: y.reshape(2, 3, 12)), grad=True),
+    "written in place in inference mode": Fault(_in_inference_mode(lambda y: y.add_(0.25))),
     "relu_ under no_grad": Fault(_under_no_grad(lambda y: y.relu_()), grad=True),
     "inplace flag under no_grad": Fault(_under_no_grad(lambda y: F.relu(y, inplace=True)), grad=True),
     "product in place under no_grad": Fault(_under_no_grad(lambda y: y.mul_(2.0)), grad=True),

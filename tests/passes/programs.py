@@ -37,7 +37,8 @@ _WRITES = (
     "F.embedding(torch.arange(3), {v}[0], max_norm=0.5)",
     "F.relu({v}, inplace=True)",
 )
-# Autograd does not notice it: in eager mode too, what was saved for the backward pass is then something else.
+# Autograd does not notice it: in eager mode too, what was saved for the backward pass is then something else. So a
+# program that has it takes no gradients.
 _UNNOTICED = ("F.batch_norm(torch.ones(6, {k}), {v}[0, 0], torch.ones({k}), training=True)",)
 _ACTIVATIONS = (
     "F.relu({v})",
@@ -71,10 +72,14 @@ _MODES = (
 
 @dataclass
 class Program:
-    """Lines of the body of `program(m, x, z)`. grad: run with gradients. alias: `z` is a view of `x`."""
+    """Lines of the body of `program(m, x, z)`. grad: run with gradients. alias: `z` is a view of `x`.
+
+    is_blind: writes that autograd does not notice are among its lines, and nothing takes gradients.
+    """
 
     grad: bool
     alias: bool
+    is_blind: bool = False
     lines: list[str] = field(default_factory=list)
     names: list[tuple[str, int]] = field(default_factory=lambda: [("x", 8), ("z", 8)])
     results: list[str] = field(default_factory=list)
@@ -105,7 +110,8 @@ class Program:
 @st.composite
 def programs(draw: st.DrawFn) -> Program:
     """One to three MLPs, with views and writes before, between and behind their steps, and most results returned."""
-    program = Program(grad=draw(st.sampled_from((True, True, False))), alias=draw(st.integers(0, 3)) == 3)
+    grad, is_blind = draw(st.sampled_from(((True, False), (True, False), (False, False), (False, True))))
+    program = Program(grad, alias=draw(st.integers(0, 3)) == 3, is_blind=is_blind)
     for _ in range(draw(st.integers(1, 3))):
         step = draw(st.sampled_from((_mlp, _mlp, _gated, _halves, _inside)))
         step(draw, program, _pick(draw, program))
@@ -135,7 +141,7 @@ def _written(draw: st.DrawFn, program: Program, *names: str) -> None:
     """Writes to one of the variables, perhaps, in a mode of its own, perhaps."""
     if draw(st.booleans()):
         start, name = len(program.lines), draw(st.sampled_from(names))
-        writes = _WRITES if program.grad else (*_WRITES, *_UNNOTICED)
+        writes = (*_WRITES, *_UNNOTICED) if program.is_blind else _WRITES
         program.lines.append(draw(st.sampled_from(writes)).format(v=name, k=dict(program.names)[name]))
         _indent(draw, program, start)
 
@@ -143,7 +149,7 @@ def _written(draw: st.DrawFn, program: Program, *names: str) -> None:
 def _indent(draw: st.DrawFn, program: Program, start: int) -> None:
     """Puts the lines from `start` on into a mode, perhaps."""
     mode = draw(st.sampled_from((None,) * 6 + _MODES))
-    if mode is not None:
+    if mode is not None and not (program.is_blind and mode == "torch.enable_grad()"):
         program.lines[start:] = [f"with {mode}:", *(f"    {line}" for line in program.lines[start:])]
 
 
@@ -183,7 +189,8 @@ def _halves(draw: st.DrawFn, program: Program, given: str) -> None:
 def _inside(draw: st.DrawFn, program: Program, given: str) -> None:
     """An MLP in a graph of its own, as activation checkpointing makes it."""
     number = len(program.names)
-    inner = Program(program.grad, alias=False, names=[("v", 8)] * number)  # so that its names are none of those outside
+    names = [("v", 8)] * number  # so that its own are none of those outside
+    inner = Program(program.grad, alias=False, is_blind=program.is_blind, names=names)
     draw(st.sampled_from((_mlp, _gated, _halves)))(draw, inner, "v")
     program.lines += [f"def part{number}(v):", *(f"    {line}" for line in inner.lines)]
     program.lines += [f"    return {inner.names[-1][0]}"]

@@ -76,6 +76,7 @@ GUARDS: dict[str, tuple[Any, str, Any, str]] = {
     "closed list": (calls, "effect_of", _open_list, "batch_norm"),
     "gradient kept": (Effects, "keeps_gradient", lambda *_: True, "view under no_grad"),
     "gradient kept in place": (Effects, "keeps_gradient", lambda *_: True, "relu_ under no_grad"),
+    "inference kept": (Effects, "keeps_inference", lambda *_: True, "written in place in inference mode"),
     "gradient recorded": (Effects, "records_gradient", lambda *_: False, "clamp"),
     "written behind": (Effects, "is_written_behind", lambda *_: False, "saved for the backward pass and written to"),
     "reshaped behind": (Effects, "is_reshaped_behind", lambda *_: False, "a view changes its strides"),

@@ -17,6 +17,7 @@ from blast_compile.codegen.cpp.config import CpuConfig, default_config, why_impo
 from blast_compile.codegen.spec import Spec
 from blast_compile.kernels.plans.config_text import read
 
+_EDGES = (256, 16)  # of blocks; of one vector of outputs, tiles of other sizes fit
 _SHIFT = 8  # of the ids, above the number of the formulas
 
 
@@ -36,14 +37,22 @@ class PinnedConfig:
         if kind is not CpuConfig:
             raise OptionsError(f"expected a CpuConfig or its text as option 'config', got {asked!r}")
         pinned = cls(tuple(sorted(values.items())))
-        anything = Spec("linear", "float32", "float32", (256, 256), (), "packed", processor.cpu_target())
-        if reason := why_impossible(anything, pinned.at(anything)):
-            raise OptionsError(f"expected a config that runs on {anything.target}, got {asked!r}: {reason}; change it")
+        reasons = [_why_impossible(pinned, edge) for edge in _EDGES]
+        if all(reasons):
+            raise OptionsError(
+                f"expected a config that runs on {processor.cpu_target()}, got {asked!r}: {reasons[0]}; change it"
+            )
         return pinned
 
     def at(self, spec: Spec) -> CpuConfig:
         """The config of a kernel."""
         return replace(default_config(spec), **dict(self.fields))
+
+
+def _why_impossible(pinned: PinnedConfig, edge: int) -> str:
+    """Why no kernel of blocks of some edge can have a config; empty where one can."""
+    spec = Spec("linear", "float32", "float32", (edge, edge), (), "packed", processor.cpu_target())
+    return why_impossible(spec, pinned.at(spec))
 
 
 _configs: dict[int, PinnedConfig] = {}
