@@ -24,7 +24,7 @@ from blast_compile.aot.needs import Need, default_inputs, needs
 from blast_compile.aot.targets import names_of, parse_target
 from blast_compile.base import compat
 from blast_compile.base.errors import BuildError, TargetError
-from blast_compile.base.inputs import Inputs, arguments_of
+from blast_compile.base.models import Inputs, arguments_of
 from blast_compile.base.version import __version__
 from blast_compile.codegen.fingerprint import fingerprint
 from blast_compile.codegen.spec import Spec

@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 from blast_compile.base import folders
 from blast_compile.base.errors import BlastError
-from blast_compile.codegen.spec_json import read_spec
+from blast_compile.codegen.spec_text import read_spec
 from blast_compile.codegen.triton.build import load_kernel
 from blast_compile.codegen.triton.config import TritonConfig
 from blast_compile.codegen.triton.cross import CompiledKernel, cross_compile

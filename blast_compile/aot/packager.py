@@ -25,7 +25,7 @@ from blast_compile.backend.bundle import use_bundle
 from blast_compile.backend.export import export, fuse_
 from blast_compile.base import folders
 from blast_compile.base.errors import BuildError, BundleError, TargetError
-from blast_compile.base.inputs import Inputs, arguments_of
+from blast_compile.base.models import Inputs, arguments_of
 from blast_compile.kernels.bundles import Bundle
 
 MODEL, LIBRARY = "model.pt2", "libblast_ops.so"

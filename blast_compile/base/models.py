@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from blast_compile.base.errors import LayerError
+
+Inputs = Tensor | tuple[Any, ...] | Mapping[str, Any]
+"""An only argument, a tuple of arguments, or keyword arguments."""
+
+
+def arguments_of(inputs: Inputs) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional and keyword arguments of a call."""
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    return (inputs if isinstance(inputs, tuple) else (inputs,)), {}
 
 
 def check_model(model: object) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from blast_compile.backend.capture import watch
 from blast_compile.base.errors import OptionsError
-from blast_compile.base.inputs import arguments_of
+from blast_compile.base.models import arguments_of
 from blast_compile.commands import functions
 from blast_compile.layers.layer import SparseLayer
 from blast_compile.ops.call import tokens_of

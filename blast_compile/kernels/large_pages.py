@@ -20,7 +20,7 @@ _lib.define("_zeros_like(Tensor weight) -> Tensor")  # type: ignore[no-untyped-c
 def zeros_like(weight: Tensor) -> Tensor:
     """`torch.zeros_like`, several times faster on Linux for tensors of many megabytes.
 
-    `cpp/memory.hpp` is another form of it, once `native` has loaded it.
+    `launcher/memory.hpp` is another form of it, once the launcher is loaded.
     """
     zeros: Tensor = torch.ops.blast._zeros_like(weight)
     return zeros

@@ -7,11 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from blast_compile.backend.capture import watch_call
-from blast_compile.backend.recorder import GraphRun
+from blast_compile.backend.capture import GraphRun, watch_call
 from blast_compile.base.errors import LayerError
-from blast_compile.base.inputs import Inputs, arguments_of
-from blast_compile.base.models import bare
+from blast_compile.base.models import Inputs, arguments_of, bare
 from blast_compile.codegen.family import is_mlp
 from blast_compile.layers.dead_blocks import Mlp
 from blast_compile.layers.layer import MaskedLayer

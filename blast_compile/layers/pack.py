@@ -10,9 +10,8 @@ from typing import TypeVar
 from torch import nn
 
 from blast_compile.base.errors import LayerError, MaskError
-from blast_compile.base.inputs import Inputs
 from blast_compile.base.log import logger
-from blast_compile.base.models import check_model
+from blast_compile.base.models import Inputs, check_model
 from blast_compile.layers import forms, integrations, targets
 from blast_compile.layers.dead_blocks import Live, live_part
 from blast_compile.layers.layer import MaskedLayer, PackedLayer, SparseLayer

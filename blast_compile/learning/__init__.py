@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from blast_compile.learning.ends import ends
 from blast_compile.learning.growing.config import Mixed, PruneAndGrow
-from blast_compile.learning.growing.fractions import Fraction, PiecewiseCosine
-from blast_compile.learning.growing.schedules import Constant, Cubic, Cyclic, Linear, OneShot, Schedule, ThreePhases
+from blast_compile.learning.growing.schedules import (
+    Constant,
+    Cubic,
+    Cyclic,
+    Fraction,
+    Linear,
+    OneShot,
+    PiecewiseCosine,
+    Schedule,
+    ThreePhases,
+)
 from blast_compile.learning.growing.sparsifier import Sparsifier
 from blast_compile.learning.growing.update import LayerChange, UpdateRecord
 from blast_compile.learning.pruning.prune import prune_

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from blast_compile.backend import sizes
-from blast_compile.backend.capture import watch
-from blast_compile.backend.recorder import GraphRun
+from blast_compile.backend.capture import GraphRun, watch
 from blast_compile.base.errors import LayerError
 from blast_compile.base.models import bare
 from blast_compile.layers.layer import SparseLayer

@@ -9,7 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from blast_compile.backend.recorder import GraphRun
+from blast_compile.backend.capture import GraphRun
 from blast_compile.codegen.family import is_mlp
 from blast_compile.codegen.spec import Activation, Op
 from blast_compile.layers.layer import SparseLayer, operands_of

@@ -4,25 +4,47 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from blast_compile.base.errors import TuningError
 from blast_compile.base.processor import l3_bytes
 from blast_compile.codegen.cpp.config import CpuConfig
 from blast_compile.codegen.family import Operands
+from blast_compile.codegen.spec import Op
 from blast_compile.kernels.kernel import Kernel
+from blast_compile.kernels.plans.pinned import PinnedConfig, pin
 from blast_compile.kernels.plans.problem import Problem
 from blast_compile.masks import layout
 from blast_compile.ops.call import Call, layers_of, write_call
 from blast_compile.ops.planning import constants_of
 from blast_compile.ops.products import reference
 from blast_compile.ops.products.cpu import kernel_numbers
-from blast_compile.tuning.called import dense_op, sparse_op
+
+
+def sparse_op(op: Op, call: Call, config: CpuConfig) -> Callable[[], Tensor]:
+    """The operator without gradients, with the kernel of `config`; gives `[M, N]` in the dtype of `x`."""
+    return partial(getattr(torch.ops.blast, op).nograd, *write_call(op, call), pin(0, PinnedConfig.of(config)))
+
+
+def sparse_weight_grad(call: Call, grad: Tensor, config: CpuConfig) -> Callable[[], Tensor]:
+    """The operator of a weight gradient, with the kernel of `config`; gives it in the form of the weight."""
+    op, (weight, index, _) = torch.ops.blast.weight_grad.nograd, call.layers[0]
+    return partial(op, grad, call.x, weight, index, call.block, pin(0, PinnedConfig.of(config)))
+
+
+def dense_op(op: Op, call: Call, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Callable[[], Tensor]:
+    """The op of a call on dense weights `[N, K]` in place of its own; gives `[M, N]`."""
+    if op == "input_grad":
+        return partial(torch.mm, call.x, weights[0])
+    linears = [partial(F.linear, weight=weight, bias=bias) for weight, bias in zip(weights, biases, strict=True)]
+    return partial(reference.compose, op, call.x, linears, call.activation, call.residual)
+
 
 _TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _MOST_COPIES, _NUM_ROWS = 64, 12

@@ -16,8 +16,7 @@ from blast_compile.ops.call import layer_of_weight_grad
 from blast_compile.ops.planning import constants_of
 from blast_compile.ops.products import reference
 from blast_compile.ops.products.cpu import weight_grad_numbers
-from blast_compile.tuning.called import sparse_weight_grad
-from blast_compile.tuning.workload import Copy, Workload, run_all
+from blast_compile.tuning.workload import Copy, Workload, run_all, sparse_weight_grad
 
 
 def workload_of(problem: Problem) -> Workload:
@@ -26,7 +25,7 @@ def workload_of(problem: Problem) -> Workload:
 
 
 class WeightGradWorkload(Workload):
-    """Random gradients and inputs, and the masks of weights; the results lie where `running.py` has them."""
+    """Random gradients and inputs, and the masks of weights; the results lie where `ops/products/cpu.py` has them."""
 
     @cached_property
     def dense(self) -> Callable[[], None]:

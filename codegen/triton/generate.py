@@ -1,9 +1,9 @@
 """Triton source from a `Spec`: products of masked and packed weights, their gradients, and whole MLPs.
 
 A generated file is a standalone module. It opens with the spec and the config that made it, and the same two give the
-same bytes. Triton itself is not needed here: `triton_build` loads what comes out, `triton_launch` runs it, and
-`triton_cross` compiles it for devices that are not there. `triton_config` says how a kernel may be cut up,
-`triton_space` which ways are worth a try, and `triton_fit` cuts an untuned one finer for a small layer.
+same bytes. Triton itself is not needed here: `build` loads what comes out, `kernels/gpu/launch.py` runs it, and
+`cross` compiles it for devices that are not there. `config` says how a kernel may be cut up,
+`space` which ways are worth a try, and `fit` cuts an untuned one finer for a small layer.
 
 Programs are output-stationary: one program owns a tile of the result and walks over the kept blocks of one block row,
 so nothing is added by atomics, an empty row costs its epilogue alone, and the same plan gives the same bits.
@@ -12,11 +12,11 @@ Kernels walk over a masked weight by a list of its kept blocks, `[R, 1 + C]`: of
 columns. `list_kept`, a small kernel beside each of them, makes it of the mask at each call, in scratch: so an edited
 mask is seen, and nothing is kept that could be out of date. Torch's own operators would take several launches.
 
-An input gradient is a product with the transposed weight, through a transposed index or mask (`triton_index`) and no
-copy of the values. With an epilogue, that of the layer before, it goes on through that layer's activation:
-`acc * act'(up)`, or beside a gate `acc * act(gate)` and `acc * up * act'(gate)`.
+An input gradient is a product with the transposed weight, through a transposed index or mask
+(`masks/transposed.py`) and no copy of the values. With an epilogue, that of the layer before, it goes on through that
+layer's activation: `acc * act'(up)`, or beside a gate `acc * act(gate)` and `acc * up * act'(gate)`.
 
-An MLP runs as its products, one launch each; `triton_launch_mlp` runs a few tokens through all of it in one launch.
+An MLP runs as its products, one launch each; `kernels/gpu/launch_mlp.py` runs a few tokens through all of it.
 """
 
 from __future__ import annotations

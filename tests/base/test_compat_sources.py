@@ -1,4 +1,4 @@
-"""The doors to Dynamo's sources: these tests fail where torch moves what `compat/sources.py` knows of it."""
+"""The doors to Dynamo's sources: these tests fail where torch moves what `base/compat/sources.py` knows of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls of kernels outside this process: what `launch.py` would pass, for `driver.cpp` to place in memory."""
+"""Calls of kernels outside this process: what `ops/products/cpu.py` would pass, for `driver.cpp` to place in memory."""
 
 from __future__ import annotations
 

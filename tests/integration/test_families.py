@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import blast_compile as blast
 from blast_compile.backend.blast import blast as backend
-from blast_compile.backend.recorder import listening, record
+from blast_compile.backend.capture import listening, record
 from blast_compile.layers.layer import SparseLayer, dense_weight
 from blast_compile.masks import layout
 from tests.families import FAMILIES, MORE_FAMILIES, NUM_LAYERS, OTHER_FAMILIES, Family, dense_twin, output, sparse

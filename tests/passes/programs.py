@@ -110,7 +110,7 @@ class Program:
 @st.composite
 def programs(draw: st.DrawFn) -> Program:
     """One to three MLPs, with views and writes before, between and behind their steps, and most results returned."""
-    grad, is_blind = draw(st.sampled_from(((True, False), (True, False), (False, False), (False, True))))
+    grad, is_blind = draw(st.sampled_from((*((True, False),) * 4, (False, False), (False, True))))
     program = Program(grad, alias=draw(st.integers(0, 3)) == 3, is_blind=is_blind)
     for _ in range(draw(st.integers(1, 3))):
         step = draw(st.sampled_from((_mlp, _mlp, _gated, _halves, _inside)))

@@ -16,7 +16,7 @@ from blast_compile.kernels import cpu
 from blast_compile.kernels.kernel import Kernel
 from blast_compile.kernels.plans.problem import Problem
 from blast_compile.ops.products import reference
-from blast_compile.tuning import called, workload
+from blast_compile.tuning import workload
 from blast_compile.tuning.problems import gradients_of, problem_of
 from blast_compile.tuning.workload import Workload
 from blast_compile.tuning.workload_gradient import workload_of
@@ -79,8 +79,8 @@ def test_the_op_runs_with_the_config_that_is_asked_for(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(cpu, "kernel_for", kernel_for)
     run = Workload(found).op(other)
-    monkeypatch.setattr(called, "pin", None)  # nothing is put together in a call
-    monkeypatch.setattr(called, "write_call", None)
+    monkeypatch.setattr(workload, "pin", None)  # nothing is put together in a call
+    monkeypatch.setattr(workload, "write_call", None)
     run()
     assert asked == [other]
 
@@ -132,6 +132,6 @@ def test_dense_means_the_same_op() -> None:
         reference.dense_weight(weight, index, N, K, found.block)
         for (weight, index, _), (N, K) in zip(copy.call.layers, found.shapes, strict=True)
     ]
-    y = called.dense_op(found.op, copy.call, dense, [None] * 3)()
+    y = workload.dense_op(found.op, copy.call, dense, [None] * 3)()
     work.verify(cpu.kernel_for(found.spec))
     torch.testing.assert_close(y, copy.y, rtol=1e-4, atol=1e-5)

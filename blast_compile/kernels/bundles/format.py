@@ -18,7 +18,7 @@ from typing import Any
 
 from blast_compile.base import folders
 from blast_compile.codegen.spec import Spec
-from blast_compile.codegen.spec_json import read_spec
+from blast_compile.codegen.spec_text import read_spec
 from blast_compile.kernels.bundles import fields
 
 FORMAT = 1

@@ -28,7 +28,7 @@ def name_of(device: torch.device) -> str:
 
 
 def interpret_as(target: str | None) -> None:
-    """Has CPU tensors count as those of a GPU of `target`; None ends it. Only `interpreter.py` calls this."""
+    """Has CPU tensors count as those of a GPU of `target`; None ends it. Only tests call this."""
     global _interpreted
     _interpreted = target
 

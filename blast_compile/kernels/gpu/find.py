@@ -124,7 +124,8 @@ def whole(spec: Spec, num_tokens: int, sizes: Sizes) -> TritonKernel | None:
 
     Its programs wait for each other, which is safe only where all of them run at once. A cooperative launch sees to
     that: the driver runs all programs of the grid at once or none. The grid is no larger than what surely fits
-    (`triton_space.resident`), and a config of which machine code says otherwise is no candidate (`space.py`).
+    (`codegen.triton.space.resident`), and a config of which machine code says otherwise is no candidate
+    (`tuning/gpu_space.py`).
     """
     config = _config(spec, num_tokens, sizes) if num_tokens <= FEW_TOKENS else None
     return None if config is None else load(spec, config)

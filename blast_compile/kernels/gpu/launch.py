@@ -93,9 +93,9 @@ def launch_input_grad(
 ) -> tuple[Tensor, Tensor | None]:
     """`reference.input_grad`, `[..., K]`; through the activation of the layer before, where the spec has an epilogue.
 
-    transposed_index: of `triton_index`, from a mask or an index. up, gate: what that activation took, `[..., K]`: its
-    argument, or, beside a gate, the other factor and its argument. The second result is the gradient of `gate`, None
-    without one.
+    transposed_index: of `masks/transposed.py`, from a mask or an index. up, gate: what that activation took,
+    `[..., K]`: its argument, or, beside a gate, the other factor and its argument. The second result is the gradient of
+    `gate`, None without one.
     """
     operand = weight.t() if weight.dim() == 2 else weight
     layers = {"": Operands(operand, transposed_index)}

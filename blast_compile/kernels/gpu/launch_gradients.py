@@ -1,4 +1,4 @@
-"""Runs loaded Triton weight gradients and norms of blocks; see `triton_launch`."""
+"""Runs loaded Triton weight gradients and norms of blocks; see `launch.py`."""
 
 from __future__ import annotations
 

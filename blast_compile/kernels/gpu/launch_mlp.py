@@ -1,4 +1,4 @@
-"""Runs a loaded Triton kernel of a whole MLP; see `triton_launch`."""
+"""Runs a loaded Triton kernel of a whole MLP; see `launch.py`."""
 
 from __future__ import annotations
 

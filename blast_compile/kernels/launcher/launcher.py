@@ -33,7 +33,7 @@ _has_failed = False
 
 
 def _unlock() -> None:
-    """As in `kernels.py`: a thread that held the lock is not in a forked child."""
+    """As in `kernels/cpu.py`: a thread that held the lock is not in a forked child."""
     global _lock
     _lock = threading.Lock()
 

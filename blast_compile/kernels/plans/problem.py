@@ -10,7 +10,7 @@ from typing import Any
 from blast_compile.base.errors import RecordError
 from blast_compile.codegen.family import is_mlp
 from blast_compile.codegen.spec import Dtype, Op, Spec
-from blast_compile.codegen.spec_json import read_spec
+from blast_compile.codegen.spec_text import read_spec
 from blast_compile.masks import layout
 from blast_compile.masks.layout import Block
 

@@ -7,8 +7,7 @@ from typing import Literal
 
 from blast_compile.base.errors import OptionsError
 from blast_compile.layers.sparsify import BlockSparse
-from blast_compile.learning.growing.fractions import Always, Fraction, check_fraction
-from blast_compile.learning.growing.schedules import Schedule, check_steps
+from blast_compile.learning.growing.schedules import Always, Fraction, Schedule, check_fraction, check_steps
 from blast_compile.learning.growing.scores import SCORES, Score
 from blast_compile.masks.mask import check_sparsity
 

@@ -17,11 +17,10 @@ from torch.optim import Optimizer
 from blast_compile.base.errors import OptionsError, TrainingError
 from blast_compile.base.log import logger
 from blast_compile.base.models import bare
-from blast_compile.learning.growing import learners, owners, resume
+from blast_compile.learning.growing import learners, resume
 from blast_compile.learning.growing.config import PruneAndGrow
-from blast_compile.learning.growing.observation import Observation
+from blast_compile.learning.growing.observation import Observation, Probes
 from blast_compile.learning.growing.optimizers import StepWatch, innermost, keeps_zeros
-from blast_compile.learning.growing.probes import Probes
 from blast_compile.learning.growing.scores import GRADIENT_SCORES
 from blast_compile.learning.growing.update import UpdateRecord, carry_out_, clear_, decide, gather
 
@@ -64,16 +63,16 @@ class Sparsifier:
             layer.clear_dropped_()
         self._start(new)
         self._switch_probes()
-        owners.take(self.layers, self)
+        learners.take(self.layers, self)
         if optimizer is not None:
             self.attach(optimizer)
 
     def attach(self, optimizer: Optimizer) -> None:
         """Watches the steps of `optimizer` from now on, in place of any other. Raises as the class does."""
-        owners.check_free(self.layers, self)
+        learners.check_free(self.layers, self)
         learners.check_optimizer(optimizer, self.layers)
         optimizer = innermost(optimizer)
-        owners.take(self.layers, self)
+        learners.take(self.layers, self)
         if self._watch is not None:
             self._watch.remove()
         for layer in self.layers.values():
@@ -85,7 +84,7 @@ class Sparsifier:
 
         Another `Sparsifier` may learn the masks then.
         """
-        owners.give_back(self.layers, self)
+        learners.give_back(self.layers, self)
         if self._watch is not None:
             self._watch.remove()
             self._watch = None

@@ -15,10 +15,22 @@ from blast_compile.learning.growing.blocks import clear_blocks_
 from blast_compile.learning.growing.choice import Move, Pool, renewed
 from blast_compile.learning.growing.config import PruneAndGrow
 from blast_compile.learning.growing.optimizers import states_like
-from blast_compile.learning.growing.ranks import summed
 from blast_compile.learning.growing.scores import weight_scores
 from blast_compile.masks import layout
 from blast_compile.masks.mask import BlockMask
+
+
+def summed(tensors: Sequence[Tensor], group: dist.ProcessGroup | None) -> list[Tensor]:
+    """Each float32 tensor summed over the ranks, flat and on the CPU; alone, the tensors themselves.
+
+    All travel in one call. `group` None means the default group where there is one.
+    """
+    if not tensors:
+        return []
+    flat = torch.cat([tensor.detach().flatten().to(tensors[0].device) for tensor in tensors])
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size(group) > 1:
+        dist.all_reduce(flat, group=group)
+    return list(torch.split(flat.cpu(), [tensor.numel() for tensor in tensors]))
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,8 +20,7 @@ from blast_compile.layers.layer import SparseLayer, dense_weight
 from blast_compile.layers.sparsify import BlockSparse, check_config, sparsify_
 from blast_compile.layers.targets import linear_layers, matches, no_match, reasons_to_leave
 from blast_compile.learning.pruning import sensitivity
-from blast_compile.learning.pruning.batches import Batch
-from blast_compile.learning.pruning.calibration import Calibration, Gram
+from blast_compile.learning.pruning.calibration import Batch, Calibration, Gram
 from blast_compile.learning.pruning.methods import Method, Recipe, output_error
 from blast_compile.learning.pruning.prune_report import PrunedLayer, PruneReport
 from blast_compile.learning.pruning.regions import evaluating, exactly

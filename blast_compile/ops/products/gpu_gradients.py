@@ -1,4 +1,4 @@
-"""Weight gradients and norms of their blocks on GPU tensors; as in `launch.py`, and the host waits for nothing."""
+"""Weight gradients and norms of their blocks on GPU tensors; as in `cpu.py`, and the host waits for nothing."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def weight_grad(grad: Tensor, x: Tensor, weight: Tensor, index: Tensor, block: A
 
 
 def block_norms(grad: Tensor, x: Tensor, probe: Tensor, block: Any, _abi: int = 0) -> Tensor:
-    """The norms of the blocks of the dense `grad.T @ x`, where `probe` is not zero; raises as `launch.block_norms`."""
+    """The norms of the blocks of the dense `grad.T @ x`, where `probe` is not zero; raises as `cpu.block_norms`."""
     checks.check_probe(grad, x, probe, block)
     spec = _norms_spec(grad, x, block)
     planned = None if spec is None else find.find(spec)

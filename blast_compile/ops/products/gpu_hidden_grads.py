@@ -34,7 +34,7 @@ def hidden_grad(
     grad: Tensor, weight: Tensor, index: Tensor, z: Tensor,
     hidden_features: int, block: Any, activation: Activation, _abi: int = 0,
 ) -> Tensor:  # fmt: skip
-    """As in `blast_compile/ops/products/hidden_grads.py`; a `LayerError` where `z` is unlike the result."""
+    """As in `hidden_grads.py`; a `LayerError` where `z` is unlike the result."""
     call = Call(grad, (Operands(weight, index),), None, (hidden_features,), block)
     _check_like_result(call, z)
     found = _through(call, Epilogue(activation), z)
@@ -47,7 +47,7 @@ def gated_hidden_grad(
     grad: Tensor, weight: Tensor, index: Tensor, gate: Tensor, up: Tensor,
     hidden_features: int, block: Any, activation: Activation, _abi: int = 0,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As in `blast_compile/ops/products/hidden_grads.py`; a `LayerError` where `gate` or `up` is unlike a result."""
+    """As in `hidden_grads.py`; a `LayerError` where `gate` or `up` is unlike a result."""
     call = Call(grad, (Operands(weight, index),), None, (hidden_features,), block)
     _check_like_result(call, gate)
     _check_like_result(call, up)

@@ -1,6 +1,6 @@
 """The gradients of an MLP's hidden layer before its activation: an input gradient that goes on through the activation.
 
-One op each, because GPUs have one kernel each (`gpu/hidden_grads.py`), which keeps the gradient of the hidden layer in
+One op each, because GPUs have one kernel each (`gpu_hidden_grads.py`), which keeps the gradient of the hidden layer in
 registers. Elsewhere they are no faster than the input gradient and what follows, which a compiler can fuse, so
 `gradients.py` asks for them on GPUs alone. They have no gradients themselves.
 """
