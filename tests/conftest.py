@@ -127,7 +127,7 @@ def needs_kernels(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
     assert not [message for message in messages if "running without generated kernels" in message]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ProcessPoolExecutor]:
     """One process in which the ops go the way of a GPU, by Triton's interpreter, with a store of its own."""
     from tests.gpu.interpreted import choose_interpreter

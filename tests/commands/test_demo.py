@@ -9,12 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from blast_compile.commands import demo
 from blast_compile.commands.demo import corpus, text
 from blast_compile.commands.demo.agreement import Agreement
 from blast_compile.commands.demo.measure import BACKENDS, EAGER, INDUCTOR, OURS, Figures, Speed
 from blast_compile.commands.demo.model import Memory, Models, Size, llama, make
-from blast_compile.commands.demo.run import Plan
+from blast_compile.commands.demo.run import Plan, run
 from blast_compile.commands.demo.training import Recipe
 from blast_compile.layers.layer import MaskedLayer
 from blast_compile.layers.pack import unpack_
@@ -44,7 +43,7 @@ def _without_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_tiny_models_learn_and_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     threads_before = torch.get_num_threads()
     path, pictures = tmp_path / "figures.json", tmp_path / "pictures"
-    found = demo.run(quick=True, threads=1, json_path=path, pictures=pictures, plan=PLAN)
+    found = run(quick=True, threads=1, json_path=path, pictures=pictures, plan=PLAN)
     assert torch.get_num_threads() == threads_before
     for trained in (found.dense, found.sparse):
         assert len(trained.losses) == 12

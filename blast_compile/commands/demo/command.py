@@ -19,7 +19,7 @@ def demo(
     ] = None,
 ) -> None:
     """Train a Llama-shaped model while it learns block masks, compile it, and compare it with dense."""
-    from blast_compile.commands import demo as demonstration  # imports torch and transformers
+    from blast_compile.commands.demo.run import run  # imports torch and transformers
 
     with errors_as_messages():
-        demonstration.run(quick=quick, threads=threads, json_path=json, pictures=pictures)
+        run(quick=quick, threads=threads, json_path=json, pictures=pictures)
