@@ -58,7 +58,7 @@ def import_dense(
         key = ties.get(stored, stored)
         known = tensors.get(key)
         tensors[key] = tensor
-        if key not in layers or tensor.dim() != 2 or tensor.dtype not in targets.DTYPES:
+        if key not in layers or tensor.dim() != 2 or tensor.dtype not in targets.WEIGHT_DTYPES:
             continue
         name, layer = layers[key]
         kind = plain_class(layer)

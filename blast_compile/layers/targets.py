@@ -18,10 +18,11 @@ from blast_compile.layers.held_outside import held_outside
 from blast_compile.layers.kinds import masked_twin
 from blast_compile.layers.layer import SparseLayer
 from blast_compile.layers.weights_read import weights_read
+from blast_compile.ops.spec import DTYPES
 
 Targets = str | Sequence[str] | Callable[[str, nn.Module], bool]
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+WEIGHT_DTYPES = (*DTYPES, torch.float64)
 """What the weight of a sparse layer may hold."""
 
 # The MLP layers of the common families: Llama, Qwen, Gemma, Phi, ViT, OPT, GPT-2, GPT-NeoX, Falcon and T5 by a parent
@@ -134,8 +135,8 @@ def _reasons_to_leave(
     assert weight is not None
     if weight.is_meta or not weight.is_floating_point():
         yield f"its weight has no floating-point values ({weight.dtype} on {weight.device})"
-    if weight.dtype not in DTYPES:
-        yield f"its weight is {weight.dtype}, and the operators take {', '.join(map(str, DTYPES))}"
+    if weight.dtype not in WEIGHT_DTYPES:
+        yield f"its weight is {weight.dtype}, and the operators take {', '.join(map(str, WEIGHT_DTYPES))}"
     if carried is None and weight.layout != torch.strided:
         yield f"its weight has the layout {weight.layout}"
     if num_owners[id(weight)] > 1:

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from blast_compile.codegen import dtypes
 from blast_compile.codegen.family import PRODUCTS
 from blast_compile.codegen.spec import Dtype, Epilogue, Op, Spec
 from blast_compile.masks.layout import Block
 from blast_compile.ops.call import Call, Layer
 
-DTYPES: dict[torch.dtype, Dtype] = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
+DTYPES: dict[torch.dtype, Dtype] = {getattr(torch, name): name for name in dtypes.DTYPES}
 
 
 def make_spec(

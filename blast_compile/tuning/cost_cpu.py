@@ -14,7 +14,7 @@ from functools import cache
 import sympy
 from sympy import Max
 
-from blast_compile.codegen.cpp.config import VECTOR_LENGTHS, CpuConfig, can_split, is_direct, isa_of, output_edge
+from blast_compile.codegen.cpp.config import CpuConfig, can_split, is_direct, output_edge, vector_length
 from blast_compile.codegen.family import is_mlp
 from blast_compile.kernels.plans.problem import Problem
 from blast_compile.tuning.devices import Device
@@ -141,7 +141,7 @@ def _memory_s(problem: Problem, machine: Device, scale: float, passes: float) ->
 
 def _over_ideal(problem: Problem, config: CpuConfig, number: int) -> float:
     """Cycles over those of multiply-adds alone, where `number` rows are cut into register tiles."""
-    lanes = VECTOR_LENGTHS[isa_of(problem.spec)]
+    lanes = vector_length(problem.spec)
     vectors = max(1, min(config.vectors, -(-output_edge(problem.spec) // lanes)))
     left, cycles = number, 0.0
     for size in config.tiles:

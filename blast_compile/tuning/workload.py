@@ -16,7 +16,7 @@ from blast_compile.base.errors import TuningError
 from blast_compile.base.processor import l3_bytes
 from blast_compile.codegen.cpp.config import CpuConfig
 from blast_compile.codegen.family import Operands
-from blast_compile.codegen.spec import Op
+from blast_compile.codegen.spec import Dtype, Op
 from blast_compile.kernels.kernel import Kernel
 from blast_compile.kernels.plans.pinned import PinnedConfig, pin
 from blast_compile.kernels.plans.problem import Problem
@@ -25,6 +25,7 @@ from blast_compile.ops.call import Call, layers_of, write_call
 from blast_compile.ops.planning import constants_of
 from blast_compile.ops.products import reference
 from blast_compile.ops.products.cpu import kernel_numbers
+from blast_compile.ops.spec import DTYPES
 
 
 def sparse_op(op: Op, call: Call, config: CpuConfig) -> Callable[[], Tensor]:
@@ -46,7 +47,7 @@ def dense_op(op: Op, call: Call, weights: Sequence[Tensor], biases: Sequence[Ten
     return partial(reference.compose, op, call.x, linears, call.activation, call.residual)
 
 
-_TORCH = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_TORCH: dict[Dtype, torch.dtype] = {name: dtype for dtype, name in DTYPES.items()}
 _MOST_COPIES, _NUM_ROWS = 64, 12
 _FLOAT32_BOUND = 1e-5
 _ROUNDING_FACTOR = 1.5  # of a 16-bit reference's own error: sums in another order, no worse precision

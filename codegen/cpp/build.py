@@ -13,13 +13,8 @@ from typing import Any, cast
 
 from blast_compile.base import env
 from blast_compile.base.errors import BuildError
+from blast_compile.codegen.cpp.isas import ISAS
 
-_ISA_FLAGS = {
-    "avx512_bf16": ("-march=x86-64-v4", "-mavx512bf16", "-mprefer-vector-width=512"),
-    "avx512": ("-march=x86-64-v4", "-mprefer-vector-width=512"),
-    "avx2": ("-march=x86-64-v3",),
-    "portable": (),
-}
 # -fopenmp names libgomp by the soname that torch has loaded already, so the process keeps one OpenMP runtime.
 _FLAGS = ("-O2", "-std=c++20", "-fPIC", "-shared", "-fopenmp", "-fno-math-errno", "-w")
 _TIMEOUT_S = 300
@@ -28,7 +23,7 @@ _INTERRUPTED = (-signal.SIGINT, 128 + signal.SIGINT)  # statuses of a compiler, 
 
 def flags(isa: str) -> tuple[str, ...]:
     """The compiler's flags for an instruction set; generated files of one set run on every machine that has it."""
-    return _FLAGS + _ISA_FLAGS[isa]
+    return _FLAGS + ISAS[isa].flags
 
 
 @cache

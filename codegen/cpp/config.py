@@ -6,11 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from blast_compile.codegen.cpp.isas import ISAS
 from blast_compile.codegen.spec import Spec
 
-VECTOR_LENGTHS = {"avx512_bf16": 16, "avx512": 16, "avx2": 8, "portable": 4}
-"""Floats of a vector."""
-_REGISTERS = {"avx512_bf16": 32, "avx512": 32, "avx2": 16, "portable": 16}  # of vectors
 Share = Literal["auto", "tokens", "rows"]
 
 
@@ -65,7 +63,7 @@ def default_config(spec: Spec) -> CpuConfig:
         token_tile, vectors = 6, 2
     elif has_one_vector(spec):
         token_tile, vectors = 32, 1
-    elif spec.op != "weight_grad" and output_edge(spec) < VECTOR_LENGTHS[isa]:
+    elif spec.op != "weight_grad" and output_edge(spec) < vector_length(spec):
         token_tile, vectors = 28, 1
     else:
         token_tile, vectors = 12, 2
@@ -82,19 +80,19 @@ def output_edge(spec: Spec) -> int:
 def has_one_vector(spec: Spec) -> bool:
     """Whether a block has outputs for one vector of AVX-512, so that large tiles go by vectors of tokens instead."""
     isa = isa_of(spec)
-    return isa.startswith("avx512") and spec.op != "weight_grad" and output_edge(spec) == VECTOR_LENGTHS[isa]
+    return isa.startswith("avx512") and spec.op != "weight_grad" and output_edge(spec) == vector_length(spec)
 
 
 def is_turned(spec: Spec, tile: int) -> bool:
     """Whether a tile of so many tokens has vectors of tokens and weights that are spread, not the other way round."""
-    lanes = VECTOR_LENGTHS[isa_of(spec)]
+    lanes = vector_length(spec)
     return has_one_vector(spec) and tile > lanes and tile % lanes == 0
 
 
 def num_registers(spec: Spec, config: CpuConfig) -> int:
     """Vector registers of the largest tile: sums, and the operands of a step."""
     if is_turned(spec, config.token_tile):
-        lanes = VECTOR_LENGTHS[isa_of(spec)]
+        lanes = vector_length(spec)
         return (lanes // 2 + 1) * (config.token_tile // lanes) + 1
     return config.token_tile * config.vectors + config.vectors + 1
 
@@ -116,11 +114,16 @@ def can_split(spec: Spec) -> bool:
     return spec.op != "weight_grad" and is_direct(spec)
 
 
+def vector_length(spec: Spec) -> int:
+    """Floats of a vector."""
+    return ISAS[isa_of(spec)].vector_length
+
+
 def isa_of(spec: Spec) -> str:
     """The instruction set of a CPU spec."""
     device, _, isa = spec.target.partition(":")
     assert device == "cpu", spec.target
-    assert isa in VECTOR_LENGTHS, spec.target
+    assert isa in ISAS, spec.target
     return isa
 
 
@@ -130,7 +133,7 @@ def why_impossible(spec: Spec, config: CpuConfig) -> str:
 
 
 def _reasons_against(spec: Spec, config: CpuConfig) -> Iterator[tuple[str, bool]]:
-    registers = _REGISTERS[isa_of(spec)]
+    registers = ISAS[isa_of(spec)].registers
     used = num_registers(spec, config)
     lanes = {32: 16}.get(registers, 8)
     yield "numbers must be positive", min(config.token_tile, config.vectors, config.row_group, config.span) < 1

@@ -26,7 +26,6 @@ import jinja2
 
 from blast_compile.codegen import epilogue
 from blast_compile.codegen.cpp.config import (
-    VECTOR_LENGTHS,
     CpuConfig,
     can_split,
     default_config,
@@ -34,7 +33,9 @@ from blast_compile.codegen.cpp.config import (
     has_pairs,
     is_direct,
     isa_of,
+    vector_length,
 )
+from blast_compile.codegen.dtypes import DTYPES
 from blast_compile.codegen.spec import Epilogue, Spec
 
 __all__ = ["MIN_BLOCK_EDGE", "CpuConfig", "default_config", "generate", "is_direct", "supports"]
@@ -46,7 +47,6 @@ _LAYERS = {
     "gated_mlp": ("gate", "up", "down"),
     "input_grad": ("layer",),
 }
-_TYPES = {"float32": "float", "bfloat16": "bf16", "float16": "fp16"}
 MIN_BLOCK_EDGE = 8
 
 
@@ -94,9 +94,9 @@ def generate(spec: Spec, config: CpuConfig | None = None) -> str:
             has_fp16="float16" in (spec.dtype, spec.weight_dtype),
             has_fp16_instructions=isa != "portable",
             pairs=has_pairs(spec),
-            vector_length=VECTOR_LENGTHS[isa],
-            x_type=_TYPES[spec.dtype],
-            weight_type=_TYPES[spec.weight_dtype],
+            vector_length=vector_length(spec),
+            x_type=DTYPES[spec.dtype].cpp,
+            weight_type=DTYPES[spec.weight_dtype].cpp,
             contraction_edge=contraction_edge,
             output_edge=output_edge,
             layers=_LAYERS.get(spec.op, ()),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from blast_compile.base.errors import TargetError
+from blast_compile.codegen.dtypes import item_bytes
 from blast_compile.codegen.family import is_gated, is_mlp
 from blast_compile.codegen.spec import Spec
 
@@ -129,11 +130,6 @@ def num_sums(spec: Spec, config: TritonConfig) -> int:
     if spec.op == "weight_grad" or config.is_vector:  # sums of a vector's tile are held before they are added up
         return config.outputs * config.inputs * config.blocks
     return config.outputs * config.tokens * num_products(spec)
-
-
-def item_bytes(dtype: str) -> int:
-    """Of one element."""
-    return 4 if dtype == "float32" else 2
 
 
 def check(spec: Spec, config: TritonConfig) -> None:

@@ -12,9 +12,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import ceil
 
+from blast_compile.codegen.dtypes import item_bytes
 from blast_compile.codegen.spec import Spec
-from blast_compile.codegen.triton.config import TritonConfig, item_bytes, num_products, num_sums, product_block
+from blast_compile.codegen.triton.config import TritonConfig, num_products, num_sums, product_block
 from blast_compile.codegen.triton.fit import num_programs
+from blast_compile.codegen.triton.occupancy import NUM_MULTIPROCESSORS
 from blast_compile.codegen.triton.space import shared_bytes, shared_limit
 
 # Of one multiprocessor, in a clock cycle. Operations: NVIDIA, H100 whitepaper, 989 TFLOP/s of 132 at 1.83 GHz in 16
@@ -23,7 +25,6 @@ _MATRIX_FLOPS, _VECTOR_FLOPS = 4096, 256
 _OLD_MATRIX_FRAC = 0.6  # of that by `mma`, which takes its operands from registers
 _NEAR_BYTES, _FAR_BYTES = 32, 15
 _ISSUED = 4  # instructions of a warp
-_MULTIPROCESSORS = 132
 _WARPS, _REGISTERS = 64, 64 * 1024
 # Clock cycles: until an index, then a tile arrives, and of one more kernel.
 _INDEX, _TILE, _LAUNCH = 600, 700, 3000
@@ -52,12 +53,12 @@ def cycles(spec: Spec, config: TritonConfig, num_tokens: int, layer: Layer) -> f
     waits = _STEP + max(step, _TILE / max(config.num_stages - 1, 1))
     alone = products * (_INDEX + _TILE + steps * waits) + stored
     shared = products * steps * step + stored
-    programs = num_programs(spec, config, num_tokens, layer.blocks) / _MULTIPROCESSORS
+    programs = num_programs(spec, config, num_tokens, layer.blocks) / NUM_MULTIPROCESSORS
     rounds = max(1.0, programs / _at_once(spec, config))
     time = max(rounds * alone, ceil(programs) * shared)
     if config.splits > 1:
         partial = products * config.splits * num_tokens * layer.blocks[0] * product_block(spec)[0] * 4
-        time += _LAUNCH + 2 * partial / _FAR_BYTES / _MULTIPROCESSORS
+        time += _LAUNCH + 2 * partial / _FAR_BYTES / NUM_MULTIPROCESSORS
     return time
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from blast_compile.base.errors import BuildError, TargetError
+from blast_compile.codegen.dtypes import DTYPES
 from blast_compile.codegen.triton import machine_code
 from blast_compile.codegen.triton.build import TritonKernel, import_triton
 from blast_compile.codegen.triton.generate import descriptor_tile
@@ -24,7 +25,6 @@ from blast_compile.codegen.triton.occupancy import Occupancy, occupancy
 # Checked before Triton is asked: LLVM ends the process over an architecture that it does not know.
 CUDA_ARCHITECTURES = (80, 86, 89, 90, 100, 103, 120)
 _STRIDED = ("weight", "gate_weight", "up_weight", "down_weight", "out")
-_TYPES = {"float32": "*fp32", "bfloat16": "*bf16", "float16": "*fp16"}
 
 
 @dataclass(frozen=True)
@@ -140,14 +140,14 @@ def _type(name: str, kernel: TritonKernel, is_transposed: bool) -> str:
     spec = kernel.spec
     if name.endswith("_desc"):
         rows, columns = descriptor_tile(spec, kernel.config, name, is_transposed)
-        return f"tensordesc<{_TYPES[spec.dtype].removeprefix('*')}[{rows}, {columns}]>"
+        return f"tensordesc<{DTYPES[spec.dtype].triton}[{rows}, {columns}]>"
     if name.endswith(("index_ptr", "list_ptr", "order_ptr", "barrier_ptr")):
         return "*i32"
     if name in ("partial_ptr", "norms_ptr", "probe_ptr", "mask_ptr"):
         return "*fp32"
     if name.endswith(("weight_ptr", "bias_ptr")) or (name == "out_ptr" and spec.op == "weight_grad"):
-        return _TYPES[spec.weight_dtype]
-    return _TYPES[spec.dtype] if name.endswith("_ptr") else "i32"
+        return f"*{DTYPES[spec.weight_dtype].triton}"
+    return f"*{DTYPES[spec.dtype].triton}" if name.endswith("_ptr") else "i32"
 
 
 def _unit_strides(is_transposed: bool) -> tuple[str, ...]:

@@ -10,9 +10,9 @@ from dataclasses import replace
 from blast_compile.base.errors import TargetError
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.triton.config import FEW_TOKENS, TritonConfig, check
+from blast_compile.codegen.triton.occupancy import NUM_MULTIPROCESSORS
 
-_MULTIPROCESSORS = 132  # of an H100 or H200; the other devices that are compiled for have fewer, or little more
-MANY_PROGRAMS = 2 * _MULTIPROCESSORS
+MANY_PROGRAMS = 2 * NUM_MULTIPROCESSORS
 """Two for each multiprocessor."""
 _MEAN_DENSITY = 0.1  # of a sparse layer, where nobody counted its blocks
 _LEAST_BLOCKS = 2  # of a split
@@ -67,7 +67,7 @@ def _finer(spec: Spec, config: TritonConfig, num_tokens: int, blocks: tuple[int,
     if config.outputs > 32:
         cuts.append(_with_half_the_warps(replace(config, outputs=config.outputs // 2)))
     if spec.op != "weight_grad" and num_tokens <= FEW_TOKENS:
-        has_idle = num_programs(spec, config, num_tokens, blocks) < _MULTIPROCESSORS
+        has_idle = num_programs(spec, config, num_tokens, blocks) < NUM_MULTIPROCESSORS
         if has_idle and blocks[1] * _MEAN_DENSITY >= 2 * config.splits * _LEAST_BLOCKS:
             cuts.append(replace(config, splits=2 * config.splits))
     return cuts

@@ -46,6 +46,8 @@ MULTIPROCESSORS = {
     "hip:gfx90a": _CDNA,
     "hip:gfx942": _CDNA,
 }
+NUM_MULTIPROCESSORS = 132
+"""Of an H100 or H200; the other devices that are compiled for have fewer, or little more."""
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from blast_compile.base.errors import TargetError
+from blast_compile.codegen.dtypes import item_bytes
 from blast_compile.codegen.family import is_mlp
 from blast_compile.codegen.spec import Spec
-from blast_compile.codegen.triton.config import FEW_TOKENS, TritonConfig, check, default_config, item_bytes, num_sums
+from blast_compile.codegen.triton.config import FEW_TOKENS, TritonConfig, check, default_config, num_sums
+from blast_compile.codegen.triton.occupancy import MULTIPROCESSORS
 
-# Kilobytes of shared memory that one program may have, from the vendors' programming guides.
-_SHARED_KB = {"80": 163, "86": 99, "89": 99, "90": 227, "100": 227, "103": 227, "120": 99}
-_SHARED_KB_HIP = 64
 _REGISTERS = 64 * 1024  # of a multiprocessor of NVIDIA; one of AMD has more
 _MOST_ACCUMULATORS = 128  # of a thread's 255 registers
 _DESCRIPTORS_FROM = 90  # the first generation with an engine for them
@@ -129,8 +128,10 @@ def _has_descriptors(spec: Spec) -> bool:
 
 def shared_limit(spec: Spec) -> int:
     """Shared memory that one program may have, in bytes; the least known, where the device is not."""
-    kilobytes = _SHARED_KB_HIP if _is_hip(spec) else _SHARED_KB.get(_architecture(spec), min(_SHARED_KB.values()))
-    return kilobytes * 1024
+    if spec.target in MULTIPROCESSORS:
+        return MULTIPROCESSORS[spec.target].program_bytes
+    alike = [sm for target, sm in MULTIPROCESSORS.items() if target.startswith("hip:") == _is_hip(spec)]
+    return min(sm.program_bytes for sm in alike)
 
 
 def _architecture(spec: Spec) -> str:

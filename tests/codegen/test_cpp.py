@@ -17,13 +17,12 @@ from blast_compile.base import env
 from blast_compile.base.env import ISAS, Isa
 from blast_compile.codegen.cpp import build
 from blast_compile.codegen.cpp.config import (
-    VECTOR_LENGTHS,
     CpuConfig,
     default_config,
     has_pairs,
     is_turned,
-    isa_of,
     num_registers,
+    vector_length,
 )
 from blast_compile.codegen.cpp.generate import generate, supports
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
@@ -192,7 +191,7 @@ def test_inner_loops_do_nothing_but_load_and_multiply(
 
 def num_sums(spec: Spec, tile: int, vectors: int) -> int:
     """Multiply-adds of a step: for each token a vector or more, or half of a block's outputs by vectors of tokens."""
-    lanes = VECTOR_LENGTHS[isa_of(spec)]
+    lanes = vector_length(spec)
     return lanes // 2 * (tile // lanes) if is_turned(spec, tile) else tile * vectors
 
 

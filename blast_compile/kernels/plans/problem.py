@@ -8,6 +8,7 @@ from math import prod
 from typing import Any
 
 from blast_compile.base.errors import RecordError
+from blast_compile.codegen.dtypes import item_bytes
 from blast_compile.codegen.family import is_mlp
 from blast_compile.codegen.spec import Dtype, Op, Spec
 from blast_compile.codegen.spec_text import read_spec
@@ -17,7 +18,6 @@ from blast_compile.masks.layout import Block
 DENSITIES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 """Densities that stand for those nearest to them."""
 MAX_SIZE = 2**40
-_ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Problem:
     @property
     def x_bytes(self) -> int:
         """Bytes of one activation."""
-        return _ITEM_BYTES[self.spec.dtype]
+        return item_bytes(self.spec.dtype)
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of one weight."""
-        return _ITEM_BYTES[self.spec.weight_dtype]
+        return item_bytes(self.spec.weight_dtype)
 
     @property
     def num_blocks(self) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from blast_compile.codegen.cpp.config import default_config
+from blast_compile.codegen.dtypes import item_bytes
 from blast_compile.codegen.spec import Dtype, Epilogue, Spec
 from blast_compile.kernels.plans.problem import Problem
 from blast_compile.masks import layout
@@ -19,7 +20,6 @@ from blast_compile.report.forecast.shapes import Linear, ModelShape
 from blast_compile.tuning import cost
 from blast_compile.tuning.devices import Device
 
-ITEM_BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 USABLE = 0.9
 """Of a device's memory: the rest is for activations, workspaces and the runtime. Our own choice."""
 
@@ -87,7 +87,7 @@ def forecast(shape: ModelShape, setting: Setting) -> Forecast:
 
 
 def _estimate(shape: ModelShape, setting: Setting, sparsity: float) -> Estimate:
-    item = ITEM_BYTES[setting.dtype]
+    item = item_bytes(setting.dtype)
     weights = item * shape.other_weights + sum(
         linear.count * _stored_bytes(linear, setting, sparsity) for linear in shape.linears
     )
@@ -121,7 +121,7 @@ def _linear_s(linear: Linear, setting: Setting, density: float, tokens: int) -> 
         return cost.predict(problem, default_config(problem.spec), setting.device)
     if density < 1:
         return cost.limit(problem, setting.device)
-    (N, K), item = linear.shape, ITEM_BYTES[setting.dtype]
+    (N, K), item = linear.shape, item_bytes(setting.dtype)
     moved = item * (N * K + tokens * (N + K))
     return setting.device.limit_s(moved, 2.0 * tokens * N * K, setting.dtype)
 
@@ -143,10 +143,10 @@ def _stored_bytes(linear: Linear, setting: Setting, sparsity: float) -> float:
     """Of one layer: packed, in its size class, with its index; or dense."""
     N, K = linear.shape
     if not sparsity or not linear.is_sparse:
-        return N * K * ITEM_BYTES[setting.dtype]
+        return N * K * item_bytes(setting.dtype)
     R, C = layout.grid((N, K), (setting.block, setting.block))
     stored = layout.size_class(max(1, R * C - round(sparsity * R * C)), R * C)
-    return stored * setting.block**2 * ITEM_BYTES[setting.dtype] + cost.INDEX_BYTES * (2 * R + 1 + stored)
+    return stored * setting.block**2 * item_bytes(setting.dtype) + cost.INDEX_BYTES * (2 * R + 1 + stored)
 
 
 def _cache_bytes_a_token(shape: ModelShape, item: int) -> float:
@@ -161,7 +161,7 @@ def _attention_s(shape: ModelShape, setting: Setting, tokens: int, behind: float
     """
     if shape.attention is None:
         return 0.0
-    attention, item = shape.attention, ITEM_BYTES[setting.dtype]
+    attention, item = shape.attention, item_bytes(setting.dtype)
     operations = 4.0 * setting.batch * tokens * behind * attention.layers * attention.heads * attention.head_dim
     moved = setting.batch * max(behind, tokens) * _cache_bytes_a_token(shape, item)
     return setting.device.limit_s(moved, operations, setting.dtype)
