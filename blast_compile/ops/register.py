@@ -34,9 +34,7 @@ from blast_compile.ops.products import (
     cpu,
     gpu,
     gpu_gradients,
-    gpu_hidden_grads,
     gradients,
-    hidden_grads,
     layer_gradients,
 )
 from blast_compile.ops.products.gradients import Formula
@@ -86,6 +84,8 @@ def of_product(product: Product) -> OpDef:
 
 def _of_hidden_grad(name: str, hidden: str, results: str) -> OpDef:
     """Without a gradient: where it may be asked for, `gradients.py` takes the product and the activation one by one."""
+    bodies = cpu.hidden_grads, gpu_gradients.hidden_grads
+    of_cpu, of_gpu = bodies if results != "Tensor" else map(_only_result, bodies)
     sizes = "SymInt hidden_features, int[2] block, str activation, int abi"
 
     def fake(*args: Any) -> Any:
@@ -94,7 +94,11 @@ def _of_hidden_grad(name: str, hidden: str, results: str) -> OpDef:
 
     schema = f"(Tensor grad, Tensor weight, Tensor index, {hidden}, {sizes}) -> {results}"
     rows = frozenset({"grad", "z", "gate", "up"})
-    return OpDef(name, schema, getattr(hidden_grads, name), getattr(gpu_hidden_grads, name), fake, rows=rows)
+    return OpDef(name, schema, of_cpu, of_gpu, fake, rows=rows)
+
+
+def _only_result(body: Callable[..., tuple[Tensor, ...]]) -> Callable[..., Tensor]:
+    return lambda *args: body(*args)[0]
 
 
 def _fake_weight_grad(*args: Any) -> Tensor:

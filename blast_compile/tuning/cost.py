@@ -29,8 +29,6 @@ operations = 2 * M * n * bn * bk
 """Of one product: a multiply-add counts two."""
 weight_traffic = n * bn * bk * w + INDEX_BYTES * (n + 2 * R)
 """Bytes of kept blocks and their index, read once."""
-activation_traffic = M * (K + N) * x
-"""Bytes of what comes in and goes out, once."""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from itertools import permutations
 from typing import Protocol
 
 
@@ -95,30 +94,3 @@ class Choice:
     def neighbours(self, value: object) -> tuple[object, ...]:
         """All others."""
         return tuple(option for option in self.options if option != value)
-
-
-@dataclass(frozen=True)
-class Permutation:
-    """The orders of `items`, as they stand by default; neighbours differ in one swap of two that stand side by side."""
-
-    items: tuple[object, ...]
-
-    @property
-    def default(self) -> tuple[object, ...]:
-        """Where a search starts."""
-        return self.items
-
-    def values(self) -> tuple[tuple[object, ...], ...]:
-        """All orders."""
-        return tuple(permutations(self.items))
-
-    def random(self, rng: random.Random) -> tuple[object, ...]:
-        """One of them, each as likely as another."""
-        return tuple(rng.sample(self.items, len(self.items)))
-
-    def neighbours(self, value: object) -> tuple[tuple[object, ...], ...]:
-        """Those one swap away."""
-        if not isinstance(value, tuple) or sorted(map(repr, value)) != sorted(map(repr, self.items)):
-            return (self.items,)
-        places = range(len(value) - 1)
-        return tuple((*value[:at], value[at + 1], value[at], *value[at + 2 :]) for at in places)

@@ -156,7 +156,6 @@ def test_the_best_kernel_is_found() -> None:
     assert config(other) == config(replace(SPEC, target="cpu:avx512_bf16")) == "c"
     assert config(replace(SPEC, target="cpu:portable")) is None
     assert config(replace(SPEC, op="input_grad", epilogues=())) is None
-    assert [config(SPEC, tokens=tokens) for tokens in (1, 3, 4, 5, 100, 10**6)] == ["a", "a", "a", "b", "b", "b"]
     assert config(SPEC, config="b") == "b"
     assert config(SPEC, config="c") is None
     assert config(gpu) == "d"

@@ -10,14 +10,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from blast_compile.ops.products import gpu, gpu_gradients, gpu_hidden_grads
+from blast_compile.ops import register
 
-BODIES: dict[str, Callable[..., Any]] = {
-    **{str(op): body for op, body in gpu.OPS.items()},
-    "block_norms": gpu_gradients.block_norms,
-    "hidden_grad": gpu_hidden_grads.hidden_grad,
-    "gated_hidden_grad": gpu_hidden_grads.gated_hidden_grad,
-}
+BODIES: dict[str, Callable[..., Any]] = {op.name: op.gpu for op in register.OPS}
 """What is registered for CUDA, by the name of the op."""
 
 _READING = {

@@ -12,9 +12,7 @@ from blast_compile.base.errors import TargetError
 from blast_compile.codegen.triton.build import import_triton
 from blast_compile.kernels.gpu import device
 from blast_compile.kernels.launcher import launcher
-from blast_compile.ops import planning
-from blast_compile.ops.products import gpu as gpu_launch
-from blast_compile.ops.products import gpu_gradients, gpu_hidden_grads
+from blast_compile.ops import planning, register
 
 _library: Library | None = None
 
@@ -28,11 +26,8 @@ def serve_cpu_tensors(target: str = "cuda:sm_90") -> None:
         raise TargetError("expected the ops in Python, got those in C++; set BLAST_NATIVE=0 before all imports")
     if _library is None:
         _library = Library("blast", "IMPL")  # type: ignore[no-untyped-call]
-        for name, function in gpu_launch.OPS.items():
-            for overload in (name, f"{name}.nograd"):
-                _library.impl(overload, function, "CPU")  # type: ignore[no-untyped-call]
-        others = (gpu_gradients.block_norms, gpu_hidden_grads.hidden_grad, gpu_hidden_grads.gated_hidden_grad)
-        for other in others:
-            _library.impl(other.__name__, other, "CPU")  # type: ignore[no-untyped-call]
+        for op in register.OPS:
+            for name in (op.name, f"{op.name}.nograd") if op.formula else (op.name,):
+                _library.impl(name, op.gpu, "CPU")  # type: ignore[no-untyped-call]
     device.interpret_as(target)
     planning.forget()

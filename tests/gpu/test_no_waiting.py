@@ -25,8 +25,9 @@ from blast_compile.kernels.gpu import device, find, launch_gradients
 from blast_compile.kernels.gpu import launch as triton_launch
 from blast_compile.kernels.kernel import Kernel
 from blast_compile.ops import planning
-from blast_compile.ops.products import gpu, gpu_dense, gpu_hidden_grads, gpu_steps
-from tests.gpu.no_waiting import HostWaitsError, NoWaiting
+from blast_compile.ops.products import gpu, gpu_dense, gpu_gradients, gpu_steps
+from blast_compile.ops.register import ABI
+from tests.gpu.no_waiting import BODIES, HostWaitsError, NoWaiting
 from tests.op_cases import FORMS, OPS, Call, Case, make_call
 
 Note = tuple[object, ...]
@@ -151,7 +152,7 @@ def test_gradients_go_through_the_activation_in_a_kernel(
     launches.clear()
     values = [fake(mode, value, "cpu") for value in (grad, layer.operand, layer.index, *taken)]
     with torch.no_grad(), mode, NoWaiting() as calls:
-        getattr(gpu_hidden_grads, fused)(*values, layer.clean.shape[1], [32, 32], "silu")
+        BODIES[fused](*values, layer.clean.shape[1], [32, 32], "silu", ABI)
     listed = [] if form == "packed" else ["list_kept"]
     assert [note[0] for note in launches] == [*listed, "input_grad"]
     assert not [name for name in calls.names if "mm" in name or "silu" in name]
@@ -258,7 +259,7 @@ PLACES: list[tuple[Any, str, Any, str]] = [
     (gpu_steps, "transposed_index", (32, 32), "linear"),
     (gpu_steps, "_order", (32, 32), "gated_mlp"),
     (launch_gradients, "_squares", (32, 32), "linear"),
-    (gpu_hidden_grads, "_check_like_result", (32, 32), "mlp"),
+    (gpu_gradients, "_check_like_result", (32, 32), "mlp"),
     (gpu_dense, "dense_weight", (4, 4), "gated_mlp"),
     (gpu_dense, "weight_grad", (4, 4), "linear"),
     (gpu_dense, "block_norms", (4, 4), "linear"),

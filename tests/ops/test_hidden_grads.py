@@ -10,7 +10,7 @@ from torch import Tensor
 
 from blast_compile.base.errors import LayerError
 from blast_compile.ops import register
-from blast_compile.ops.products import gpu_hidden_grads
+from blast_compile.ops.products import gpu_gradients
 from tests.op_cases import Case, Form, make_call, relative_error
 
 FORMS: tuple[Form, ...] = ("masked", "packed")
@@ -61,4 +61,4 @@ def test_batched(in_dims: tuple[int | None, ...]) -> None:
 def test_the_hidden_layer_of_another_call_is_refused() -> None:
     (grad, weight, index, gate, up, *tail), _ = arguments_of("packed", (3,))
     with pytest.raises(LayerError, match="pass the hidden layer of the same call"):
-        gpu_hidden_grads.gated_hidden_grad(grad, weight, index, gate[:2], up, *tail)
+        gpu_gradients.hidden_grads(grad, weight, index, gate[:2], up, *tail)

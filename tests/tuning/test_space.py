@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from blast_compile.codegen.cpp.config import CpuConfig, default_config, why_impossible
-from blast_compile.tuning.fragments import Choice, Fragment, Integer, Permutation, PowerOfTwo
+from blast_compile.tuning.fragments import Choice, Fragment, Integer, PowerOfTwo
 from blast_compile.tuning.space import reason_against, space_of
 from tests.tuning.cases import problem
 
@@ -17,7 +17,6 @@ FRAGMENTS: list[tuple[Fragment, tuple[object, ...]]] = [
     (PowerOfTwo(4, 3, 9), (4, 8)),
     (Integer(6, 2, 9, 2), (2, 4, 6, 8)),
     (Choice(("auto", "rows")), ("auto", "rows")),
-    (Permutation((1, 2, 3)), ((1, 2, 3), (1, 3, 2), (2, 1, 3), (2, 3, 1), (3, 1, 2), (3, 2, 1))),
 ]
 SOME = [problem(1), problem(16), problem(512, 0.5), problem(16, layout="masked"), problem(4, target="cpu:avx512_bf16")]
 

@@ -32,10 +32,10 @@ def detach_all() -> None:
         _attached = ()
 
 
-def find(spec: Spec, *, config: str | None = None, tokens: int | None = None) -> tuple[Artifact, Path] | None:
+def find(spec: Spec, *, config: str | None = None) -> tuple[Artifact, Path] | None:
     """A kernel of a spec, as `Bundle.find` has it, and the path of its binary; the first bundle attached goes first."""
     for bundle in _attached:
-        if artifact := bundle.find(spec, config=config, tokens=tokens):
+        if artifact := bundle.find(spec, config=config):
             return artifact, bundle.path(artifact.binary)
     return None
 

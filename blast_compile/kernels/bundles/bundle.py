@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -56,20 +55,15 @@ class Bundle:
         _check_origin(root, contents)
         return cls(root, contents)
 
-    def find(self, spec: Spec, *, config: str | None = None, tokens: int | None = None) -> Artifact | None:
+    def find(self, spec: Spec, *, config: str | None = None) -> Artifact | None:
         """The kernel of a spec, or None.
 
         On CPUs, one for a lesser instruction set serves too, the best one first. config: that of this repr alone.
-        tokens: of several, the one made for the nearest number of tokens, in ratio.
         """
         for target in _targets(spec.target):
-            found = [
-                artifact
-                for artifact in self.contents.kernels
-                if artifact.spec == spec_on(spec, target) and config in (None, artifact.config)
-            ]
-            if found:
-                return found[0] if tokens is None else min(found, key=lambda artifact: _distance(artifact, tokens))
+            for artifact in self.contents.kernels:
+                if artifact.spec == spec_on(spec, target) and config in (None, artifact.config):
+                    return artifact
         return None
 
     def path(self, name: str) -> Path:
@@ -79,7 +73,7 @@ class Bundle:
 
 def spec_on(spec: Spec, target: str) -> Spec:
     """The same kernel for another target."""
-    return Spec(spec.op, spec.dtype, spec.weight_dtype, spec.block, spec.epilogues, spec.layout, target)
+    return replace(spec, target=target)
 
 
 def _targets(target: str) -> list[str]:
@@ -87,10 +81,6 @@ def _targets(target: str) -> list[str]:
     if device != "cpu":
         return [target]
     return [f"cpu:{name}" for name in reversed(ISAS[: 1 + [*ISAS].index(isa)])]  # type: ignore[arg-type]
-
-
-def _distance(artifact: Artifact, tokens: int) -> float:
-    return min((abs(math.log(max(tokens, 1) / each)) for each in artifact.tokens), default=math.inf)
 
 
 def _is_missing(folder: Path) -> bool:

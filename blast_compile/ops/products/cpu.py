@@ -23,6 +23,7 @@ from blast_compile.codegen.family import PRODUCTS, Operands
 from blast_compile.codegen.spec import Op
 from blast_compile.kernels import large_pages, threads
 from blast_compile.ops import checks
+from blast_compile.ops.activations import gradients_of_activated
 from blast_compile.ops.call import Call, read_call, write_call
 from blast_compile.ops.checks import check_residual
 from blast_compile.ops.planning import plan_of, weight_grad_plan_of
@@ -79,6 +80,17 @@ def block_norms(grad: Tensor, x: Tensor, probe: Tensor, block: Any, _abi: int = 
     checks.check_probe(grad, x, probe, block)
     with torch.no_grad(), compat.without_autocast(grad.device.type):
         return reference.block_norms(grad, x, probe, block)
+
+
+def hidden_grads(grad: Tensor, weight: Tensor, index: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    """An input gradient that goes on through the activation before: the gradients of `zs`, by `activated(zs)`'s.
+
+    rest: `zs`, their size, block, activation and abi. A GPU has one kernel for it, which keeps the gradient of the
+    hidden layer in registers. Here it is no faster than the two, which a compiler can fuse, so `gradients.py` asks for
+    it on GPUs alone. It has no gradient itself.
+    """
+    *zs, hidden_features, block, activation, _abi = rest
+    return gradients_of_activated(run("input_grad", grad, weight, index, hidden_features, block), zs, activation)
 
 
 def kernel_numbers(

@@ -3,7 +3,7 @@
 Hidden activations are recomputed, not stored: an MLP saves its inputs alone, at the price of one more product over
 kept blocks. The two products have gradients themselves, so a gradient may be differentiated again; only the gradient
 of a probe, `block_norms`, is a number without a past. On a GPU the input gradient of an MLP's last layer goes on
-through the activation in one kernel (`hidden_grads.py`), unless its own gradient may be asked for.
+through the activation in one kernel (`cpu.hidden_grads`), unless its own gradient may be asked for.
 
 Whoever changes a formula here, in `layer_gradients.py` or in `activations.py` raises `ABI`: torch's compile caches keep
 the old formula otherwise.

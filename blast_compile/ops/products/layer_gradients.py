@@ -11,9 +11,9 @@ from torch import Tensor
 
 from blast_compile.base import compat
 from blast_compile.codegen.family import Operands
+from blast_compile.kernels.gpu.device import target_of
 from blast_compile.masks.layout import Block
 from blast_compile.ops.activations import gradients_of_activated
-from blast_compile.ops.products import gpu_hidden_grads
 
 ABI = 5
 """Of the formulas of all gradients; part of every call, see `gradients.py`."""
@@ -47,16 +47,11 @@ class Layer:
     def hidden_grads(self, grad: Tensor, zs: Sequence[Tensor], activation: str) -> tuple[Tensor, ...]:
         """The gradients of `zs`, of which this layer took `activated(zs, activation)`, from that of its result."""
         hidden_features, is_gated = zs[-1].shape[-1], len(zs) == 2
-        if (is_gated or activation != "identity") and self._fuses(grad):
+        if (is_gated or activation != "identity") and _has_fused_kernels(grad):
             op = torch.ops.blast.gated_hidden_grad if is_gated else torch.ops.blast.hidden_grad
             found = op(grad, self.own.weight, self.own.index, *zs, hidden_features, self.block, activation, ABI)
             return tuple(found) if is_gated else (found,)
         return gradients_of_activated(self.input_grad(grad, hidden_features), zs, activation)
-
-    def _fuses(self, grad: Tensor) -> bool:
-        if torch.is_grad_enabled():
-            return False
-        return compat.outside_dynamo(gpu_hidden_grads.fuses)(grad, self.own.weight, self.block)
 
     def own_grads(self, grad: Tensor, x: Tensor) -> tuple[OwnGrads, Tensor | None]:
         """The gradients of what the layer takes, and that of its probe."""
@@ -70,6 +65,11 @@ class Layer:
         if self.probe is not None:
             probe = torch.ops.blast.block_norms(grad, x, self.probe, self.block, ABI)
         return (weight, None, bias), probe
+
+
+def _has_fused_kernels(grad: Tensor) -> bool:
+    """Whether the ops without gradients that go on through an activation may be faster: on GPUs they are one kernel."""
+    return not torch.is_grad_enabled() and compat.outside_dynamo(target_of)(grad.device) is not None
 
 
 def _overload(op: Any) -> Callable[..., Tensor]:
