@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 from collections.abc import Iterable
 
@@ -25,13 +26,20 @@ def held_outside(model: nn.Module, layers: Iterable[nn.Module]) -> set[int]:
         for layer in layers
         if _is_held_elsewhere(layer, own_references)
     }
-    if not suspects:
+    if not suspects or suspects.keys().isdisjoint(_held_by_others(model)):
         return set()
     gc.collect()  # a module that is garbage holds nothing
-    own = {id(module) for module in model.modules()}
-    others = (thing for thing in gc.get_objects() if issubclass(type(thing), nn.Module) and id(thing) not in own)
-    held = {_memory_of(tensor) for module in others for tensor in vars(module).get("_parameters", {}).values()}
+    held = _held_by_others(model)
     return {weight for memory, weight in suspects.items() if memory in held}
+
+
+def _held_by_others(model: nn.Module) -> set[int | None]:
+    """Where the memory begins that live modules outside of `model` hold as parameters."""
+    own, things = {id(module) for module in model.modules()}, gc.get_objects()
+    kinds = {kind for kind in set(map(type, things)) if issubclass(kind, nn.Module)}
+    modules = itertools.compress(things, map(kinds.__contains__, map(type, things)))  # no loop in Python over millions
+    others = [module for module in modules if id(module) not in own]
+    return {_memory_of(tensor) for module in others for tensor in vars(module).get("_parameters", {}).values()}
 
 
 def _is_held_elsewhere(layer: nn.Module, own_references: int) -> bool:

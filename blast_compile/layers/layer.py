@@ -100,8 +100,8 @@ class SparseLayer(nn.Module):
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
             new = self._buffers[name]
-            if old is not None and new is not None and new.dtype != old.dtype:
-                self._buffers[name] = old.to(new.device)
+            if old is not None and new is not None and new.dtype != (dtype := _mask_dtype(old)):
+                self._buffers[name] = old.to(new.device, dtype)
         if self.probe is not None:
             self.probe = _probe_on(fn(self.probe.detach()).device, self.probe)
         return self
@@ -138,8 +138,9 @@ class MaskedLayer(SparseLayer):
     mask_buffers = ("block_mask", "block_size")
 
     def index_operand(self) -> Tensor:
-        """The mask, float32 `[R, C]`."""
-        return self.block_mask
+        """The mask, float32 `[R, C]`, also where somebody has cast the buffer itself."""
+        mask = self.block_mask
+        return mask if mask.dtype == torch.float32 else mask.float()
 
     def set_mask_(self, mask: BlockMask) -> None:
         """Replaces the mask in place, and makes dropped blocks zero; compiled graphs see it at their next call.
@@ -241,6 +242,11 @@ def dense_weight(layer: nn.Module) -> Tensor:
     """The weight of a dense or masked layer as `[N, K]`, whatever its own orientation; a view."""
     weight = cast(Tensor, layer.weight)
     return weight.t() if is_transposed(layer) else weight
+
+
+def _mask_dtype(buffer: Tensor) -> torch.dtype:
+    """What a mask or an index is kept in, whatever others have cast it to."""
+    return torch.float32 if buffer.is_floating_point() else buffer.dtype
 
 
 def _probe_on(device: torch.device, probe: Tensor) -> Tensor:

@@ -162,6 +162,17 @@ def test_variants_of_lora_merge_into_masked_layers(options: dict[str, Any]) -> N
     close(logits(model.merge_and_unload(safe_merge=True)), expected)
 
 
+def test_dora_is_refused_where_a_row_has_no_norm() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(16, 32))
+    keep = torch.ones(8, 4, dtype=torch.bool)
+    keep[3] = False
+    blast.sparsify_(model, blast.BlockSparse(block=4, targets="all"), masks={"0": keep})
+    with pytest.raises(LayerError, match="weights in every row of '0' for DoRA, .* got rows of zeros; take plain LoRA"):
+        get_peft_model(model, LoraConfig(target_modules=["0"], r=4, use_dora=True))
+    plain = get_peft_model(model, LoraConfig(target_modules=["0"], r=4))
+    assert plain(torch.randn(3, 16)).isfinite().all()
+
+
 def test_dora_is_refused_on_packed_layers_and_masked_ones_below_it_are_not_packed() -> None:
     with pytest.raises(LayerError, match="with DoraLinearVariant"):
         adapted("packed", use_dora=True)

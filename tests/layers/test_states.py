@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -147,3 +148,15 @@ def test_masks_of_any_number_keep_what_is_not_zero() -> None:
     mask[0] *= -1e30
     assert torch.equal(layers_of(model)[0].mask.kept, before)
     assert torch.equal(model(x), y)
+
+
+def test_a_mask_that_was_cast_by_itself_is_read_and_goes_back() -> None:
+    """As accelerate's `load_checkpoint_in_model(dtype=...)` leaves it: it casts every buffer that floats."""
+    model: Any = blast.sparsify_(nn.Sequential(nn.Linear(40, 72)), blast.BlockSparse(block=8, targets="all"))
+    x = torch.randn(3, 40)
+    expected = model(x)
+    for name in ("block_mask", "block_size"):
+        model[0]._buffers[name] = model[0]._buffers[name].bfloat16()
+    torch.testing.assert_close(model(x), expected)
+    assert model.float()[0].block_mask.dtype == torch.float32
+    torch.testing.assert_close(model(x), expected)

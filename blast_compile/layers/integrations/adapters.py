@@ -166,12 +166,15 @@ def _make(adapter: Any, base: SparseLayer, make: Method) -> None:
 
 def _start(adapter: Any, base: SparseLayer, start: functools.partial[None]) -> None:
     """A new adapter, the first or a further one, of a layer."""
+    given = [*start.args[1:], *start.keywords.values()]
+    configs = [value for value in given if hasattr(value, "peft_type")]
     if isinstance(base, PackedLayer):
-        _check_start(adapter, base, [*start.args[1:], *start.keywords.values()])
+        _check_start(adapter, base, configs)
         start()
         return
     assert isinstance(base, MaskedLayer)
     base.clear_dropped_()
+    _check_norms(adapter, base, configs)
     before = base.weight.data
     start()
     if _filled(base).any():
@@ -183,13 +186,28 @@ def _start(adapter: Any, base: SparseLayer, start: functools.partial[None]) -> N
         )
 
 
-def _check_start(adapter: Any, base: PackedLayer, given: Iterable[Any]) -> None:
-    for config in (value for value in given if hasattr(value, "peft_type")):
+def _check_norms(adapter: Any, base: MaskedLayer, configs: Iterable[Any]) -> None:
+    """DoRA divides by the norm of each row of the weight."""
+    is_dora = any("Dora" in type(_variant(adapter, config)).__name__ for config in configs)
+    if is_dora and not base.weight.is_meta and not dense_weight(base).any(dim=1).all():
+        raise LayerError(
+            f"expected weights in every row of {_name(base)!r} for DoRA, which divides by their norm, got rows of "
+            "zeros; take plain LoRA (use_dora=False), or a mask that keeps a block in each row"
+        )
+
+
+def _variant(adapter: Any, config: Any) -> object:
+    """The variant of LoRA that a config asks for, or None."""
+    return adapter.resolve_lora_variant(config=config) if hasattr(adapter, "resolve_lora_variant") else None
+
+
+def _check_start(adapter: Any, base: PackedLayer, configs: Iterable[Any]) -> None:
+    for config in configs:
         begins = getattr(config, "init_lora_weights", getattr(config, "init_weights", True))
         blind = ON_PACKED[_package(adapter)]
         if blind is not None and begins not in blind:
             raise _cannot_read(adapter, base, f" that begins with {begins!r}")
-        variant = adapter.resolve_lora_variant(config=config) if hasattr(adapter, "resolve_lora_variant") else None
+        variant = _variant(adapter, config)
         if variant is not None and type(variant).__name__ not in _BLIND_VARIANTS:
             raise _cannot_read(adapter, base, f" with {type(variant).__name__}")
 
