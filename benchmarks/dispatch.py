@@ -129,7 +129,7 @@ def _kernels_through(watched: Callable[[Callable[[int], int]], Callable[[int], i
 
     planning.forget()
     try:
-        with patch.object(cpu, "kernel_for", kernel_for):
+        with patch.object(kernels, "kernel_for", kernel_for):
             yield
     finally:
         planning.forget()

@@ -30,6 +30,7 @@ def activation(graph: Graph, name: str, x: Node, *, like: Node) -> Node:
     return named
 
 
+@torch.no_grad()  # of fake values: autograd refuses some views that a graph may take
 def reshape(graph: Graph, source: Node, sizes: tuple[Any, ...], *, like: Node) -> Node:
     """`source.reshape(sizes)`; sizes may be nodes."""
     if _is_aten(like):
@@ -40,6 +41,7 @@ def reshape(graph: Graph, source: Node, sizes: tuple[Any, ...], *, like: Node) -
     return view
 
 
+@torch.no_grad()  # of fake values: autograd refuses some views that a graph may take
 def rows(graph: Graph, source: Node, start: int, stop: int | None, *, like: Node) -> Node:
     """`source[start:stop]`, a view; without `stop` to the end, whose place may be a symbol."""
     if _is_aten(like):
@@ -50,6 +52,7 @@ def rows(graph: Graph, source: Node, start: int, stop: int | None, *, like: Node
     return part
 
 
+@torch.no_grad()  # of fake values: autograd refuses some views that a graph may take
 def concatenate(graph: Graph, parts: list[Node], *, like: Node) -> Node:
     """`torch.cat(parts)`."""
     joined = graph.call_function(aten.cat.default if _is_aten(like) else torch.cat, (parts,))

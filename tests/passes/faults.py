@@ -104,6 +104,15 @@ def _other_rows(m: Any, x: Tensor) -> Any:
     return F.silu(y[:, 0:3]) * y[:, 1:4]
 
 
+def _view_under_no_grad_of_what_is_written(m: Any, x: Tensor) -> Any:
+    y = m.down(F.relu(m.up(x)))
+    with torch.no_grad():
+        t = y.view(2, 3, 8)
+        h = (F.relu(m.gate(t)) * m.up(t)).view(2, 3, 12)
+        y.mul_(1.5)
+        return m.down(h)
+
+
 def _in_inference_mode(change: Callable[[Tensor], Tensor]) -> Callable[..., Any]:
     def body(m: Any, x: Tensor) -> Any:
         y = m.down(F.relu(m.up(x)))
@@ -234,6 +243,7 @@ FAULTS: dict[str, Fault] = {
     "inplace flag under no_grad": Fault(_under_no_grad(lambda y: F.relu(y, inplace=True)), grad=True),
     "product in place under no_grad": Fault(_under_no_grad(lambda y: y.mul_(2.0)), grad=True),
     "view of what was written under no_grad": Fault(_view_of_written_under_no_grad, grad=True),
+    "view under no_grad of what is written": Fault(_view_under_no_grad_of_what_is_written, grad=True),
     "view under no_grad in a graph inside": Fault(_graph_inside_under_no_grad, grad=True),
     "a graph inside, entered under no_grad": Fault(_graph_inside_entered_under_no_grad, grad=True),
     "redundant no_grad": Fault(_redundant_no_grad, grad=True),
