@@ -107,8 +107,8 @@ def masked_layer(problem: Problem, source: nn.Module, sparsity: float) -> nn.Mod
     for name, linear in layer.named_modules():
         if isinstance(linear, nn.Linear):
             shape = (linear.out_features, linear.in_features)
-            weight = source.get_parameter(f"{name}.weight").detach().clone()
-            linear.weight = nn.Parameter(weight, requires_grad=False)
+            own = source.get_parameter(f"{name}.weight")
+            linear.weight = nn.Parameter(own.detach().clone(), requires_grad=False)
             scores = torch.rand(layout.grid(shape, block))
             masks[name] = BlockMask.from_scores(scores, sparsity, shape, block)
     return sparsify_(layer, BlockSparse(block=block, targets="all"), masks=masks)
