@@ -24,17 +24,25 @@ def imported(path: Path) -> set[str]:
 
 def test_a_kernel_of_the_cpu_is_made_from_what_its_key_says() -> None:
     """From files of `codegen/`, whose contents count, and libraries, whose versions do."""
-    waiting, seen, others = [FOLDER / "cpp.py"], set[Path](), set[str]()
+    waiting, seen, others = [FOLDER / "cpp" / "generate.py"], set[Path](), set[str]()
     while waiting:
         path = waiting.pop()
         seen.add(path)
         for name in imported(path):
-            inside = name.removeprefix("blast_compile.codegen.").split(".")[0]
             if name.startswith("blast_compile.codegen"):
-                waiting += [file for file in (FOLDER / f"{inside}.py",) if file.exists() and file not in seen]
+                inside = name.split(".")[2:]
+                files = [FOLDER.joinpath(*inside[:depth]).with_suffix(".py") for depth in (1, 2)]
+                waiting += [file for file in files if file.exists() and file not in seen]
             else:
-                others.add(".".join(name.split(".")[: 2 if name.startswith("blast_compile") else 1]))
-    assert {path.name for path in seen} >= {"cpp.py", "cpp_config.py", "epilogue.py", "activations.py", "spec.py"}
+                others.add(".".join(name.split(".")[: 3 if name.startswith("blast_compile") else 1]))
+    assert {path.name for path in seen} >= {
+        "generate.py",
+        "config.py",
+        "isas.py",
+        "epilogue.py",
+        "activations.py",
+        "spec.py",
+    }
     layout_for_types_alone, errors = "blast_compile.masks.layout", "blast_compile.base.errors"
     assert others - set(sys.stdlib_module_names) <= {"jinja2", "sympy", layout_for_types_alone, errors}
     assert {name for name, _ in shared_objects._libraries()} == {"jinja2", "sympy"}

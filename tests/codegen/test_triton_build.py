@@ -35,6 +35,8 @@ def test_without_triton_the_error_says_what_to_install(tmp_path: Path, monkeypat
 
 
 def test_importing_the_generator_does_not_import_triton() -> None:
-    modules = ", ".join(f"blast_compile.codegen.{name}" for name in ("triton_build", "triton_cross", "triton_launch"))
+    modules = ", ".join(
+        f"blast_compile.{name}" for name in ("codegen.triton.build", "codegen.triton.cross", "kernels.gpu.launch")
+    )
     code = f"import sys, {modules}; sys.exit('triton' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -13,20 +13,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType, ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from blast_compile.base.errors import LayerError
-from blast_compile.base.log import warn_once
+from blast_compile.layers.integrations.merges import (
+    cannot_merge,
+    filled_blocks,
+    is_under_the_mask,
+    merge_into,
+    unmerge_from,
+)
 from blast_compile.layers.integrations.subclasses import Method, follow_
 from blast_compile.layers.integrations.whereabouts import name_of
 from blast_compile.layers.layer import MaskedLayer, PackedLayer, SparseLayer, dense_weight
-from blast_compile.masks.mask import BlockMask
 
 Guard = Callable[[Any, Any, Any], Any]
 ON_PACKED: Mapping[str, tuple[bool | str, ...] | None] = {
@@ -40,8 +43,6 @@ ON_PACKED: Mapping[str, tuple[bool | str, ...] | None] = {
 Where other ways to begin do, those that do not: values of `init_lora_weights` or `init_weights`.
 """
 _BLIND_VARIANTS = frozenset(f"{name}LinearVariant" for name in ("ALora", "Arrow", "BdLora", "Monteclora", "Velora"))
-# It adds to a parameter while the layer runs, so that the mask drops a part of what it adds.
-_UNDER_THE_MASK = "ParamWrapper"
 
 
 def guard_(library: ModuleType) -> None:
@@ -65,7 +66,7 @@ def readers_below(model: nn.Module) -> Iterator[tuple[str, str]]:
 def reads_weight(adapter: nn.Module) -> bool:
     """Whether an adapter of peft may look into the weight of the layer that it wraps; unknown ones may."""
     variants = {type(variant).__name__ for variant in vars(adapter).get("lora_variant", {}).values()}
-    is_blind = _package(adapter) in ON_PACKED and not _is_under_the_mask(adapter)
+    is_blind = _package(adapter) in ON_PACKED and not is_under_the_mask(adapter)
     return not is_blind or not variants <= _BLIND_VARIANTS
 
 
@@ -73,10 +74,6 @@ def _package(part: object) -> str:
     """The package of `peft.tuners` that an adapter, or what makes it, comes from; of a subclass, that of its base."""
     names = (kind.__module__.split(".") for kind in type(part).__mro__)
     return next((name[2] for name in names if name[:2] == ["peft", "tuners"] and len(name) > 2), "")
-
-
-def _is_under_the_mask(adapter: object) -> bool:
-    return any(kind.__name__ == _UNDER_THE_MASK for kind in type(adapter).__mro__)
 
 
 def _before(method: Method, check: Method) -> Method:
@@ -97,7 +94,7 @@ def _around(guard: Guard) -> Callable[[Method], Method]:
         @functools.wraps(method)
         def guarded(self: Any, *args: Any, **kwargs: Any) -> Any:
             base, call = _below(self, args, kwargs), functools.partial(method, self, *args, **kwargs)
-            key = (id(self), _merge if guard is _unmerge else guard)
+            key = (id(self), merge_into if guard is unmerge_from else guard)
             if not isinstance(base, SparseLayer) or key in _running:
                 return call()
             _running.add(key)
@@ -177,7 +174,7 @@ def _start(adapter: Any, base: SparseLayer, start: functools.partial[None]) -> N
     _check_norms(adapter, base, configs)
     before = base.weight.data
     start()
-    if _filled(base).any():
+    if filled_blocks(base).any():
         base.weight.data = before
         raise LayerError(
             f"expected an adapter that begins without a change of weights, got one of {type(adapter).__module__} that "
@@ -224,89 +221,14 @@ def _check_merges(tuner: Any) -> None:
     for module in tuner.model.modules():
         below = _below(module)
         if isinstance(below, PackedLayer):
-            raise _cannot_merge(below)
-
-
-def _cannot_merge(base: PackedLayer) -> LayerError:
-    return LayerError(
-        f"expected a dense layer to merge an adapter into, got {name_of(base)!r}, {base}, in which dropped blocks have "
-        "no room for it; keep the adapter unmerged, or call unpack_ on the model first"
-    )
-
-
-@dataclass
-class _Merges:
-    """What a masked layer remembers while adapters are merged into it.
-
-    num: how many adapter layers around it are merged. before, after: the masks without any, and with all of them.
-    """
-
-    num: int
-    before: BlockMask
-    after: BlockMask
-
-
-def _merge(adapter: Any, base: SparseLayer, merge: Method) -> None:
-    if isinstance(base, PackedLayer):
-        raise _cannot_merge(base)
-    assert isinstance(base, MaskedLayer)
-    base.clear_dropped_()
-    before, was_merged = base.mask, adapter.merged
-    try:
-        merge()
-    finally:  # of several adapters, some may be merged before one fails
-        if _is_under_the_mask(adapter):
-            base.clear_dropped_()
-        else:
-            _grow_mask_(base, before)
-            merges = vars(base).setdefault("merges", _Merges(0, before, before))
-            merges.num += adapter.merged - was_merged
-            merges.after = base.mask
-
-
-def _grow_mask_(base: MaskedLayer, before: BlockMask) -> None:
-    filled = _filled(base)
-    if filled.any():
-        base.set_mask_(BlockMask(filled | before.kept, base.shape, base.block))
-        warn_once(
-            "merged adapters",
-            "merging adapters fills dropped blocks: masks grow, and layers compute as much as dense ones; keep the "
-            "adapters unmerged, or call unmerge_adapter, to have sparse layers",
-        )
-
-
-def _unmerge(adapter: Any, base: SparseLayer, unmerge: Method) -> None:
-    if isinstance(base, PackedLayer):
-        raise LayerError(
-            f"expected the masked layer that an adapter was merged into, got {name_of(base)!r}, {base}; call "
-            "unpack_ on the model first"
-        )
-    assert isinstance(base, MaskedLayer)
-    was_merged = adapter.merged
-    unmerge()
-    merges: _Merges | None = vars(base).get("merges")
-    if merges is not None:
-        merges.num -= was_merged - adapter.merged
-        if merges.num <= 0:
-            del vars(base)["merges"]
-            if torch.equal(base.mask.kept, merges.after.kept):  # else somebody has chosen another mask since
-                base.set_mask_(merges.before)
-    base.clear_dropped_()
-
-
-def _filled(base: MaskedLayer) -> Tensor:
-    """The dropped blocks of a layer that hold anything but zeros, bool `[R, C]`."""
-    weight, kept = dense_weight(base).detach(), base.mask.kept
-    if weight.is_meta:
-        return torch.zeros_like(kept)
-    return BlockMask.from_nonzero(weight, base.block).kept.to(kept.device) & ~kept
+            raise cannot_merge(below)
 
 
 _LAYER_GUARDS = {
     "__init__": _around(_make),
     "update_layer": _around(_start),
-    "merge": _around(_merge),
-    "unmerge": _around(_unmerge),
+    "merge": _around(merge_into),
+    "unmerge": _around(unmerge_from),
 }
 _TUNER_GUARDS = {
     "_create_and_replace": functools.partial(_before, check=_check_target),
