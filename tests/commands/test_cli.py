@@ -65,10 +65,9 @@ def test_light_commands_start_without_torch(store: Store, options: str) -> None:
 
 def test_demo_passes_its_options_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     calls: list[dict[str, object]] = []
-    module = ModuleType("blast_compile.commands.demo")
+    module = ModuleType("blast_compile.commands.demo.run")
     monkeypatch.setattr(module, "run", lambda **options: calls.append(options), raising=False)
-    monkeypatch.setitem(sys.modules, "blast_compile.commands.demo", module)
-    monkeypatch.setattr("blast_compile.commands.demo", module, raising=False)
+    monkeypatch.setitem(sys.modules, "blast_compile.commands.demo.run", module)
     call("demo")
     path = tmp_path / "rows.json"
     call("demo", "--quick", "--threads", "2", "--json", str(path), "--pictures", str(tmp_path))
