@@ -76,14 +76,14 @@ def check_averaged_mask(case: Case) -> None:
 
 def check_gradients(case: Case) -> list[str]:
     """Asserts what autograd gives; the activations that gradients went through inside of kernels."""
-    from blast_compile.kernels.gpu import launch as triton_launch
+    from blast_compile.kernels.gpu.launch import launch_input_grad
 
     call = make_call(case)
     if case.form != "packed":
         for layer in call.layers:
             layer.operand = torch.nan_to_num(layer.operand)
     upstream = torch.randn(7, call.layers[-1].clean.shape[0], generator=torch.Generator().manual_seed(3))
-    with patch.object(triton_launch, "launch_input_grad", wraps=triton_launch.launch_input_grad) as launched:
+    with patch("blast_compile.ops.products.gpu_steps.launch_input_grad", wraps=launch_input_grad) as launched:
         test_gradients.check_gradients(call, upstream.to(case.dtype))
     specs = [arguments.args[0].spec for arguments in launched.call_args_list]
     return [epilogue.activation for spec in specs for epilogue in spec.epilogues]
@@ -197,7 +197,7 @@ def check_tuned(case: Case, config: TritonConfig) -> list[bool]:
 def check_unaligned(case: Case, config: TritonConfig) -> list[bool]:
     """Asserts what an op gives at a config with descriptors; of each call, whether that ran: `x` aligned, and not."""
     from blast_compile.kernels.gpu import find
-    from blast_compile.kernels.gpu import launch as triton_launch
+    from blast_compile.kernels.gpu.launch import launch_forward
     from blast_compile.ops.call import read_call
     from blast_compile.ops.planning import plan_of
 
@@ -209,7 +209,7 @@ def check_unaligned(case: Case, config: TritonConfig) -> list[bool]:
         plan = plan_of(case.op, read_call(case.op, call.args[:-1]))
         assert isinstance(plan.kernel, find.GpuKernel)
         find.choose(plan.kernel.steps[0], 7, config)
-        with patch.object(triton_launch, "launch_forward", wraps=triton_launch.launch_forward) as launched:
+        with patch("blast_compile.ops.products.gpu_steps.launch_forward", wraps=launch_forward) as launched:
             check(call.run("nograd"), call)
         found.append(launched.call_args.args[0].config.uses_descriptors)
     find.forget()

@@ -101,7 +101,7 @@ def _check_offloaded(name: str, layer: SparseLayer) -> None:
 def _mask_read(layer: SparseLayer) -> Tensor:
     """The tensor that a checkpoint gives for the mask of a skeleton."""
     index = layer._buffers.get("block_index")
-    return layer.index_operand() if index is None else index
+    return cast(Tensor, layer._buffers["block_mask"]) if index is None else index
 
 
 def _warn_of_dense(model: nn.Module, num_layers: int) -> None:
