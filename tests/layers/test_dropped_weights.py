@@ -101,6 +101,7 @@ def test_weights_that_a_module_outside_holds_stay_dense(shares: str) -> None:
     assert torch.equal(outside.weight, before)
     with pytest.raises(LayerError, match="'0' cannot: its weight is shared with a module outside of this model"):
         blast.sparsify_(nn.Sequential(model[0]), CONFIG)
+    vars(outside)["cycle"] = [outside]  # so that it ends as garbage that is still to be collected
     del outside
     blast.sparsify_(nn.Sequential(model[0]), CONFIG)  # an optimizer, or this variable, holds no layer
 
