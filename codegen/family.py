@@ -108,10 +108,13 @@ class Product:
         """Arguments that a plan depends on: all but the probes."""
         return sum(argument.kind != "probe" for argument in self.arguments)
 
+    @cached_property
+    def _places(self) -> dict[Kind, int]:
+        return {argument.kind: at for at, argument in reversed([*enumerate(self.arguments)])}
+
     def place_of(self, kind: Kind) -> int:
         """Where the first argument of a kind stands, or would stand behind the operands of the layers."""
-        kinds = [argument.kind for argument in self.arguments]
-        return kinds.index(kind) if kind in kinds else 1 + self.num_operands * self.num_layers
+        return self._places.get(kind, 1 + self.num_operands * self.num_layers)
 
     def schema(self, *, result: str = "Tensor", with_probes: bool = True) -> str:
         """The arguments and the result, as `torch.library` takes them, without the name."""

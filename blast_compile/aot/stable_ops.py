@@ -127,7 +127,9 @@ def _table(jobs: Sequence[Job]) -> str:
             f'    {{"{key_of(job.spec)}", {_isa(job.spec)}, {_entry(number)}}},' for number, job in enumerate(jobs)
         ),
         schemas="\n".join(
-            f'    "{op}{overload}{FORWARD[op].schema()}",' for op in FORWARD for overload in ("", ".nograd")
+            f'    "{op}{overload}{product.schema()}",'
+            for op, product in FORWARD.items()
+            for overload in ("", ".nograd")
         ),
     )
 

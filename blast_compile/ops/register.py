@@ -30,13 +30,7 @@ from blast_compile.base import compat
 from blast_compile.base.errors import LayerError
 from blast_compile.codegen.family import PRODUCTS, Product
 from blast_compile.ops import flops, planning, transforms
-from blast_compile.ops.products import (
-    cpu,
-    gpu,
-    gpu_gradients,
-    gradients,
-    layer_gradients,
-)
+from blast_compile.ops.products import cpu, gpu, gpu_gradients, gradients, layer_gradients
 from blast_compile.ops.products.gradients import Formula
 
 ABI = layer_gradients.ABI

@@ -126,7 +126,8 @@ def _load_once(path: Callable[[], Path]) -> None:
 def _attached(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     names = (ctypes.c_char_p * len(PRODUCTS))(*(op.encode() for op in PRODUCTS))
-    layouts = (ctypes.c_int64 * (6 * len(PRODUCTS)))(*itertools.chain(*map(_layout, PRODUCTS.values())))
+    numbers = [*itertools.chain(*map(_layout, PRODUCTS.values()))]
+    layouts = (ctypes.c_int64 * len(numbers))(*numbers)
     library.blast_attach.restype = ctypes.c_bool
     if not library.blast_attach(names, layouts, len(PRODUCTS), ctypes.c_bool(threads.is_alone())):
         raise BuildError(

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from blast_compile.base.errors import CheckpointError, MaskError
 from blast_compile.base.log import logger
-from blast_compile.layers import forms, kinds, states
+from blast_compile.layers import forms, kinds, states  # by module: these may be importing what imports this
 from blast_compile.layers.layer import MaskedLayer, PackedLayer, SparseLayer, dense_weight
-from blast_compile.masks import layout  # by module: these may be importing what imports this
+from blast_compile.masks import layout
 
 Entry = Mapping[str, Any]
 METHOD = "blast"
