@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from benchmarks.gpu_static.facts import Facts, Outcome
+from benchmarks.gpu_static.facts import Facts, Measured, Outcome
 
 PATH = Path(__file__).with_name("expectations.json")
 _WORSE_WHEN_HIGHER = ("registers", "spills", "shared", "loop")
@@ -41,21 +41,23 @@ def compare(expected: Mapping[str, Outcome], measured: Mapping[str, Outcome], *,
     return found
 
 
-def read(path: Path = PATH) -> tuple[str, dict[str, Outcome]]:
+def read(path: Path = PATH) -> tuple[str, dict[str, Measured]]:
     """The version of Triton and the expectations."""
     if not path.exists():
         return "", {}
     content = json.loads(path.read_text())
-    kept = content["variants"]
-    return content["triton"], {name: v if isinstance(v, str) else Facts(**v) for name, v in kept.items()}
+    kept = {}
+    for name, (source, outcome) in content["variants"].items():
+        kept[name] = Measured(source, outcome if isinstance(outcome, str) else Facts(**outcome), is_new=False)
+    return content["triton"], kept
 
 
-def write(version: str, measured: Mapping[str, Outcome], path: Path = PATH) -> None:
+def write(version: str, measured: Mapping[str, Measured], path: Path = PATH) -> None:
     """One line a variant, so that a change of the file reads well."""
-    lines = [
-        f"  {json.dumps(name)}: {json.dumps(outcome if isinstance(outcome, str) else asdict(outcome))}"
-        for name, outcome in sorted(measured.items())
-    ]
+    lines = []
+    for name, (source, outcome, _) in sorted(measured.items()):
+        kept = outcome if isinstance(outcome, str) else asdict(outcome)
+        lines.append(f"  {json.dumps(name)}: {json.dumps([source, kept])}")
     path.write_text(f'{{"triton": {json.dumps(version)}, "variants": {{\n' + ",\n".join(lines) + "\n}}\n")
 
 

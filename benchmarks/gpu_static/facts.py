@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
 
 from benchmarks.gpu_static.variants import Variant
 from blast_compile.base.errors import BuildError
 from blast_compile.codegen.triton.build import load_kernel
-from blast_compile.codegen.triton.cross import CompiledKernel, cross_compile
+from blast_compile.codegen.triton.cross import CompiledKernel, cross_compile, digest
+from blast_compile.codegen.triton.cross import Variant as Entry
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,38 @@ Outcome = Facts | str
 """What came out of a compiler, or why nothing did."""
 
 
-def measure(variants: Sequence[Variant], jobs: int) -> Iterator[tuple[Variant, Outcome]]:
-    """Compiles them in processes side by side; in the order of `variants`."""
+class Measured(NamedTuple):
+    """source: the digest of what the compiler is given. is_new: it was asked now; else this is what it said before."""
+
+    source: str
+    outcome: Outcome
+    is_new: bool = True
+
+
+def measure(
+    variants: Sequence[Variant], jobs: int, known: Mapping[str, Measured] = MappingProxyType({}), again: int = 1
+) -> Iterator[tuple[Variant, Measured]]:
+    """Compiles them in processes side by side; in the order of `variants`.
+
+    known: what came out before, by name. It is compiled anew where what the compiler is given differs, and every
+    `again`-th one anyway.
+    """
+    before = [None if i % again == 0 else known.get(variant.name) for i, variant in enumerate(variants)]
     with (
         tempfile.TemporaryDirectory(prefix="blast-gpu-static-") as folder,
         ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool,
     ):
-        yield from zip(variants, pool.map(partial(_compile, Path(folder)), variants, chunksize=4), strict=True)
+        found = pool.map(partial(_compile, Path(folder)), variants, before, chunksize=4)
+        yield from zip(variants, found, strict=True)
 
 
-def _compile(folder: Path, variant: Variant) -> Outcome:
+def _compile(folder: Path, variant: Variant, before: Measured | None) -> Measured:
     kernel = load_kernel(variant.spec, variant.config, folder)
-    settings = {name: value for name, value in vars(variant).items() if name.startswith("is_")}
+    entry = Entry(**{name: getattr(variant, name) for name in Entry._fields})
+    source = digest(kernel, entry)
+    if before is not None and before.source == source:
+        return before
     try:
-        return Facts.of(cross_compile(kernel, helper=variant.helper, **settings))
+        return Measured(source, Facts.of(cross_compile(kernel, entry)))
     except BuildError as error:
-        return f"does not compile: {str(error).splitlines()[0][:200]}"
+        return Measured(source, f"does not compile: {str(error).splitlines()[0][:200]}")

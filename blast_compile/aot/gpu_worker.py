@@ -18,7 +18,7 @@ from blast_compile.base.errors import BlastError
 from blast_compile.codegen.spec_text import read_spec
 from blast_compile.codegen.triton.build import load_kernel
 from blast_compile.codegen.triton.config import TritonConfig
-from blast_compile.codegen.triton.cross import CompiledKernel, cross_compile
+from blast_compile.codegen.triton.cross import CompiledKernel, Variant, cross_compile
 
 
 def main(lines: TextIO, results: TextIO) -> None:
@@ -32,7 +32,7 @@ def main(lines: TextIO, results: TextIO) -> None:
 def _answer(job: dict[str, Any], folder: Path) -> dict[str, Any]:
     try:
         kernel = load_kernel(read_spec(job["spec"]), TritonConfig(**job["config"]), folder)
-        compiled = cross_compile(kernel, helper=job["helper"], **job["sizes"])
+        compiled = cross_compile(kernel, Variant(helper=job["helper"], **job["sizes"]))
     except BlastError as error:
         return {"error": str(error)}
     return _plain(compiled)

@@ -7,12 +7,13 @@ What is used of Triton beyond its language, all run on 3.7.1: `triton.compile`, 
 
 from __future__ import annotations
 
+import hashlib
 import re
 import subprocess
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from blast_compile.base.errors import BuildError, TargetError
 from blast_compile.codegen.dtypes import DTYPES
@@ -67,43 +68,77 @@ class CompiledKernel:
         )
 
 
-def cross_compile(
-    kernel: TritonKernel,
-    *,
-    is_uneven: bool = False,
-    is_ragged: bool = False,
-    is_transposed: bool = False,
-    is_wide: bool = False,
-    helper: str | None = None,
-    in_cache: bool = False,
-) -> CompiledKernel:
-    """Compiles for the target in the kernel's spec, with or without such a device.
+class Variant(NamedTuple):
+    """Which machine code of a kernel: what a launch would find out from its tensors.
 
     is_uneven: sizes that are no multiples of the block, but of 16. is_ragged: sizes and strides that are multiples of
     neither. is_transposed: a masked weight whose outputs are adjacent in memory, as of a `Conv1D`, or of an input
-    gradient. is_wide: offsets in a tile take 64 bits. helper: one of the kernel's in place of the kernel. in_cache:
-    into the cache of Triton, where a launch finds it. Raises `BuildError` where Triton gives up.
+    gradient. is_wide: offsets in a tile take 64 bits. helper: one of the kernel's in place of the kernel.
     """
+
+    is_uneven: bool = False
+    is_ragged: bool = False
+    is_transposed: bool = False
+    is_wide: bool = False
+    helper: str | None = None
+
+
+USUAL = Variant()
+
+
+def cross_compile(kernel: TritonKernel, variant: Variant = USUAL, *, in_cache: bool = False) -> CompiledKernel:
+    """Compiles for the target in the kernel's spec, with or without such a device.
+
+    in_cache: into the cache of Triton, where a launch finds it. Raises `BuildError` where Triton gives up.
+    """
+    triton = import_triton()
+    source, target, options = _given(kernel, variant)
+    with triton.knobs.cache.scope():
+        if not in_cache:
+            triton.knobs.cache.dir = str(kernel.path.parent / "triton")
+        try:
+            compiled = triton.compile(source, target=target, options=options)
+        except (RuntimeError, triton.errors.TritonError) as error:
+            raise BuildError(
+                f"expected Triton to compile {kernel.path} for {kernel.spec.target}, got {error}"
+            ) from error
+    facts = (_cuda_facts if target.backend == "cuda" else _hip_facts)(kernel.spec.target, compiled)
+    metadata = next(Path(path) for name, path in compiled.metadata_group.items() if name.endswith(".json"))
+    return replace(facts, key=compiled.hash, metadata=metadata.read_text())
+
+
+def digest(kernel: TritonKernel, variant: Variant) -> str:
+    """Of all that Triton is given, 16 hex digits: the same version makes the same machine code of the same digest."""
+    source, target, options = _given(kernel, variant)
+    return hashlib.sha256(f"{source.hash()} {target} {options}".encode()).hexdigest()[:16]
+
+
+def _given(kernel: TritonKernel, variant: Variant) -> tuple[Any, Any, dict[str, int]]:
+    """What `triton.compile` is asked: the source with types and constants, the target, the options."""
     triton = import_triton()
     if kernel.is_interpreted:
         raise TargetError("expected a kernel to compile, got one for the interpreter; unset TRITON_INTERPRET")
-    backend, arch, warp_size = _parse_target(kernel.spec.target)
-    function, options = kernel.entry(helper)
+    target = triton.backends.compiler.GPUTarget(*_parse_target(kernel.spec.target))
+    function, options = kernel.entry(variant.helper)
     constants: dict[str, int] = {
-        "RAGGED": is_uneven or is_ragged,
-        "WIDE": is_wide,
-        "OUTPUTS_ADJACENT": is_transposed,
+        "RAGGED": variant.is_uneven or variant.is_ragged,
+        "WIDE": variant.is_wide,
+        "OUTPUTS_ADJACENT": variant.is_transposed,
         "NORMS": True,
         "INTERPRETED": False,
         "FIRST": 0,
         "LAST": 2 if kernel.config.splits > 1 else 1,  # all phases of a whole MLP
     }
-    constants |= dict.fromkeys(_unit_strides(is_transposed), 1)
+    constants |= dict.fromkeys(_unit_strides(variant.is_transposed), 1)
     names = function.arg_names
-    signature = {name: "constexpr" if name in constants else _type(name, kernel, is_transposed) for name in names}
+    signature = {
+        name: "constexpr" if name in constants else _type(name, kernel, variant.is_transposed) for name in names
+    }
     constant = [i for i, name in enumerate(names) if signature[name] == "constexpr"]
     plain = [parameter.name for parameter in function.params if parameter.do_not_specialize]
-    aligned = [i for i, name in enumerate(names) if name not in plain and _is_aligned(signature[name], is_ragged)]
+    aligned = [
+        i for i, name in enumerate(names) if name not in plain and _is_aligned(signature[name], variant.is_ragged)
+    ]
     source = triton.compiler.ASTSource(
         function,
         signature,
@@ -111,19 +146,7 @@ def cross_compile(
         # Constants too, as a launch describes them: so a launch finds this very binary in Triton's cache.
         {(i,): [["tt.divisibility", 16]] if i in aligned else [] for i in (*aligned, *constant)},
     )
-    with triton.knobs.cache.scope():
-        if not in_cache:
-            triton.knobs.cache.dir = str(kernel.path.parent / "triton")
-        try:
-            target = triton.backends.compiler.GPUTarget(backend, arch, warp_size)
-            compiled = triton.compile(source, target=target, options=options)
-        except (RuntimeError, triton.errors.TritonError) as error:
-            raise BuildError(
-                f"expected Triton to compile {kernel.path} for {kernel.spec.target}, got {error}"
-            ) from error
-    facts = (_cuda_facts if backend == "cuda" else _hip_facts)(kernel.spec.target, compiled)
-    metadata = next(Path(path) for name, path in compiled.metadata_group.items() if name.endswith(".json"))
-    return replace(facts, key=compiled.hash, metadata=metadata.read_text())
+    return source, target, options
 
 
 def _parse_target(target: str) -> tuple[str, int | str, int]:

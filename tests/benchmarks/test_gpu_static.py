@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu_static import compare, report, rules
-from benchmarks.gpu_static.facts import Facts, Outcome, measure
+from benchmarks.gpu_static.facts import Facts, Measured, Outcome, measure
 from benchmarks.gpu_static.variants import TARGETS, Variant, ops, variants
 from blast_compile.codegen.triton.config import TritonConfig
 from blast_compile.codegen.triton.generate import TITLES
@@ -120,7 +120,7 @@ def test_new_missing_and_failing_kernels_are_regressions() -> None:
 
 
 def test_expectations_go_through_their_file(tmp_path: Path) -> None:
-    kept: dict[str, Outcome] = {"b": "does not compile: x", "a": FACTS}
+    kept = {"b": Measured("0", "does not compile: x", is_new=False), "a": Measured("1", FACTS, is_new=False)}
     compare.write("3.7.1", kept, tmp_path / "e.json")
     assert compare.read(tmp_path / "e.json") == ("3.7.1", kept)
     assert compare.read(tmp_path / "none.json") == ("", {})
@@ -128,11 +128,28 @@ def test_expectations_go_through_their_file(tmp_path: Path) -> None:
 
 def test_kernels_are_measured_and_reported() -> None:
     variant = one("linear, packed, bf16, block 64, 2048 tokens, sm_90")
-    ((measured, facts),) = measure([variant], 1)
+    ((measured, (_, facts, is_new)),) = measure([variant], 1)
     assert measured == variant
+    assert is_new
     assert isinstance(facts, Facts)
     assert rules.broken(variant, facts) == []
     text = report.markdown("3.7.1", [(variant, facts)], ["a difference"])
     assert "- a difference" in text
     assert f"| packed, bf16, block 64, 2048 tokens | {facts.registers} |" in text
     assert "1 kernels: 1 compile" in report.summary({variant.name: facts})
+
+
+def test_a_kernel_is_compiled_where_its_source_is_another() -> None:
+    chosen = [
+        one("linear, packed, bf16, block 64, 1 tokens, sm_80"),
+        one("linear, packed, bf16, block 64, 1 tokens, sm_90"),
+    ]
+    known = {v.name: Measured("0", "from before", is_new=False) for v in chosen}
+    new = dict(measure(chosen, 1, known, again=16))
+    assert all(isinstance(m.outcome, Facts) and m.is_new for m in new.values())  # their sources are no "0"
+    known = {v.name: Measured(m.source, "from before", is_new=False) for v, m in new.items()}
+    again = [m for _, m in measure(chosen, 1, known, again=16)]
+    assert [m.is_new for m in again] == [True, False]  # the first of each 16 is compiled anyway
+    assert again[0] == new[chosen[0]]
+    assert again[1].outcome == "from before"
+    assert new[chosen[0]].source != new[chosen[1]].source

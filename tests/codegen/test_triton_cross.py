@@ -11,7 +11,7 @@ from blast_compile.base.errors import BuildError, TargetError
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
 from blast_compile.codegen.triton.build import import_triton, load_kernel
 from blast_compile.codegen.triton.config import TritonConfig, default_config
-from blast_compile.codegen.triton.cross import CompiledKernel, cross_compile
+from blast_compile.codegen.triton.cross import CompiledKernel, Variant, cross_compile, digest
 
 LINEAR = Spec("linear", "bfloat16", "bfloat16", (64, 64), (Epilogue("gelu", bias=True),), "packed", "cuda:sm_90")
 # What one program may have.
@@ -33,7 +33,7 @@ def build(
     **settings: bool,
 ) -> CompiledKernel:
     kernel = load_kernel(spec, config or default_config(spec, num_tokens), folder)
-    compiled = cross_compile(kernel, helper=helper, **settings)
+    compiled = cross_compile(kernel, Variant(helper=helper, **settings))
     assert compiled.target == spec.target
     assert compiled.binary.startswith(b"\x7fELF")
     assert compiled.num_spills == 0
@@ -166,3 +166,22 @@ def test_what_is_compiled_for_a_launch_lies_in_the_cache_of_triton(tmp_path: Pat
     assert [path.name for path in (tmp_path / "cache").rglob("*.cubin")] == ["linear.cubin"]
     assert not list((tmp_path / "kernels").rglob("*.cubin"))
     assert compiled.metadata in {path.read_text() for path in (tmp_path / "cache").rglob("linear.json")}
+
+
+def test_a_digest_tells_apart_what_the_compiler_is_given(tmp_path: Path) -> None:
+    usual = replace(LINEAR, layout="masked")
+    config = default_config(usual, 512)
+    kernel = load_kernel(usual, config, tmp_path)
+    flags = [Variant(), Variant(is_uneven=True), Variant(is_wide=True), Variant(is_transposed=True)]
+    flags.append(Variant(is_ragged=True))
+    digests = [digest(kernel, variant) for variant in flags]
+    for spec, other in [
+        (usual, replace(config, num_warps=2 * config.num_warps)),
+        (usual, replace(config, num_stages=config.num_stages + 1)),
+        (replace(usual, target="cuda:sm_100"), config),
+        (replace(usual, dtype="float16", weight_dtype="float16"), config),
+        (replace(usual, epilogues=(Epilogue("silu", bias=True),)), config),
+    ]:
+        digests.append(digest(load_kernel(spec, other, tmp_path), Variant()))
+    assert len(set(digests)) == len(digests)
+    assert digests[0] == digest(load_kernel(usual, config, tmp_path / "elsewhere"), Variant())

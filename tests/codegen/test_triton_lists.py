@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blast_compile.codegen.triton.build import LIST_KEPT, load_kernel
 from blast_compile.codegen.triton.config import LISTED, default_config
-from blast_compile.codegen.triton.cross import cross_compile
+from blast_compile.codegen.triton.cross import Variant, cross_compile
 from tests.codegen.interpreted_lists import SPEC, UNWRITTEN, list_of
 
 SMALLEST = 1e-45  # a float32 that an average of masks leaves behind
@@ -67,7 +67,7 @@ def test_no_columns_and_no_rows(interpreter: ProcessPoolExecutor, folder: Path) 
 @pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "hip:gfx942"])
 def test_compiled_it_is_small_and_takes_the_smallest_numbers_for_kept(target: str, tmp_path: Path) -> None:
     spec = replace(SPEC, target=target)
-    compiled = cross_compile(load_kernel(spec, default_config(spec, 16), tmp_path), helper=LIST_KEPT)
+    compiled = cross_compile(load_kernel(spec, default_config(spec, 16), tmp_path), Variant(helper=LIST_KEPT))
     assert (compiled.num_spills, compiled.num_warps) == (0, 4)
     assert compiled.registers <= 64
     if target.startswith("cuda"):
