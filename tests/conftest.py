@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import multiprocessing
 import os
+import re
+import subprocess
+import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -11,11 +15,14 @@ from pathlib import Path
 import hypothesis
 import pytest
 import torch
+from filelock import FileLock
 
 import blast_compile.ops  # noqa: F401 - the launcher goes under the ops, in tests that import none too
 from blast_compile.backend import sizes
-from blast_compile.base import env, log
+from blast_compile.base import compat, env, log
 from blast_compile.base.env import Isa
+from blast_compile.codegen.cpp import build, generate
+from blast_compile.codegen.spec import Spec
 from blast_compile.kernels.launcher import launcher
 from blast_compile.ops import planning
 
@@ -56,8 +63,33 @@ def _session_store(request: pytest.FixtureRequest) -> Iterator[None]:
         for name in [name for name in os.environ if name.startswith("BLAST_")]:
             patch.delenv(name)
         patch.setenv("BLAST_CACHE_DIR", str(folder / "blast_compile"))
+        patch.setenv("CPATH", str(_parsed_headers(request.config.cache.mkdir("headers"))), prepend=os.pathsep)
         assert launcher.load() == (env.cxx() is not None)  # as after any torch.compile
         yield
+
+
+def _parsed_headers(folder: Path) -> Path:
+    """A folder where g++ finds the headers of kernels parsed for each instruction set, which is a fourth of a build.
+
+    The machine code is the same to the bit. g++ takes the headers themselves where flags are others, as with warnings
+    or sanitizers: so a kernel that lacks an `#include` fails those tests.
+    """
+    compiler = env.cxx()
+    if compiler is None:
+        return folder
+    for isa in compat.runnable_isas():
+        spec = Spec("weight_grad", "float32", "float32", (8, 8), (), "packed", f"cpu:{isa}")
+        names = re.findall("#include <(.*)>", generate.generate(spec))
+        command = [compiler, *build.flags(isa), "-x", "c++-header", "head.hpp", "-o"]
+        parts = [build.compiler_version(compiler), *command, *names]
+        made = folder / f"{names[0]}.gch" / hashlib.sha256("\n".join(parts).encode()).hexdigest()
+        with FileLock(folder / "lock"), tempfile.TemporaryDirectory(dir=folder) as inside:
+            if not made.exists():
+                Path(inside, "head.hpp").write_text("".join(f"#include <{name}>\n" for name in names))
+                subprocess.run([*command, "made"], cwd=inside, check=True)
+                made.parent.mkdir(exist_ok=True)
+                Path(inside, "made").rename(made)
+    return folder
 
 
 @pytest.fixture(autouse=True)
