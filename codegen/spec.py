@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-if TYPE_CHECKING:
-    from blast_compile.masks.layout import Block
+from typing import Annotated, Literal
 
 Op = Literal["linear", "gated_linear", "mlp", "gated_mlp", "input_grad", "weight_grad"]
 Activation = Literal["identity", "relu", "gelu", "gelu_tanh", "silu", "quick_gelu", "relu_squared"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Layout = Literal["masked", "packed"]
+Edge = Annotated[int, range(1, 257)]
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class Spec:
     op: Op
     dtype: Dtype
     weight_dtype: Dtype
-    block: Block
+    block: tuple[Edge, Edge]
     epilogues: tuple[Epilogue, ...]
     layout: Layout
     target: str

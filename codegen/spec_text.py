@@ -1,73 +1,38 @@
-"""A `Spec` as text: read back from its `repr`, which heads the source of a kernel, and told in a few words."""
+"""A spec as text and as plain values: read back, each value checked by the types of its class, and told in a few words.
+
+The text is its `repr`, which heads the source of a kernel; the values are those of `dataclasses.asdict`, as JSON keeps
+them in bundles and plans.
+"""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Mapping
-from typing import Any, get_args
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from blast_compile.codegen.spec import Activation, Dtype, Epilogue, Layout, Op, Spec
+from blast_compile.codegen.spec import Epilogue, Spec
 
-_FLAGS = ("bias", "gate", "gate_bias", "residual")
+_SPECS = (Spec,)
+_KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (*_SPECS, Epilogue)}
 
 
-def read_spec(fields: Mapping[str, Any]) -> Spec:
+def read_spec(values: Mapping[str, Any]) -> Spec:
     """From `dataclasses.asdict` of a spec, as JSON gives it back; a `ValueError` that names what is wrong."""
-    expected = set(Spec.__dataclass_fields__)
-    if set(fields) != expected:
-        raise ValueError(
-            f"expected the fields {', '.join(sorted(expected))} of a spec, got {', '.join(sorted(fields))}"
-        )
-    block, target, epilogues = fields["block"], fields["target"], fields["epilogues"]
-    if not isinstance(block, list) or len(block) != 2 or not all(_is_edge(edge) for edge in block):
-        raise ValueError(f"expected two edges of a block from 1 to 256, got {block!r}")
-    if not isinstance(target, str) or not isinstance(epilogues, list):
-        raise ValueError(f"expected a target and a list of epilogues, got {target!r} and {epilogues!r}")
-    return Spec(
-        op=_among(fields["op"], get_args(Op)),
-        dtype=_among(fields["dtype"], get_args(Dtype)),
-        weight_dtype=_among(fields["weight_dtype"], get_args(Dtype)),
-        block=(block[0], block[1]),
-        epilogues=tuple(_epilogue(epilogue) for epilogue in epilogues),
-        layout=_among(fields["layout"], get_args(Layout)),
-        target=target,
-    )
-
-
-def _epilogue(fields: Any) -> Epilogue:
-    expected = ("activation", *_FLAGS)
-    if not isinstance(fields, dict) or set(fields) != set(expected):
-        raise ValueError(f"expected the fields {', '.join(expected)} of an epilogue, got {fields!r}")
-    if not all(isinstance(fields[flag], bool) for flag in _FLAGS):
-        raise ValueError(f"expected true or false as {', '.join(_FLAGS)}, got {fields!r}")
-    flags = {flag: fields[flag] for flag in _FLAGS}
-    return Epilogue(_among(fields["activation"], get_args(Activation)), **flags)
-
-
-def _among(value: Any, good: tuple[Any, ...]) -> Any:
-    if not isinstance(value, str) or value not in good:
-        raise ValueError(f"expected one of {', '.join(good)}, got {value!r}")
-    return value
-
-
-def _is_edge(edge: Any) -> bool:
-    return isinstance(edge, int) and not isinstance(edge, bool) and 1 <= edge <= 256
-
-
-_KINDS: dict[str, type[Spec | Epilogue]] = {kind.__name__: kind for kind in (Spec, Epilogue)}
+    kind = next((kind for kind in _SPECS if set(values) == set(_types_of(kind))), Spec)
+    spec: Spec = _checked(values, kind, "a spec")
+    return spec
 
 
 def parse(text: str) -> Spec:
-    """The spec that `repr` wrote as `text`. Runs none of it; anything else, such as a later version's, is a ValueError.
-
-    Its values are not looked at.
-    """
+    """The spec that `repr` wrote as `text`. Runs none of it; anything else, also of a later version, is refused."""
     try:
         spec = _value(ast.parse(text.strip(), mode="eval").body)
-    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError(f"expected a Spec, got {text[:200]!r}: {error}") from error
-    if not isinstance(spec, Spec):
-        raise ValueError(f"expected a Spec, got {text[:200]!r}")
+    except (SyntaxError, TypeError, ValueError, MemoryError, RecursionError) as error:
+        raise ValueError(f"expected a spec, got {text[:200]!r}: {error}") from error
+    if not isinstance(spec, _SPECS):
+        raise ValueError(f"expected a spec, got {text[:200]!r}")
     return spec
 
 
@@ -88,4 +53,43 @@ def _value(node: ast.expr) -> object:
     kind = _KINDS.get(node.func.id) if isinstance(node.func, ast.Name) else None
     if kind is None or node.args:
         raise TypeError("it calls something else")
-    return kind(**{str(each.arg): _value(each.value) for each in node.keywords})  # type: ignore[arg-type]
+    return _checked({str(each.arg): _value(each.value) for each in node.keywords}, kind, kind.__name__)
+
+
+@cache
+def _types_of(kind: Any) -> dict[str, Any]:
+    hints = get_type_hints(kind, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(kind)}
+
+
+def _checked(value: Any, kind: Any, what: str) -> Any:
+    """`value` as one of `kind`: a dataclass, a tuple, a `Literal`, a whole number in a range, a bool or a text."""
+    if is_dataclass(kind):
+        return _checked_fields(value, kind, what)
+    origin, inner = get_origin(kind), get_args(kind)
+    if origin is tuple and isinstance(value, list | tuple):
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        if len(value) == len(kinds):
+            return tuple(_checked(each, one, what) for each, one in zip(value, kinds, strict=True))
+    elif origin is Literal:
+        if isinstance(value, str) and value in inner:
+            return value
+        raise ValueError(f"expected one of {', '.join(inner)} as {what}, got {value!r}")
+    elif origin is Annotated:
+        numbers: range = inner[1]
+        if type(value) is int and value in numbers:
+            return value
+        raise ValueError(f"expected a whole number from {numbers[0]} to {numbers[-1]} as {what}, got {value!r}")
+    elif type(value) is kind:
+        return value
+    raise ValueError(f"expected {kind} as {what}, got {value!r}")
+
+
+def _checked_fields(value: Any, kind: Any, what: str) -> Any:
+    if isinstance(value, kind):
+        return value
+    types = _types_of(kind)
+    if not isinstance(value, Mapping) or set(value) != set(types):
+        got = ", ".join(sorted(value)) if isinstance(value, Mapping) else repr(value)
+        raise ValueError(f"expected the fields {', '.join(sorted(types))} of {what}, got {got}")
+    return kind(**{name: _checked(value[name], type_, name) for name, type_ in types.items()})

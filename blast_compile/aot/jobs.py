@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from blast_compile.aot import tuned
 from blast_compile.aot.needs import Need
 from blast_compile.base.errors import TargetError
-from blast_compile.codegen.cpp import config as cpp_config
 from blast_compile.codegen.cpp.config import CpuConfig
-from blast_compile.codegen.cpp.generate import generate, supports
+from blast_compile.codegen.cpp.families import family_of
 from blast_compile.codegen.spec import Spec
 from blast_compile.codegen.spec_text import describe
 from blast_compile.codegen.triton import config as triton_config
@@ -76,11 +75,12 @@ def plan_jobs(
 
 def _jobs_of(need: Need, spec: Spec, tokens: Sequence[int], records: Sequence[Record]) -> Iterable[Job]:
     if spec.target.startswith("cpu:"):
-        if not supports(spec):
-            raise TargetError(f"{spec.dtype} in blocks of {spec.block[0]}x{spec.block[1]} has no kernel on CPUs")
-        counts = {cpp_config.default_config(spec): tuple(tokens)}
+        family = family_of(spec)
+        if reason := family.why_none(spec):
+            raise TargetError(f"{reason} on CPUs")
+        counts = {family.default_config(spec): tuple(tokens)}
         counts = counts | tuned.configs(records, spec) | counts  # the default first, and for whatever was asked
-        return [Job(spec, config, generate(spec, config), each) for config, each in counts.items()]
+        return [Job(spec, config, family.generate(spec, config), each) for config, each in counts.items()]
     steps = gpu_kernels.steps(spec)
     made = [_gpu_job(need, step, step is not steps[0], count) for step in steps for count in tokens]
     return [*made, *(_listing(job) for job in made if job.spec.layout == "masked")]

@@ -9,8 +9,8 @@ from blast_compile.base import env
 from blast_compile.base.errors import BuildError
 from blast_compile.base.log import warn_once
 from blast_compile.codegen.cpp import build
-from blast_compile.codegen.cpp.config import CpuConfig, default_config
-from blast_compile.codegen.cpp.generate import MIN_BLOCK_EDGE, supports
+from blast_compile.codegen.cpp.config import CpuConfig
+from blast_compile.codegen.cpp.families import family_of
 from blast_compile.codegen.spec import Spec
 from blast_compile.kernels import bundles, shared_objects
 from blast_compile.kernels.kernel import Kernel
@@ -53,10 +53,9 @@ def forget() -> None:
 def _find(spec: Spec, config: CpuConfig | None) -> Kernel:
     if not spec.target.startswith("cpu:"):
         return Kernel("reference", reason=f"no kernels for {spec.target} yet")
-    if min(spec.block) < MIN_BLOCK_EDGE:
-        return Kernel("reference", reason=f"blocks under {MIN_BLOCK_EDGE} have no kernel")
-    if not supports(spec):
-        return Kernel("reference", reason=f"{spec.dtype} with {spec.weight_dtype} weights has no kernel")
+    family = family_of(spec)
+    if reason := family.why_none(spec):
+        return Kernel("reference", reason=reason)
     if bundled := _from_bundle(spec, config):
         return bundled
     isa = spec.target.removeprefix("cpu:")
@@ -67,7 +66,7 @@ def _find(spec: Spec, config: CpuConfig | None) -> Kernel:
         key = "no C++ compiler" if env.cxx() is None else reason
         warn_once(key, f"running without generated kernels, slowly but right: {reason}")
         return Kernel("reference", reason=reason)
-    shown = config or default_config(spec)
+    shown = config or family.default_config(spec)
     tuned = " tuned" if config else ""
     return Kernel(f"c++ {isa} {shown.token_tile}x{shown.vectors}{tuned}", run)
 

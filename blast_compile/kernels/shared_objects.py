@@ -15,8 +15,8 @@ from blast_compile.base import env, folders
 from blast_compile.base.errors import BuildError, StoreError
 from blast_compile.base.log import debug, logger, warn_once
 from blast_compile.codegen.cpp import build
-from blast_compile.codegen.cpp.config import CpuConfig, default_config
-from blast_compile.codegen.cpp.generate import generate
+from blast_compile.codegen.cpp.config import CpuConfig
+from blast_compile.codegen.cpp.families import family_of
 from blast_compile.codegen.fingerprint import fingerprint
 from blast_compile.codegen.spec import Spec
 from blast_compile.kernels.store.store import Store
@@ -53,9 +53,10 @@ class KernelKey:
 
 def shared_object(spec: Spec, config: CpuConfig | None = None) -> Path:
     """The file of a CPU kernel, from the store or compiled now; raises `BuildError` or `OSError`."""
-    chosen, flags = config or default_config(spec), build.flags(spec.target.removeprefix("cpu:"))
+    family, flags = family_of(spec), build.flags(spec.target.removeprefix("cpu:"))
+    chosen = config or family.default_config(spec)
     key = KernelKey(repr(spec), repr(chosen), fingerprint(), _libraries(), _compiler(), flags)
-    return made(key, lambda: generate(spec, chosen), f"a kernel for {spec}")
+    return made(key, lambda: family.generate(spec, chosen), f"a kernel for {spec}")
 
 
 def compiled(source: str, flags: tuple[str, ...], what: str) -> Path:

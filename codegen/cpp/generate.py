@@ -38,8 +38,6 @@ from blast_compile.codegen.cpp.config import (
 from blast_compile.codegen.dtypes import DTYPES
 from blast_compile.codegen.spec import Epilogue, Spec
 
-__all__ = ["MIN_BLOCK_EDGE", "CpuConfig", "default_config", "generate", "is_direct", "supports"]
-
 _LAYERS = {
     "linear": ("layer",),
     "gated_linear": ("gate", "layer"),
@@ -67,9 +65,15 @@ class _Stage:
         return f"{'hidden' if self.to_panel else 'y'} = {self.expression}"
 
 
-def supports(spec: Spec) -> bool:
-    """Whether a CPU kernel can be generated: weights in the dtype of activations or float32, block edges from 8."""
-    return spec.weight_dtype in (spec.dtype, "float32") and min(spec.block) >= MIN_BLOCK_EDGE
+def why_none(spec: Spec) -> str:
+    """Why no CPU kernel can be generated; empty where one can."""
+    if min(spec.block) < MIN_BLOCK_EDGE:
+        return f"blocks under {MIN_BLOCK_EDGE} have no kernel"
+    return (
+        ""
+        if spec.weight_dtype in (spec.dtype, "float32")
+        else f"{spec.dtype} with {spec.weight_dtype} weights has no kernel"
+    )
 
 
 def generate(spec: Spec, config: CpuConfig | None = None) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from blast_compile.base import compat
 from blast_compile.base.env import Isa
-from blast_compile.codegen.cpp import generate
-from blast_compile.codegen.spec import Activation
+from blast_compile.codegen.cpp import families
+from blast_compile.codegen.cpp.config import CpuConfig
+from blast_compile.codegen.spec import Activation, Spec
 from blast_compile.ops import activations, planning
 from tests.op_cases import ACTIVATIONS, DTYPES, Call, Case, make_call
 from tests.sweeps import BEST
@@ -30,8 +32,9 @@ every_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.fixture
 def small_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """Kernels of one token and one vector, which compile twice as fast and compute the same of each element."""
-    small = generate.CpuConfig(token_tile=1, vectors=1, panel_bytes=2**20, row_group=1)
-    monkeypatch.setattr(generate, "default_config", lambda _spec: small)
+    small = CpuConfig(token_tile=1, vectors=1, panel_bytes=2**20, row_group=1)
+    family = replace(families.FAMILIES[Spec], default_config=lambda _spec: small)
+    monkeypatch.setitem(families.FAMILIES, Spec, family)
 
 
 def call_of(bias: Tensor, activation: Activation, block: int = 8) -> Call:

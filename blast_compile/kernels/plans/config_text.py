@@ -12,12 +12,13 @@ from typing import Any
 
 from blast_compile.base.errors import RecordError
 from blast_compile.codegen.cpp.config import CpuConfig
+from blast_compile.codegen.cpp.families import FAMILIES
 from blast_compile.codegen.triton.config import TritonConfig
 
 Config = CpuConfig | TritonConfig
 _EXAMPLE = "CpuConfig(token_tile=12, vectors=2, panel_bytes=1048576)"
 Kind = type[CpuConfig] | type[TritonConfig]
-_KINDS: dict[str, Kind] = {kind.__name__: kind for kind in (CpuConfig, TritonConfig)}
+_KINDS: dict[str, Kind] = {kind.__name__: kind for kind in (*(each.config for each in FAMILIES.values()), TritonConfig)}
 
 
 @lru_cache(1024)  # a plan reads one config for every bucket of tokens
