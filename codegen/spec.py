@@ -43,3 +43,12 @@ class Spec:
     epilogues: tuple[Epilogue, ...]
     layout: Layout
     target: str
+
+    @property
+    def summary(self) -> str:
+        """In a few words, the target left out."""
+        first = self.epilogues[0] if self.epilogues else None
+        flags = [name for name in ("bias", "residual") if any(getattr(each, name) for each in self.epilogues)]
+        dtypes = dict.fromkeys((self.dtype, self.weight_dtype))
+        activation = [first.activation] if first and first.activation != "identity" else []
+        return " ".join([self.op, *activation, *flags, *dtypes, f"{self.block[0]}x{self.block[1]}", self.layout])

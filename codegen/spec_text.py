@@ -1,4 +1,4 @@
-"""A spec as text and as plain values: read back, each value checked by the types of its class, and told in a few words.
+"""A spec as text and as plain values: read back, each value checked by the types of its class.
 
 The text is its `repr`, which heads the source of a kernel; the values are those of `dataclasses.asdict`, as JSON keeps
 them in bundles and plans.
@@ -12,20 +12,21 @@ from dataclasses import fields, is_dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
+from blast_compile.codegen.attention_spec import AttentionSpec
 from blast_compile.codegen.spec import Epilogue, Spec
 
-_SPECS = (Spec,)
+AnySpec = Spec | AttentionSpec
+_SPECS = (Spec, AttentionSpec)
 _KINDS: dict[str, type[Any]] = {kind.__name__: kind for kind in (*_SPECS, Epilogue)}
 
 
 def read_spec(values: Mapping[str, Any]) -> Spec:
-    """From `dataclasses.asdict` of a spec, as JSON gives it back; a `ValueError` that names what is wrong."""
-    kind = next((kind for kind in _SPECS if set(values) == set(_types_of(kind))), Spec)
-    spec: Spec = _checked(values, kind, "a spec")
+    """From `dataclasses.asdict` of a product's spec, as JSON gives it back; a `ValueError` names what is wrong."""
+    spec: Spec = _checked(values, Spec, "a spec")
     return spec
 
 
-def parse(text: str) -> Spec:
+def parse(text: str) -> AnySpec:
     """The spec that `repr` wrote as `text`. Runs none of it; anything else, also of a later version, is refused."""
     try:
         spec = _value(ast.parse(text.strip(), mode="eval").body)
@@ -34,15 +35,6 @@ def parse(text: str) -> Spec:
     if not isinstance(spec, _SPECS):
         raise ValueError(f"expected a spec, got {text[:200]!r}")
     return spec
-
-
-def describe(spec: Spec) -> str:
-    """A spec in a few words, its target left out."""
-    first = spec.epilogues[0] if spec.epilogues else None
-    flags = [name for name in ("bias", "residual") if any(getattr(each, name) for each in spec.epilogues)]
-    dtypes = dict.fromkeys((spec.dtype, spec.weight_dtype))
-    activation = [first.activation] if first and first.activation != "identity" else []
-    return " ".join([spec.op, *activation, *flags, *dtypes, f"{spec.block[0]}x{spec.block[1]}", spec.layout])
 
 
 def _value(node: ast.expr) -> object:

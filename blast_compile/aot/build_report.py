@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from blast_compile.codegen.spec_text import describe
 from blast_compile.kernels.bundles import Artifact, Bundle, Skipped
 
 _COLUMNS = (
@@ -64,7 +63,7 @@ def markdown(kernels: tuple[Artifact, ...], skipped: tuple[Skipped, ...]) -> Ite
     for artifact in kernels:
         tokens = ", ".join(map(str, artifact.tokens))
         facts = " | ".join(str(artifact.facts.get(name, "")) for name in _COLUMNS)
-        yield f"| {artifact.spec.target} | {describe(artifact.spec)} | {tokens} | {artifact.name} | {facts} |"
+        yield f"| {artifact.spec.target} | {artifact.spec.summary} | {tokens} | {artifact.name} | {facts} |"
     if skipped:
         yield ""
         yield "| target | without a kernel | why |"

@@ -28,7 +28,6 @@ from blast_compile.base.models import Inputs, arguments_of
 from blast_compile.base.version import __version__
 from blast_compile.codegen.fingerprint import fingerprint
 from blast_compile.codegen.spec import Spec
-from blast_compile.codegen.spec_text import describe
 from blast_compile.kernels.bundles import Artifact, Bundle, Contents, LauncherFile, Skipped
 from blast_compile.kernels.launcher.launcher import source_sha256
 
@@ -96,7 +95,7 @@ def make(
     records = tuned.chosen(spec for name in names for need in found if isinstance(spec := need.spec_on(name), Spec))
     planned, skipped = plan_jobs(found, names, request.tokens, records)
     built, launcher = compile_all(planned, request.workers, lambda done: request.progress(_line(done)))
-    skipped += [Skipped(describe(each.job.spec), each.job.spec.target, each.problem) for each in built if each.problem]
+    skipped += [Skipped(each.job.spec.summary, each.job.spec.target, each.problem) for each in built if each.problem]
     sources = {each.job.source for each in built if not each.problem and each.job.helper is None}
     usable = [each for each in built if not each.problem and each.job.source in sources]  # no helper of nothing
     if not usable:
@@ -122,7 +121,7 @@ def make(
 
 
 def _line(built: Built) -> str:
-    name = f"{built.job.spec.target} {describe(built.job.spec)}"
+    name = f"{built.job.spec.target} {built.job.spec.summary}"
     return f"{name}: {built.problem}" if built.problem else name
 
 

@@ -11,7 +11,6 @@ from blast_compile.base.errors import TargetError
 from blast_compile.codegen.cpp.config import CpuConfig
 from blast_compile.codegen.cpp.families import family_of
 from blast_compile.codegen.spec import Spec
-from blast_compile.codegen.spec_text import describe
 from blast_compile.codegen.triton import config as triton_config
 from blast_compile.codegen.triton.build import LIST_KEPT
 from blast_compile.codegen.triton.config import ALIGNED, TritonConfig
@@ -69,7 +68,7 @@ def plan_jobs(
                     key = replace(job, tokens=())
                     jobs[key] = tuple(sorted({*jobs.get(key, ()), *job.tokens}))
             except TargetError as error:
-                skipped[Skipped(describe(spec), target, str(error))] = None
+                skipped[Skipped(spec.summary, target, str(error))] = None
     return [replace(job, tokens=counts) for job, counts in jobs.items()], list(skipped)
 
 

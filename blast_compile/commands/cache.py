@@ -146,7 +146,7 @@ def _show(found: list[Entry], json: bool) -> None:
 def _kernel(entry: Entry) -> str:
     """What the source computes, in a few words: its spec, target and what differs from the default config."""
     from blast_compile.codegen import spec_text
-    from blast_compile.codegen.cpp.config import default_config
+    from blast_compile.codegen.cpp.families import family_of
     from blast_compile.kernels.plans.config_text import difference
 
     if not entry.head:
@@ -154,8 +154,8 @@ def _kernel(entry: Entry) -> str:
     spec, *more = entry.head
     try:
         known = spec_text.parse(spec)
-        config = difference(more[0], default_config(known)) if more else ""
-        return ", ".join(filter(None, (spec_text.describe(known), known.target, config)))
+        config = difference(more[0], family_of(known).default_config(known)) if more else ""
+        return ", ".join(filter(None, (known.summary, known.target, config)))
     except (ValueError, TypeError, LookupError, AttributeError, BlastError):
         return spec  # the first words of another source, or a spec of another version
 

@@ -9,13 +9,12 @@ from blast_compile.base import env
 from blast_compile.base.errors import BuildError
 from blast_compile.base.log import warn_once
 from blast_compile.codegen.cpp import build
-from blast_compile.codegen.cpp.config import CpuConfig
-from blast_compile.codegen.cpp.families import family_of
-from blast_compile.codegen.spec import Spec
+from blast_compile.codegen.cpp.families import AnyCpuConfig, family_of
+from blast_compile.codegen.spec_text import AnySpec
 from blast_compile.kernels import bundles, shared_objects
 from blast_compile.kernels.kernel import Kernel
 
-_Key = tuple[Spec, CpuConfig | None]
+_Key = tuple[AnySpec, AnyCpuConfig | None]
 _kernels: dict[_Key, Kernel] = {}
 _lock = threading.Lock()  # for the locks
 _locks: dict[_Key, threading.Lock] = {}  # one a kernel, so that different kernels are built at once
@@ -31,7 +30,7 @@ def _unlock() -> None:
 os.register_at_fork(after_in_child=_unlock)
 
 
-def kernel_for(spec: Spec, config: CpuConfig | None = None) -> Kernel:
+def kernel_for(spec: AnySpec, config: AnyCpuConfig | None = None) -> Kernel:
     """The kernel of a spec at a config, or at its default; built once a process and, by the store, a machine."""
     key = (spec, config)
     kernel = _kernels.get(key)
@@ -50,7 +49,7 @@ def forget() -> None:
     _kernels.clear()
 
 
-def _find(spec: Spec, config: CpuConfig | None) -> Kernel:
+def _find(spec: AnySpec, config: AnyCpuConfig | None) -> Kernel:
     if not spec.target.startswith("cpu:"):
         return Kernel("reference", reason=f"no kernels for {spec.target} yet")
     family = family_of(spec)
@@ -68,10 +67,10 @@ def _find(spec: Spec, config: CpuConfig | None) -> Kernel:
         return Kernel("reference", reason=reason)
     shown = config or family.default_config(spec)
     tuned = " tuned" if config else ""
-    return Kernel(f"c++ {isa} {shown.token_tile}x{shown.vectors}{tuned}", run)
+    return Kernel(f"c++ {isa} {shown.register_tile}{tuned}", run)
 
 
-def _from_bundle(spec: Spec, config: CpuConfig | None) -> Kernel | None:
+def _from_bundle(spec: AnySpec, config: AnyCpuConfig | None) -> Kernel | None:
     """The kernel of a bundle that serves this process; one that does not load counts as missing, once warned of."""
     found = bundles.find(spec, config=None if config is None else repr(config))
     if found is None:

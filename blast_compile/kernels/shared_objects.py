@@ -15,10 +15,9 @@ from blast_compile.base import env, folders
 from blast_compile.base.errors import BuildError, StoreError
 from blast_compile.base.log import debug, logger, warn_once
 from blast_compile.codegen.cpp import build
-from blast_compile.codegen.cpp.config import CpuConfig
-from blast_compile.codegen.cpp.families import family_of
+from blast_compile.codegen.cpp.families import AnyCpuConfig, family_of
 from blast_compile.codegen.fingerprint import fingerprint
-from blast_compile.codegen.spec import Spec
+from blast_compile.codegen.spec_text import AnySpec
 from blast_compile.kernels.store.store import Store
 
 T = TypeVar("T")
@@ -51,7 +50,7 @@ class KernelKey:
     flags: tuple[str, ...]
 
 
-def shared_object(spec: Spec, config: CpuConfig | None = None) -> Path:
+def shared_object(spec: AnySpec, config: AnyCpuConfig | None = None) -> Path:
     """The file of a CPU kernel, from the store or compiled now; raises `BuildError` or `OSError`."""
     family, flags = family_of(spec), build.flags(spec.target.removeprefix("cpu:"))
     chosen = config or family.default_config(spec)

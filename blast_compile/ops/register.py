@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,29 +30,11 @@ from blast_compile.base import compat
 from blast_compile.base.errors import LayerError
 from blast_compile.codegen.family import PRODUCTS, Product
 from blast_compile.ops import flops, planning, transforms
+from blast_compile.ops.attention import op as attention
+from blast_compile.ops.definition import OpDef
 from blast_compile.ops.products import cpu, gpu, gpu_gradients, gradients, layer_gradients
-from blast_compile.ops.products.gradients import Formula
 
 ABI = layer_gradients.ABI
-
-
-class OpDef(NamedTuple):
-    """All that torch is told of an op.
-
-    schema: arguments and result. fake: the shape of a result, from tensors without values. formula: its gradients, with
-    which it gets the overload `nograd` too. rows: arguments with a row a token, which `vmap` may stack. has_plans:
-    whether `launch.cpp` serves it. is_cast: whether autocast casts `x`.
-    """
-
-    name: str
-    schema: str
-    cpu: Callable[..., Any]
-    gpu: Callable[..., Any]
-    fake: Callable[..., Any]
-    formula: Formula | None = None
-    rows: frozenset[str] = frozenset()
-    has_plans: bool = False
-    is_cast: bool = False
 
 
 def of_product(product: Product) -> OpDef:
@@ -72,7 +54,7 @@ def of_product(product: Product) -> OpDef:
         gradients.OF_INPUT_GRAD if product.is_transposed else gradients.formula_of(product),
         frozenset(argument.name for argument in product.arguments if argument.kind in ("rows", "residual")),
         has_plans=True,
-        is_cast=not product.is_transposed,
+        num_cast=int(not product.is_transposed),
     )
 
 
@@ -119,6 +101,7 @@ OPS = (
     ),
     _of_hidden_grad("hidden_grad", "Tensor z", "Tensor"),
     _of_hidden_grad("gated_hidden_grad", "Tensor gate, Tensor up", "(Tensor, Tensor)"),
+    *attention.OPS,
 )
 _library = Library("blast", "DEF")  # type: ignore[no-untyped-call]
 
@@ -130,16 +113,20 @@ def _check_devices(name: str, args: tuple[Any, ...]) -> None:
         raise LayerError(f"expected tensors of {name} on one device, got {', '.join(sorted(devices))}; move them")
 
 
-def _autocast(op: OpOverload, device: str) -> Callable[..., Tensor]:
-    """Casts `x` alone: casting a dense float32 weight at every call costs more than its sparse product."""
+def _autocast(op: OpOverload, device: str, num_cast: int) -> Callable[..., Any]:
+    """Casts the first tensors: casting a dense float32 weight at every call costs more than its sparse product."""
 
-    def call(x: Tensor, *args: Any) -> Tensor:
+    def call(*args: Any) -> Any:
         with compat.without_autocast(device):
-            is_cast = x.is_floating_point() and x.dtype != torch.float64  # as torch's own linear does
-            y: Tensor = op(x.to(torch.get_autocast_dtype(device)) if is_cast else x, *args)
-        return y
+            return op(*(_cast(arg, device) for arg in args[:num_cast]), *args[num_cast:])
 
     return call
+
+
+def _cast(x: Tensor, device: str) -> Tensor:
+    """As torch's own linear does."""
+    is_cast = x.is_floating_point() and x.dtype != torch.float64
+    return x.to(torch.get_autocast_dtype(device)) if is_cast else x
 
 
 def _define(name: str, schema: str, implementation: Callable[..., Any], *, has_gradient: bool = False) -> None:
@@ -169,8 +156,8 @@ def _register_overload(op: OpDef, overload: str) -> None:
     torch.library.register_fake(f"blast::{name}", op.fake, lib=_library)
     packet = getattr(getattr(torch.ops.blast, op.name), overload)
     torch.library.register_vmap(f"blast::{name}", transforms.batched(packet, op.rows), lib=_library)
-    for device in ("cpu", "cuda") if op.is_cast else ():
-        _library.impl(name, _autocast(packet, device), f"Autocast{device.upper()}")  # type: ignore[no-untyped-call]
+    for device in ("cpu", "cuda") if op.num_cast else ():
+        _library.impl(name, _autocast(packet, device, op.num_cast), f"Autocast{device.upper()}")  # type: ignore[no-untyped-call]
 
 
 for _op in OPS:

@@ -15,28 +15,28 @@ from torch._ops import OpOverload
 
 from blast_compile.base import compat
 from blast_compile.base.errors import GradientError
-from blast_compile.ops.products.gradients import Formula
+from blast_compile.ops.definition import Formula
 
 
-def differentiable(op: OpOverload, formula: Formula) -> Callable[..., Tensor]:
+def differentiable(op: OpOverload, formula: Formula) -> Callable[..., Any]:
     """`op` for the Autograd key, registered `with_keyset`.
 
     Raises `GradientError` in forward mode, for which there is no formula.
     """
 
-    def forward(ctx: Any, *args: Any) -> Tensor:
+    def forward(ctx: Any, *args: Any) -> Any:
         *inputs, keyset = args
         y = compat.redispatch_below_autograd(op, keyset, inputs)
         formula.setup(ctx, inputs, y)
         return y
 
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return *formula.backward(ctx, grad), None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return *formula.backward(ctx, *grads), None
 
     function = compat.one_level_function(f"{op}.gradient", forward, backward)
     num_arguments = len(op._schema.arguments)
 
-    def call(keyset: torch._C.DispatchKeySet, *args: Any) -> Tensor:
+    def call(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         if compat.any_has_tangent(args):
             raise GradientError(
                 f"expected {op} to be differentiated in reverse, got forward mode (torch.func.jvp, jacfwd, hessian or "

@@ -10,6 +10,7 @@ from blast_compile.codegen.cpp.isas import ISAS
 from blast_compile.codegen.spec import Spec
 
 Share = Literal["auto", "tokens", "rows"]
+MIN_BLOCK_EDGE = 8
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,25 @@ class CpuConfig:
     split: int = 1
 
     @property
+    def register_tile(self) -> str:
+        """Tokens by vectors, for people."""
+        return f"{self.token_tile}x{self.vectors}"
+
+    @property
     def tiles(self) -> tuple[int, ...]:
         """The sizes of a register tile that get a kernel, largest first; few, since each costs time to compile."""
         return (self.token_tile, *(size for size in (16, 8, 6, 4, 2, 1) if size < self.token_tile))
+
+
+def why_none(spec: Spec) -> str:
+    """Why no CPU kernel can be generated; empty where one can."""
+    if min(spec.block) < MIN_BLOCK_EDGE:
+        return f"blocks under {MIN_BLOCK_EDGE} have no kernel"
+    return (
+        ""
+        if spec.weight_dtype in (spec.dtype, "float32")
+        else f"{spec.dtype} with {spec.weight_dtype} weights has no kernel"
+    )
 
 
 def default_config(spec: Spec) -> CpuConfig:

@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from blast_compile.codegen.cpp.config import CpuConfig, default_config, why_impossible
-from blast_compile.codegen.cpp.generate import generate, why_none
+from blast_compile.codegen.attention_spec import AttentionSpec
+from blast_compile.codegen.cpp import attention, config
+from blast_compile.codegen.cpp.attention import AttentionConfig
+from blast_compile.codegen.cpp.config import CpuConfig
 from blast_compile.codegen.spec import Spec
 
 
@@ -27,9 +29,29 @@ class Family:
     generate: Callable[[Any, Any], str]
 
 
+def _product(spec: Spec, config: CpuConfig) -> str:
+    from blast_compile.codegen.cpp.generate import generate  # imports sympy, which is slow
+
+    return generate(spec, config)
+
+
 FAMILIES = {
-    family.spec: family for family in (Family(Spec, CpuConfig, why_none, default_config, why_impossible, generate),)
+    family.spec: family
+    for family in (
+        Family(Spec, CpuConfig, config.why_none, config.default_config, config.why_impossible, _product),
+        Family(
+            AttentionSpec,
+            AttentionConfig,
+            attention.why_none,
+            attention.default_config,
+            attention.why_impossible,
+            attention.generate,
+        ),
+    )
 }
+
+
+AnyCpuConfig = CpuConfig | AttentionConfig
 
 
 def family_of(spec: object) -> Family:

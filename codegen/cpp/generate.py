@@ -20,9 +20,6 @@ The file needs no header but the compiler's own, so it compiles in a second or t
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
-
-import jinja2
 
 from blast_compile.codegen import epilogue
 from blast_compile.codegen.cpp.config import (
@@ -35,6 +32,7 @@ from blast_compile.codegen.cpp.config import (
     isa_of,
     vector_length,
 )
+from blast_compile.codegen.cpp.environment import environment
 from blast_compile.codegen.dtypes import DTYPES
 from blast_compile.codegen.spec import Epilogue, Spec
 
@@ -45,7 +43,6 @@ _LAYERS = {
     "gated_mlp": ("gate", "up", "down"),
     "input_grad": ("layer",),
 }
-MIN_BLOCK_EDGE = 8
 
 
 @dataclass(frozen=True)
@@ -65,17 +62,6 @@ class _Stage:
         return f"{'hidden' if self.to_panel else 'y'} = {self.expression}"
 
 
-def why_none(spec: Spec) -> str:
-    """Why no CPU kernel can be generated; empty where one can."""
-    if min(spec.block) < MIN_BLOCK_EDGE:
-        return f"blocks under {MIN_BLOCK_EDGE} have no kernel"
-    return (
-        ""
-        if spec.weight_dtype in (spec.dtype, "float32")
-        else f"{spec.dtype} with {spec.weight_dtype} weights has no kernel"
-    )
-
-
 def generate(spec: Spec, config: CpuConfig | None = None) -> str:
     """The text of the kernel; the same spec and config give the same bytes."""
     config = config or default_config(spec)
@@ -87,7 +73,7 @@ def generate(spec: Spec, config: CpuConfig | None = None) -> str:
     stages = [_Stage(name, e, name == "Hidden") for name, e in zip(names, epilogues, strict=True)]
     template = "weight_grad.cpp.jinja" if spec.op == "weight_grad" else "forward.cpp.jinja"
     return (
-        _environment()
+        environment()
         .get_template(template)
         .render(
             spec=spec,
@@ -112,15 +98,3 @@ def generate(spec: Spec, config: CpuConfig | None = None) -> str:
             turned=has_one_vector(spec),
         )
     )
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("blast_compile.codegen", "templates/cpp"),
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,
-        keep_trailing_newline=True,
-    )
-    environment.filters["cpp"] = lambda flag: "true" if flag else "false"
-    return environment

@@ -17,6 +17,7 @@ from blast_compile.backend import prepare
 from blast_compile.base import processor
 from blast_compile.base.errors import LayerError, OptionsError, TuningError
 from blast_compile.codegen.cpp.config import CpuConfig, default_config
+from blast_compile.codegen.spec import Spec
 from blast_compile.kernels import cpu
 from blast_compile.kernels.kernel import Kernel
 from blast_compile.kernels.plans.database import Database
@@ -205,6 +206,7 @@ def test_fields_that_a_config_leaves_out_are_as_in_the_default(named: dict[str, 
     run = torch.compile(net, backend="blast", options={"delegate": "eager", "config": text})
     torch.testing.assert_close(run(x_of(5)), net(x_of(5)))
     ((spec, config),) = [key for key in cpu._kernels if key[1] is not None]
+    assert isinstance(spec, Spec)
     assert config == replace(default_config(spec), **named)
 
 

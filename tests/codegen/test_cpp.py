@@ -23,8 +23,9 @@ from blast_compile.codegen.cpp.config import (
     is_turned,
     num_registers,
     vector_length,
+    why_none,
 )
-from blast_compile.codegen.cpp.generate import generate, why_none
+from blast_compile.codegen.cpp.generate import generate
 from blast_compile.codegen.spec import Dtype, Epilogue, Layout, Op, Spec
 
 SMALL = Spec("linear", "float32", "float32", (8, 8), (Epilogue("relu", bias=True),), "packed", "cpu:portable")

@@ -25,8 +25,8 @@ def without_autocast(device: str) -> AbstractContextManager[None]:
 
 
 def one_level_function(
-    name: str, forward: Callable[..., Tensor], backward: Callable[..., tuple[Tensor | None, ...]]
-) -> Callable[..., Tensor]:
+    name: str, forward: Callable[..., Any], backward: Callable[..., tuple[Tensor | None, ...]]
+) -> Callable[..., Any]:
     """An `autograd.Function` for an op's own Autograd kernel: it serves one level of `torch.func`, the innermost.
 
     The levels further out come when `forward` redispatches; a function turns differentiation off, so it is turned on
@@ -36,33 +36,32 @@ def one_level_function(
     `torch.autograd.forward_ad._set_fwd_grad_enabled`: run 2.13, read 2.11.
     """
 
-    def forward_for_outer_levels(ctx: object, *args: object) -> Tensor:
+    def forward_for_outer_levels(ctx: object, *args: object) -> Any:
         with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
             return forward(ctx, *args)
 
-    def function(forward: Callable[..., Tensor]) -> Any:
+    def function(forward: Callable[..., Any]) -> Any:
         members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
         return type(name, (_SingleLevelFunction,), members)
 
     plain, leveled = function(forward), function(forward_for_outer_levels)
 
-    def apply(*args: object) -> Tensor:
+    def apply(*args: object) -> Any:
         if not torch._C._are_functorch_transforms_active():
-            return cast(Tensor, plain.apply(*args))
+            return plain.apply(*args)
         with enable_single_level_autograd_function():
-            return cast(Tensor, leveled.apply(*args))
+            return leveled.apply(*args)
 
     return apply
 
 
-def redispatch_below_autograd(op: OpOverload, keyset: torch._C.DispatchKeySet, args: Sequence[object]) -> Tensor:
+def redispatch_below_autograd(op: OpOverload, keyset: torch._C.DispatchKeySet, args: Sequence[object]) -> Any:
     """Calls `op` from its own Autograd kernel, with what the dispatcher still has to do behind it.
 
     `torch._C._AutoDispatchBelowAutograd`, `_after_autograd_keyset` and `OpOverload.redispatch`: run 2.13, read 2.11.
     """
     with torch._C._AutoDispatchBelowAutograd():
-        y: Tensor = op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
-    return y
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
 
 def any_requires_grad(args: Sequence[object]) -> bool:

@@ -6,7 +6,7 @@ import os
 import threading
 from pathlib import Path
 
-from blast_compile.codegen.spec import Spec
+from blast_compile.codegen.spec_text import AnySpec
 from blast_compile.kernels.bundles.bundle import Bundle
 from blast_compile.kernels.bundles.format import PLANS, Artifact
 
@@ -32,7 +32,7 @@ def detach_all() -> None:
         _attached = ()
 
 
-def find(spec: Spec, *, config: str | None = None) -> tuple[Artifact, Path] | None:
+def find(spec: AnySpec, *, config: str | None = None) -> tuple[Artifact, Path] | None:
     """A kernel of a spec, as `Bundle.find` has it, and the path of its binary; the first bundle attached goes first."""
     for bundle in _attached:
         if artifact := bundle.find(spec, config=config):

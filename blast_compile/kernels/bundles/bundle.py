@@ -14,11 +14,12 @@ from blast_compile.base.env import ISAS
 from blast_compile.base.errors import BundleError
 from blast_compile.base.version import __version__
 from blast_compile.codegen.fingerprint import fingerprint
-from blast_compile.codegen.spec import Spec
+from blast_compile.codegen.spec_text import AnySpec
 from blast_compile.kernels.bundles import format as manifests
 from blast_compile.kernels.bundles.format import MANIFEST, Artifact, Contents, Fingerprint
 
 T = TypeVar("T")
+_AnySpec = TypeVar("_AnySpec", bound=AnySpec)
 
 _REBUILD = "build it again, or take an undamaged copy"
 
@@ -55,7 +56,7 @@ class Bundle:
         _check_origin(root, contents)
         return cls(root, contents)
 
-    def find(self, spec: Spec, *, config: str | None = None) -> Artifact | None:
+    def find(self, spec: AnySpec, *, config: str | None = None) -> Artifact | None:
         """The kernel of a spec, or None.
 
         On CPUs, one for a lesser instruction set serves too, the best one first. config: that of this repr alone.
@@ -71,7 +72,7 @@ class Bundle:
         return self.folder / name
 
 
-def spec_on(spec: Spec, target: str) -> Spec:
+def spec_on(spec: _AnySpec, target: str) -> _AnySpec:
     """The same kernel for another target."""
     return replace(spec, target=target)
 

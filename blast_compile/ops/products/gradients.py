@@ -12,7 +12,6 @@ the old formula otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import reduce
 from operator import add
 from typing import Any
@@ -21,15 +20,8 @@ from torch import Tensor
 
 from blast_compile.codegen.family import Operands, Product
 from blast_compile.ops.activations import activated, gradients_of_activated
+from blast_compile.ops.definition import Formula
 from blast_compile.ops.products.layer_gradients import Layer
-
-
-@dataclass(frozen=True)
-class Formula:
-    """`setup` and `backward` in the form `torch.library.register_autograd` asks for."""
-
-    setup: Callable[..., None]
-    backward: Callable[..., Any]
 
 
 def formula_of(product: Product) -> Formula:

@@ -47,14 +47,7 @@ constexpr int vectors() { return (W + VL - 1) / VL; }
 template <int MT, int W>
 constexpr int num_chains() { return MT <= 2 ? std::max(1, {{ config.chains }} * STRIP / (MT * std::max(W, STRIP))) : 1; }
 
-// Calls f with 0 to N - 1 as constants. What it chooses by them stays in registers; g++ keeps arrays that loops go over, even
-// unrolled ones, in memory as well, and stores to it at every step.
-template <int N, class F>
-inline void unrolled(F&& f) {
-  [&]<int... I>(std::integer_sequence<int, I...>) {
-    (f(std::integral_constant<int, I>{}), ...);
-  }(std::make_integer_sequence<int, N>{});
-}
+{% include "unrolled.hpp" %}
 
 template <int MT, int W>
 using Sums = Vec[MT][vectors<W>()];

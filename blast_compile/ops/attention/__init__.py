@@ -1,0 +1,1 @@
+"""Attention, `torch.ops.blast.attention`: lists of blocks of keys, rules as data, the log-sum-exp beside the result."""
