@@ -126,6 +126,10 @@ class Effects:
         """Whether anything behind `place` may write to memory of one of `nodes`."""
         return self._is_hit(place, nodes, self._writes)
 
+    def is_written_between(self, first: Node, last: Node, *nodes: Node) -> bool:
+        """Whether anything between two nodes may write to memory of one of `nodes`."""
+        return self._is_hit(first, nodes, [node for node in self._writes if node < last])
+
     def is_reshaped_behind(self, place: Node, *nodes: Node) -> bool:
         """Whether anything behind `place` may change more of one of `nodes` than values: its sizes, its history."""
         return self._is_hit(place, nodes, [node for node in self._writes if node in self._unknown])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,9 @@ from torch.fx import GraphModule, Node
 
 from blast_compile.base import compat
 from blast_compile.masks.layout import Block
-from blast_compile.passes.vocabulary import REASON, Kind, arguments, called_graph, fake, sparse_kind
+from blast_compile.ops.attention.call import Attention
+from blast_compile.passes.attention_calls import KEPT, is_torch_attention
+from blast_compile.passes.vocabulary import REASON, Kind, arguments, called_graph, fake, is_attention, sparse_kind
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,31 @@ def survey(gm: GraphModule) -> tuple[FoundOp, ...]:
     """The sparse ops of a graph and of the graphs inside it, in the order in which they run."""
     positions = {node: position for position, node in enumerate(gm.graph.find_nodes(op="placeholder"))}
     return tuple(_survey(gm, positions))
+
+
+@dataclass(frozen=True)
+class FoundAttention:
+    """One call of attention.
+
+    module: the name of the module that makes it, as Dynamo knows it. call: what `blast::attention` is given, tensors as
+    fake ones; None where torch's own runs, for `reason`.
+    """
+
+    module: str
+    call: Attention | None
+    reason: str
+
+
+def survey_attention(gm: GraphModule) -> Iterator[FoundAttention]:
+    """The calls of attention of a graph and of the graphs inside it, ours and torch's."""
+    for node in gm.graph.nodes:
+        if is_attention(node):
+            call = Attention(*(compat.with_hints(fake(argument)) for argument in node.args))
+            yield FoundAttention(_module(node), call, "")
+        elif is_torch_attention(node):
+            yield FoundAttention(_module(node), None, node.meta.get(KEPT) or "")
+        if inner := called_graph(gm, node):
+            yield from survey_attention(inner)
 
 
 def _survey(gm: GraphModule, positions: dict[Node, int]) -> Iterator[FoundOp]:
@@ -69,3 +97,9 @@ def _origin(index: Node) -> Node:
     while index.op == "call_function" and index.all_input_nodes:
         index = index.all_input_nodes[0]
     return index
+
+
+def _module(node: Node) -> str:
+    """`model.layers.0.self_attn` of `L['model'].model.layers.0.self_attn`; "" outside of any module."""
+    stack = list(node.meta.get("nn_module_stack", {}).values())
+    return re.sub(r"^L\['\w+'\]\.?", "", stack[-1][0]) if stack else ""

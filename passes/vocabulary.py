@@ -53,6 +53,11 @@ def sparse_kind(node: Node) -> Kind | None:
     return _PACKETS.get(callee(node)) if node.op == "call_function" else None
 
 
+def is_attention(node: Node) -> bool:
+    """Whether a node calls our attention."""
+    return node.op == "call_function" and callee(node) is torch.ops.blast.attention
+
+
 def arguments(node: Node) -> dict[str, Any]:
     """The arguments of a call of ours by the names of its schema."""
     kind = sparse_kind(node)

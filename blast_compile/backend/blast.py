@@ -38,13 +38,14 @@ def blast(
     if chosen.bundle is not None:
         use_bundle(chosen.bundle)
     config = None if chosen.config is None else PinnedConfig.of(chosen.config)
-    if not passes.has_sparse_layers(gm):
+    if passes.has_sparse_layers(gm):
+        sizes.let_sizes_vary(gm, example_inputs)
+        sizes.warn_of_limit()
+    elif chosen.attention == "keep" or not passes.has_attention(gm):
         logger.info(
             "no sparse layer in this graph, %s compiles it as it is; sparsify_ makes layers sparse", chosen.delegate
         )
         return compat.compile_with(chosen.delegate, gm, example_inputs, mode)
-    sizes.let_sizes_vary(gm, example_inputs)
-    sizes.warn_of_limit()
     rewritten = _rewritten(gm, chosen)
     if config is not None and rewritten is not gm:
         pin_config(rewritten, config)
@@ -71,7 +72,7 @@ def _rewritten(gm: GraphModule, options: BackendOptions) -> GraphModule:
     """A rewritten copy; Dynamo and the fallback need the original."""
     copied = compat.copy_graph_module(gm)
     try:
-        passes.rewrite(copied)
+        passes.rewrite(copied, passes.passes_for(attention=options.attention == "exact"))
     except RewriteError as error:
         if options.fallback == "error":
             raise

@@ -18,18 +18,19 @@ from blast_compile import passes
 from blast_compile.base import compat
 from blast_compile.base.errors import RewriteError
 from blast_compile.passes.readers import Readers, readers_of_inputs
-from blast_compile.passes.survey import FoundOp, survey
+from blast_compile.passes.survey import FoundAttention, FoundOp, survey, survey_attention
 
 
 @dataclass(frozen=True)
 class GraphRun:
     """One call of one graph.
 
-    ops: its sparse ops. inputs: what it was called with. readers: who reads each of them. failure: why it could not be
-    rewritten, or empty.
+    ops: its sparse ops. attention: its calls of attention. inputs: what it was called with. readers: who reads each of
+    them. failure: why it could not be rewritten, or empty.
     """
 
     ops: tuple[FoundOp, ...]
+    attention: tuple[FoundAttention, ...]
     inputs: tuple[object, ...]
     readers: tuple[Readers, ...]
     failure: str
@@ -51,12 +52,13 @@ def record(gm: GraphModule, _example_inputs: Sequence[object]) -> Callable[..., 
         passes.rewrite(copied)
     except RewriteError as error:
         failure, copied = str(error), gm
-    ops, readers, run = survey(copied), readers_of_inputs(copied), copied.forward
+    ops, attention = survey(copied), tuple(survey_attention(copied))
+    readers, run = readers_of_inputs(copied), copied.forward
 
     def call(*inputs: object) -> object:
         listener = _listener.get()
         if listener is not None:
-            listener.append(GraphRun(ops, inputs, readers, failure))
+            listener.append(GraphRun(ops, attention, inputs, readers, failure))
         return run(*inputs)
 
     return call

@@ -13,6 +13,7 @@ from blast_compile.base.errors import OptionsError
 Delegate = Literal["inductor", "aot_eager", "eager"]
 Fallback = Literal["dense", "error"]
 Tune = Literal["off", "on-miss", "full"]
+Attention = Literal["exact", "keep"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class BackendOptions:
     bundle: the folder of a bundle whose kernels serve the process from now on; compiling is for what it lacks.
     tune: `"off"` uses the plans there are; `"on-miss"` also measures, while a graph is compiled, what has none for its
     number of tokens; `"full"` measures everything anew.
+    attention: `"exact"` computes attention by our operator where it is faster and the same for all inputs; `"keep"`
+    leaves it to torch.
     config: a `CpuConfig`, or its text, for every sparse op of the graph, whatever the plans say; fields that the text
     leaves out are as in the default of each op.
     """
@@ -33,6 +36,7 @@ class BackendOptions:
     bundle: str | os.PathLike[str] | None = None
     tune: Tune = "off"
     config: object = None
+    attention: Attention = "exact"
 
     def __post_init__(self) -> None:
         """Rejects values that are not among the good ones with an `OptionsError`."""
@@ -59,4 +63,5 @@ _GOOD: dict[str, tuple[str, ...]] = {
     "delegate": get_args(Delegate),
     "fallback": get_args(Fallback),
     "tune": get_args(Tune),
+    "attention": get_args(Attention),
 }

@@ -16,7 +16,8 @@ from blast_compile.kernels.launcher import launcher
 from blast_compile.kernels.plans.database import Database
 from blast_compile.kernels.plans.problem import Problem
 from blast_compile.ops import planning
-from blast_compile.passes.survey import FoundOp, survey
+from blast_compile.ops.attention.cpu import kernel_of
+from blast_compile.passes.survey import FoundOp, survey, survey_attention
 from blast_compile.tuning.problems import distinct, try_problem
 from blast_compile.tuning.tune import is_known, tune_all
 
@@ -63,6 +64,9 @@ def preparing(gm: GraphModule) -> Iterator[None]:
     with launcher.loading(), ThreadPoolExecutor(_THREADS) as pool:
         for op in survey(gm):
             pool.submit(_build, op)
+        for found in survey_attention(gm):
+            if found.call is not None:
+                pool.submit(kernel_of, found.call)
         yield
 
 

@@ -16,17 +16,18 @@ from blast_compile.base.models import bare
 from blast_compile.layers.layer import SparseLayer
 from blast_compile.ops import planning
 from blast_compile.passes.survey import FoundOp
+from blast_compile.report.attention import rows_of
 from blast_compile.report.explanation import Explanation, LayerRow
 
 _NOT_SEEN = "no captured graph holds it: the run did not reach it, or reached it outside torch.compile"
 
 
 def explain(model: nn.Module, *example_inputs: Any, **example_kwargs: Any) -> Explanation:
-    """Runs `model` once on example inputs, compiled or not, and reports what became of its sparse layers.
+    """Runs `model` once on example inputs, compiled or not: what became of its sparse layers and of its attention.
 
     The run is a forward under the caller's gradient and autocast modes. Buffers, random state, gradients and compiled
     forms of the model stay as they were; inputs that the model itself writes to (a cache) do not. Raises `LayerError`
-    where no layer is sparse.
+    where no layer is sparse and nothing computes attention.
     """
     return observe(model, example_inputs, example_kwargs)[0]
 
@@ -35,12 +36,14 @@ def observe(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     """What `explain` returns, and the graphs that it was read from; raises as `explain` does."""
     model = bare(model)
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, SparseLayer)}
-    if not layers:
-        raise LayerError("expected a model with sparse layers, got none: run sparsify_ first")
     runs = watch(model, args, kwargs)
+    if not layers and not any(run.attention for run in runs):
+        raise LayerError("expected a model with sparse layers or attention, got neither: run sparsify_ first")
     rows = list(_rows(layers, runs))
     counts = Counter(str(op.kind) for run in runs for op in run.ops)
-    return Explanation(tuple(rows), counts, len(runs), tuple(_warnings(model, layers, rows, runs))), runs
+    attention = tuple(rows_of(call for run in runs for call in run.attention))
+    warnings = tuple(_warnings(model, layers, rows, runs))
+    return Explanation(tuple(rows), counts, len(runs), warnings, attention), runs
 
 
 def _rows(layers: dict[str, SparseLayer], runs: list[GraphRun]) -> Iterator[LayerRow]:

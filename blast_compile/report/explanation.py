@@ -15,6 +15,7 @@ from rich.table import Table
 from blast_compile.masks.layout import Block
 from blast_compile.passes.vocabulary import Kind
 from blast_compile.report import names
+from blast_compile.report.attention import AttentionRow, lines_of
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,14 @@ class Explanation:
     """What a run of a model through the backend does. `str()` of it is a table of the layers.
 
     layers: a row a sparse layer. counts: sparse ops that ran, by kind; a gated MLP counts once.
-    num_graphs: graphs that ran. warnings: what the user may want to change.
+    num_graphs: graphs that ran. warnings: what the user may want to change. attention: a row a call of attention.
     """
 
     layers: tuple[LayerRow, ...]
     counts: Counter[str]
     num_graphs: int
     warnings: tuple[str, ...]
+    attention: tuple[AttentionRow, ...] = ()
 
     @property
     def graph_breaks(self) -> int:
@@ -66,7 +68,9 @@ class Explanation:
         summary = (
             f"{len(self.layers)} sparse layers: {counted}, in {self.num_graphs} graph{'s'[: self.num_graphs != 1]}"
         )
-        return "\n".join([_rendered(lines).rstrip(), summary, *(f"warning: {warning}" for warning in self.warnings)])
+        warnings = (f"warning: {warning}" for warning in self.warnings)
+        layers = [_rendered(lines).rstrip(), summary] if lines or not self.attention else []
+        return "\n".join([*layers, *lines_of(self.attention), *warnings])
 
 
 _COLUMNS = (

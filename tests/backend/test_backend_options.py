@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx import Graph, GraphModule
 
 from blast_compile import passes
 from blast_compile.backend.blast import blast as backend
+from blast_compile.base import compat
 from blast_compile.base.errors import OptionsError, RewriteError
 from blast_compile.passes.survey import survey
 from tests.nets import Net, compiled, sparse_net, x_of
@@ -22,11 +24,18 @@ from tests.nets import Net, compiled, sparse_net, x_of
 pytestmark = pytest.mark.usefixtures("fresh_dynamo")
 
 
-@pytest.mark.parametrize("options", [{"delegat": "eager"}, {"delegate": "tvm"}, {"fallback": "eager"}])
+@pytest.mark.parametrize(
+    "options", [{"delegat": "eager"}, {"delegate": "tvm"}, {"fallback": "eager"}, {"attention": "sparse"}]
+)
 def test_bad_options_list_the_good_ones(options: dict[str, str]) -> None:
     with pytest.raises(OptionsError) as raised:
         backend(torch.fx.symbolic_trace(nn.Linear(8, 8)), [x_of(3, 8)], options=options)
-    good = {"delegat": "delegate, fallback", "delegate": "inductor, aot_eager, eager", "fallback": "dense, error"}
+    good = {
+        "delegat": "delegate, fallback",
+        "delegate": "inductor, aot_eager, eager",
+        "fallback": "dense, error",
+        "attention": "exact, keep",
+    }
     assert good[next(iter(options))] in str(raised.value)
 
 
@@ -74,7 +83,7 @@ class Broken:
 @pytest.fixture
 def _broken_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     rewrite = passes.rewrite
-    monkeypatch.setattr(passes, "rewrite", lambda gm: rewrite(gm, (*passes.PIPELINE[:2], Broken())))
+    monkeypatch.setattr(passes, "rewrite", lambda gm, _: rewrite(gm, (*passes.PIPELINE[:2], Broken())))
 
 
 @pytest.mark.usefixtures("_broken_pass")
@@ -134,3 +143,32 @@ def test_under_inference_mode() -> None:
     model, x = sparse_net(), x_of(3, 8)
     with torch.inference_mode():
         torch.testing.assert_close(compiled(model, fallback="error")(x), model(x))
+
+
+class Causal(nn.Module):
+    """Attention and nothing else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = F.scaled_dot_product_attention(x, x, x, is_causal=True)
+        return y
+
+
+@pytest.mark.parametrize(
+    ("options", "is_ours"), [({}, True), ({"attention": "exact"}, True), ({"attention": "keep"}, False)]
+)
+def test_attention_is_written_in_graphs_without_a_sparse_layer(
+    options: dict[str, Any], is_ours: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    targets: list[str] = []
+    compile_with = compat.compile_with
+
+    def watched(delegate: str, gm: GraphModule, *rest: Any) -> Callable[..., object]:
+        targets.extend(str(node.target) for node in gm.graph.nodes)
+        return compile_with(delegate, gm, *rest)
+
+    monkeypatch.setattr(compat, "compile_with", watched)
+    x = torch.randn(1, 2, 20, 16)
+    with torch.no_grad():
+        y = compiled(Causal(), **options)(x)
+    torch.testing.assert_close(y, Causal()(x))
+    assert ("blast.attention.nograd" in targets) is is_ours

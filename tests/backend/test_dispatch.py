@@ -38,7 +38,9 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
 
 
 def compiled(model: nn.Module) -> Any:
-    return torch.compile(model, backend=backend, fullgraph=True, options={"delegate": "eager", "fallback": "error"})
+    return torch.compile(
+        model, backend=backend, fullgraph=True, options={"delegate": "eager", "fallback": "error", "attention": "keep"}
+    )
 
 
 def dispatched(call: Callable[[], object]) -> Counter[str]:

@@ -49,5 +49,5 @@ def test_a_kernel_of_the_cpu_is_made_from_what_its_key_says() -> None:
 
 
 def test_templates_count_too() -> None:
-    suffixes = {path.suffix for path in (FOLDER / "templates" / "cpp").iterdir()}
+    suffixes = {path.suffix for path in (FOLDER / "templates" / "cpp").rglob("*") if path.is_file()}
     assert suffixes <= fingerprint._SUFFIXES

@@ -78,7 +78,9 @@ def test_keyword_inputs_and_leading_dimensions() -> None:
 
 
 def test_a_dense_model_is_an_error() -> None:
-    with pytest.raises(LayerError, match="expected a model with sparse layers, got none: run sparsify_ first"):
+    with pytest.raises(
+        LayerError, match="expected a model with sparse layers or attention, got neither: run sparsify_"
+    ):
         blast.explain(nn.Linear(8, 8), x_of(3, 8))
 
 
