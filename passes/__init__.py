@@ -13,6 +13,7 @@ from blast_compile.passes.outplace import Outplace
 from blast_compile.passes.pick_overloads import PickOverloads
 from blast_compile.passes.pipeline import Pass
 from blast_compile.passes.pipeline import run as run_passes
+from blast_compile.passes.read_masks import ReadMasks
 from blast_compile.passes.split_halves import SplitHalves
 from blast_compile.passes.vocabulary import nested_graphs, sparse_kind
 from blast_compile.passes.write_attention import WriteAttention
@@ -28,6 +29,7 @@ PIPELINE: tuple[Pass, ...] = (
     DropIdentities(),  # views that became idle when they met at the input
     SplitHalves(),
     FuseLayers(),
+    ReadMasks(),  # behind all that may remove a node which a rule names
     WriteAttention(),
     PickOverloads(),
 )
@@ -36,7 +38,7 @@ PIPELINE: tuple[Pass, ...] = (
 
 def passes_for(*, attention: bool) -> tuple[Pass, ...]:
     """All passes, without the one that writes attention unless that is wanted."""
-    return tuple(step for step in PIPELINE if attention or not isinstance(step, WriteAttention))
+    return tuple(step for step in PIPELINE if attention or not isinstance(step, ReadMasks | WriteAttention))
 
 
 def rewrite(gm: GraphModule, passes: tuple[Pass, ...] = PIPELINE) -> bool:

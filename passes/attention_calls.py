@@ -19,6 +19,10 @@ KEPT = "blast_kept"
 """Where a call of torch's attention keeps the reason for which it stays."""
 
 
+RULE = "blast_rule"
+"""Where it keeps what its mask lets through: a `MaskRule`, or why that is not known."""
+
+
 class Sdpa(NamedTuple):
     """The arguments of `F.scaled_dot_product_attention`; k and v with a head for each group, where they are repeated.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -17,8 +17,9 @@ from blast_compile.base.log import debug
 from blast_compile.ops.attention.call import ABI, Attention
 from blast_compile.ops.spec import DTYPES
 from blast_compile.passes import dialect
-from blast_compile.passes.attention_calls import KEPT, Sdpa, attention_calls, read
+from blast_compile.passes.attention_calls import KEPT, RULE, Sdpa, attention_calls, read
 from blast_compile.passes.effects import Effects
+from blast_compile.passes.mask_operands import erase_unused, operands_of, reason_against
 from blast_compile.passes.vocabulary import fake
 
 _BLOCK = (64, 64)  # of lists, of which there are none here
@@ -32,13 +33,14 @@ class WriteAttention:
     scaled_dot_product_attention(q, k, v, is_causal=True)        -->    attention(q, k, v, causal=True)[0]
     scaled_dot_product_attention(q, repeat(k), repeat(v))        -->    attention(q, k, v)[0]
     scaled_dot_product_attention(q, k, v, mask), one query       -->    attention(q, k, v, padding=mask)[0]
+    scaled_dot_product_attention(q, k, v, mask), a rule          -->    attention(q, k, v, causal=True, ...)[0]
     """
 
     name: str = "write-attention"
 
     def run(self, graph: Graph) -> bool:
-        """Replaces what it may; the mask that nobody reads any more is left to whoever removes dead code."""
-        effects, changed = Effects(graph), False
+        """Replaces what it may, and removes masks that nobody reads any more."""
+        effects, changed, known = Effects(graph), False, dict[Node, dict[str, Any]]()
         for node in attention_calls(graph):
             call = read(node)
             reason = (
@@ -48,7 +50,7 @@ class WriteAttention:
                 node.meta[KEPT] = reason
                 debug(1, "kept %s: %s", node, reason)
                 continue
-            _replace(graph, node, call)
+            _replace(graph, node, call, known)
             changed = True
         return changed
 
@@ -74,13 +76,28 @@ def _reasons(node: Node, call: Sdpa, effects: Effects) -> Iterator[str]:
     if call.is_causal and not compat.known_equal(q.shape[2], k.shape[2]):
         yield "its causal mask begins at the first key, and there may be more keys than queries"
     if call.mask is not None and not _is_padding(call):
-        yield "its mask is none that is known here"
+        yield from _reasons_of_mask(node, call, effects)
     if call.mask is not None and isinstance(node.target, OpOverload):
         yield "masks of exported programs are not read yet"
     if any(effects.is_written_between(each, node, call.k, call.v) for each in call.repeats):
         yield "keys or values change between their repeat and the call"
     if not _is_faster(call):
         yield "torch's own kernel is as fast"
+
+
+def _reasons_of_mask(node: Node, call: Sdpa, effects: Effects) -> Iterator[str]:
+    rule = node.meta.get(RULE, "its mask was not read")
+    if call.is_causal:
+        yield "it has a mask and asks for a causal one"
+    if isinstance(rule, str):
+        yield rule
+    elif reason := reason_against(rule, node, cast(Node, call.mask), _sizes(call), effects):
+        yield reason
+
+
+def _sizes(call: Sdpa) -> tuple[Any, Any, Any]:
+    q, k = fake(call.q), fake(call.k)
+    return q.shape[0], q.shape[2], k.shape[2]
 
 
 def _is_padding(call: Sdpa) -> bool:
@@ -104,14 +121,23 @@ def _is_faster(call: Sdpa) -> bool:
     return fake(call.q).dtype != torch.float32 or call.is_causal or call.is_grouped or call.mask is not None
 
 
-def _replace(graph: Graph, node: Node, call: Sdpa) -> None:
+def _replace(graph: Graph, node: Node, call: Sdpa, known: dict[Node, dict[str, Any]]) -> None:
+    """known: the operands of masks that calls before had."""
     with graph.inserting_before(node):
-        scale = call.scale if call.scale is not None else fake(call.q).shape[-1] ** -0.5
-        padding = None if call.mask is None else _padding(graph, call, node)
+        if call.mask is None:
+            operands: dict[str, Any] = {"causal": call.is_causal}
+        elif _is_padding(call):
+            operands = {"padding": _padding(graph, call, node)}
+        else:
+            if call.mask not in known:
+                known[call.mask] = operands_of(graph, node.meta[RULE], call.mask, _sizes(call))
+            operands = known[call.mask]
         given: dict[str, Any] = {
             **dict.fromkeys(Attention._fields),
-            "q": call.q, "k": call.k, "v": call.v, "padding": padding, "scale": scale, "block": _BLOCK,
-            "causal": call.is_causal, "window": -1, "softcap": 0.0, "empty": 0, "abi": ABI,
+            "q": call.q, "k": call.k, "v": call.v,
+            "scale": call.scale if call.scale is not None else fake(call.q).shape[-1] ** -0.5,
+            "block": _BLOCK, "causal": False, "window": -1, "softcap": 0.0, "empty": 0, "abi": ABI,
+            **operands,
         }  # fmt: skip
         arguments = tuple(given.values())
         both = graph.call_function(torch.ops.blast.attention, arguments)
@@ -122,6 +148,10 @@ def _replace(graph: Graph, node: Node, call: Sdpa) -> None:
         result.meta = dialect.meta_with(node, values[0])
     node.replace_all_uses_with(result)
     graph.erase_node(node)
+    for heads in call.repeats:
+        erase_unused(graph, heads)
+    if call.mask is not None:
+        erase_unused(graph, call.mask)
 
 
 def _padding(graph: Graph, call: Sdpa, node: Node) -> Node:

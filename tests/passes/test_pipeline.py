@@ -44,7 +44,7 @@ def toy() -> Toy:
 def test_the_pipeline_can_be_printed_and_each_name_is_one_kebab_word() -> None:
     names = [step.name for step in PIPELINE]
     assert all(re.fullmatch(r"[a-z]+(-[a-z]+)*", name) for name in names)
-    assert names[-3:] == ["fuse-layers", "write-attention", "pick-overloads"]
+    assert names[-4:] == ["fuse-layers", "read-masks", "write-attention", "pick-overloads"]
     assert "FuseLayers(name='fuse-layers')" in str(PIPELINE)
 
 

@@ -12,6 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention as sdpa
 
 from blast_compile.passes.attention_calls import KEPT, attention_calls
 from blast_compile.passes.pick_overloads import PickOverloads
+from blast_compile.passes.read_masks import ReadMasks
 from blast_compile.passes.vocabulary import is_attention
 from blast_compile.passes.write_attention import WriteAttention
 from tests.passes.graphs import Captured, apply, capture
@@ -44,7 +45,7 @@ def rewritten(model: nn.Module, *, changes: bool = True, grad: bool = False, tok
     torch.manual_seed(1)
     dtype = next(model.parameters()).dtype
     captured = capture(model, torch.randn(B, tokens, 32, dtype=dtype), grad=grad)
-    return apply(captured, WriteAttention(), changes=changes)
+    return apply(captured, ReadMasks(), WriteAttention(), changes=changes)
 
 
 def written(captured: Captured) -> Any:
@@ -133,9 +134,9 @@ MASK = torch.ones(L, L).tril().bool()
     ("function", "reason"),
     [
         (lambda q, k, v: sdpa(q, k, v, dropout_p=0.5), "it drops weights at random"),
-        (lambda q, k, v: sdpa(q, k, v, attn_mask=MASK), "its mask is none"),
-        (lambda q, k, v: sdpa(q[:, :, :1], k, v, attn_mask=MASK[:1].float()), "its mask is none"),
-        (lambda q, k, v: sdpa(q[:, :, :1], k, v, attn_mask=MASK.expand(B, H, L, L)[:, :, -1:]), "its mask is none"),
+        (lambda q, k, v: sdpa(q, k, v, attn_mask=MASK), "no rule says what its mask asks"),
+        (lambda q, k, v: sdpa(q[:, :, :1], k, v, attn_mask=MASK[:1].float()), "its mask is no bool tensor"),
+        (lambda q, k, v: sdpa(q[:, :, :1], k, v, attn_mask=MASK.expand(B, H, L, L)[:, :, 1:2]), "no rule says what"),
         (lambda q, k, v: sdpa(q[:, :, :5], k, v, is_causal=True), "begins at the first key"),
         (lambda q, k, v: sdpa(q[..., :12], k[..., :12], v, is_causal=True), "heads of 12 and 16"),
         (lambda q, k, v: sdpa(q.double(), k.double(), v.double()), "its tensors are torch.float64"),

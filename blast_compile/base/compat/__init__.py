@@ -20,6 +20,7 @@ from blast_compile.base.compat.dispatch import (
 )
 from blast_compile.base.compat.graphs import (
     copy_graph_module,
+    expression,
     is_static_input,
     known_equal,
     size_hint,
@@ -48,6 +49,7 @@ __all__ = [
     "compiled_function",
     "copy_graph_module",
     "cpu_isa",
+    "expression",
     "fixed_inputs",
     "frozen_weights",
     "has_plain_values",

@@ -96,3 +96,11 @@ def is_static_input(node: Node) -> bool:
     `_dynamo_static_input_type`, as `Node.meta["tensor_dict"]` keeps it: run 2.13.
     """
     return "_dynamo_static_input_type" in node.meta.get("tensor_dict", {})
+
+
+def expression(size: torch.SymInt) -> Any:
+    """The sympy expression of a symbolic size; asking adds no guard.
+
+    `torch.SymInt.node.expr`: run 2.13.
+    """
+    return size.node.expr
