@@ -12,7 +12,7 @@ HeadSize = Annotated[int, range(8, 257)]
 
 @dataclass(frozen=True)
 class AttentionSpec:
-    """One kernel of `blast::attention`.
+    """One kernel of `blast::attention`, or of its gradient.
 
     dtype: of queries, keys, values and results; sums are float32. head_size, value_head_size: of queries and keys, and
     of values and results. is_listed: whether the keys of a query come from lists of blocks. has_padding: whether single
@@ -23,6 +23,7 @@ class AttentionSpec:
     two numbers, which cost nothing where no bound falls into a tile.
     """
 
+    op: Literal["attention", "attention_grad"]
     dtype: Dtype
     head_size: HeadSize
     value_head_size: HeadSize
@@ -38,4 +39,4 @@ class AttentionSpec:
         sizes = dict.fromkeys((self.head_size, self.value_head_size))
         flags = {"lists": self.is_listed, "padding": self.has_padding, "bias": self.bias, "softcap": self.softcap}
         kinds = [name for name, is_there in flags.items() if is_there]
-        return " ".join(["attention", *kinds, self.dtype, "heads of", "x".join(map(str, sizes))])
+        return " ".join([self.op, *kinds, self.dtype, "heads of", "x".join(map(str, sizes))])

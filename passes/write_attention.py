@@ -62,8 +62,6 @@ def _reasons(node: Node, call: Sdpa, effects: Effects) -> Iterator[str]:
         yield "it drops weights at random"
     if q.device.type != "cpu":
         yield f"torch's own kernel runs on {q.device.type}"
-    if effects.records_gradient(node):
-        yield "it may need a gradient, for which there is no kernel yet"
     if not {q.dtype, k.dtype, v.dtype} <= {q.dtype} or q.dtype not in DTYPES:
         yield f"its tensors are {q.dtype}, {k.dtype} and {v.dtype}"
     sizes = [compat.static_size(one.shape[-1]) for one in (q, v)]

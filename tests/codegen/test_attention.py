@@ -11,8 +11,8 @@ from blast_compile.codegen.cpp.attention import AttentionConfig, default_config,
 from blast_compile.codegen.spec_text import parse
 
 SPECS = {
-    "bf16": AttentionSpec("bfloat16", 64, 64, False, False, "", False, "cpu:avx512_bf16"),
-    "lists": AttentionSpec("float32", 40, 24, True, True, "float32", True, "cpu:avx2"),
+    "bf16": AttentionSpec("attention", "bfloat16", 64, 64, False, False, "", False, "cpu:avx512_bf16"),
+    "lists": AttentionSpec("attention", "float32", 40, 24, True, True, "float32", True, "cpu:avx2"),
 }
 
 
@@ -26,7 +26,7 @@ def test_text(name: str, golden: Callable[[str, str], None]) -> None:
 
 
 def test_heads_that_eights_do_not_divide_have_no_kernel() -> None:
-    spec = AttentionSpec("bfloat16", 20, 64, False, False, "", False, "cpu:avx512_bf16")
+    spec = AttentionSpec("attention", "bfloat16", 20, 64, False, False, "", False, "cpu:avx512_bf16")
     assert why_none(spec) == "heads of 20 numbers, which no 8 divide, have no kernel"
     assert why_none(SPECS["bf16"]) == ""
 

@@ -59,7 +59,8 @@ def test_dead_blocks_of_a_model_are_removed_and_counted(name: str, caplog: pytes
         assert output(model, other).isfinite().all()
     removed = num_removed(model)
     assert min(sum(n for key, n in removed.items() if f".{layer}." in key) for layer in (0, 1)) > 0
-    assert caplog.messages == [f"{sum(removed.values())} of {num_kept} kept blocks in 2 MLPs are dead and removed"]
+    messages = [message for message in caplog.messages if not message.startswith("compiling")]
+    assert messages == [f"{sum(removed.values())} of {num_kept} kept blocks in 2 MLPs are dead and removed"]
     assert num_kept - sum(removed.values()) == sum(
         layer.mask.nnz for layer in model.modules() if isinstance(layer, SparseLayer)
     )

@@ -156,9 +156,11 @@ def test_reasons_to_keep_torch(function: Callable[..., Tensor], reason: str) -> 
     assert reason in kept(captured)
 
 
-def test_a_call_that_may_need_a_gradient_stays() -> None:
+def test_training() -> None:
     model = Attention(lambda q, k, v: sdpa(q, k, v, is_causal=True))
-    assert "it may need a gradient" in kept(rewritten(model, changes=False, grad=True))
+    captured = rewritten(model, grad=True)
+    apply(captured, PickOverloads())
+    assert written(captured).target is torch.ops.blast.attention.default
 
 
 def test_keys_that_change_behind_their_repeat_stay_repeated() -> None:

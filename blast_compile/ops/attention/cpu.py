@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from blast_compile.kernels import cpu, threads
 from blast_compile.kernels.kernel import Kernel
 from blast_compile.ops.attention import reference
 from blast_compile.ops.attention.call import Attention, check, result_like
-from blast_compile.ops.attention.spec import make_spec, readable
+from blast_compile.ops.attention.spec import Op, make_spec, readable, with_rows
 
 _DAMAGED, _NO_MEMORY = 1, 2  # of the statuses in codegen/templates/cpp/threads.hpp
 
@@ -31,9 +32,38 @@ def attention(*arguments: object) -> tuple[Tensor, Tensor]:
         with torch.no_grad(), compat.without_autocast("cpu"):
             return reference.attention(call)
     y, lse = result_like(call), call.q.new_empty(call.q.shape[:3], dtype=torch.float32)
-    given = readable(call)
-    numbers = array("q", kernel_numbers(given, y, lse))
-    status = run(numbers.buffer_info()[0])
+    given = readable(call)  # held while the kernel runs
+    _run(run, kernel_numbers(given, y, lse), call)
+    return y, lse
+
+
+def attention_grad(
+    call: Attention, grad: Tensor | None, grad_lse: Tensor | None, result: tuple[Tensor, Tensor]
+) -> dict[str, Tensor]:
+    """The gradients of the arguments that are given, by name, as `reference.attention_grad`. result: of `attention`."""
+    run = kernel_of(call, "attention_grad").run
+    if run is None:
+        return reference.attention_grad(call, grad, grad_lse)
+    given, (y, lse) = readable(call), result
+    grad = with_rows(torch.zeros_like(y) if grad is None else grad)
+    delta = (grad.float() * y.float()).sum(-1)
+    if grad_lse is not None:
+        delta = delta - grad_lse.masked_fill(lse.isneginf(), 0.0)
+    delta, lse = delta.contiguous(), lse.contiguous()
+    found = {name: torch.empty_like(getattr(call, name), memory_format=torch.contiguous_format) for name in "qkv"}
+    numbers = [*kernel_numbers(given, y, lse), *_heads(grad), lse.data_ptr(), delta.data_ptr()]
+    for gradient in found.values():
+        numbers += _heads(gradient)
+    _run(run, numbers, call)
+    if call.sinks is not None:
+        shares = torch.exp(call.sinks.float()[:, None] - lse)
+        found["sinks"] = -(shares * delta).sum((0, 2)).to(call.sinks.dtype)
+    return found
+
+
+def _run(kernel: Callable[[int], int], numbers: list[int], call: Attention) -> None:
+    memory = array("q", numbers)
+    status = kernel(memory.buffer_info()[0])
     if status == _NO_MEMORY:
         raise ScratchError("expected memory for the scratch of attention, got none; free some, or pass fewer tokens")
     if status == _DAMAGED:
@@ -41,12 +71,11 @@ def attention(*arguments: object) -> tuple[Tensor, Tensor]:
             f"expected lists of ascending blocks among {-(-call.k.shape[2] // call.block[1])}, each behind its count, "
             "got others; make them by blast_compile.masks.attention"
         )
-    return y, lse
 
 
-def kernel_of(call: Attention) -> Kernel:
-    """The kernel that serves a call, whose tensors may be fake; raises as `check` does."""
-    spec = make_spec(call, processor.cpu_target())
+def kernel_of(call: Attention, op: Op = "attention") -> Kernel:
+    """The kernel that serves a call, or its gradient; tensors may be fake."""
+    spec = make_spec(call, processor.cpu_target(), op)
     return Kernel("reference", reason=spec) if isinstance(spec, str) else cpu.kernel_for(spec)
 
 
@@ -55,7 +84,7 @@ def kernel_numbers(call: Attention, y: Tensor, lse: Tensor) -> list[int]:
     B, H, Hk, Lq, Lk = call.sizes
     numbers = [threads.num_threads(), B, H, Hk, Lq, Lk]
     for tensor in (call.q, call.k, call.v, y):
-        numbers += (tensor.data_ptr(), *tensor.stride()[:3])
+        numbers += _heads(tensor)
     numbers += (lse.data_ptr(), _bits(call.scale), _bits(call.softcap), call.causal, call.window)
     numbers += (_address(call.q_start), _address(call.kv_len))
     numbers += (_address(call.spans), 0 if call.spans is None else _batch_stride(call.spans))
@@ -72,6 +101,10 @@ def kernel_numbers(call: Attention, y: Tensor, lse: Tensor) -> list[int]:
         bias = call.bias.expand(B, H, Lq, Lk)
         numbers += (bias.data_ptr(), *bias.stride())
     return [*numbers, _address(call.sinks), call.empty]
+
+
+def _heads(tensor: Tensor) -> tuple[int, ...]:
+    return (tensor.data_ptr(), *tensor.stride()[:3])
 
 
 def _batch_stride(tensor: Tensor) -> int:

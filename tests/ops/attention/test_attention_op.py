@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from blast_compile.base import compat
+from blast_compile.base.env import Isa
+from blast_compile.ops.attention import cpu, reference
 from blast_compile.ops.attention.call import Attention
 from tests.attention_cases import attend, call_of, heads, random_lists
 
@@ -131,3 +135,54 @@ def test_compiled_gradients() -> None:
         found.append(torch.autograd.grad(run(*leaves), leaves))
     for eager, compiled in zip(*found, strict=True):
         torch.testing.assert_close(eager, compiled)
+
+
+GRADIENTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "window": {"causal": True, "window": 17},
+    "padding": {"causal": True, "padding": torch.rand(2, 130, generator=torch.Generator().manual_seed(0)) > 0.3},
+    "sinks": {"causal": True, "sinks": torch.tensor([0.5, -1.0, 2.0, 0.0])},
+    "length": {"kv_len": torch.tensor([101, 64])},
+    "lists": {"index": random_lists(4, 100, 130, (64, 64)), "causal": True},
+    "small blocks": {"index": random_lists(2, 100, 130, (16, 32)), "block": (16, 32)},
+    "a list a query": {"index": random_lists(1, 100, 130, (1, 128)), "block": (1, 128)},
+}
+LIMIT = {torch.float32: 2e-5, torch.bfloat16: 4e-2, torch.float16: 4e-3}  # sums of 100 products of numbers of size 1
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize("dtype", LIMIT)
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradients_of_kernels(name: str, dtype: torch.dtype) -> None:
+    call = call_of(*heads(Lq=100, Lk=130, D=40, Dv=24, dtype=dtype), **GRADIENTS[name])
+    assert cpu.kernel_of(call, "attention_grad").run is not None
+    names = [one for one in GIVEN if getattr(call, one) is not None]
+    leaves: Any = {one: getattr(call, one).detach().requires_grad_() for one in names}
+    y, lse = torch.ops.blast.attention(*call._replace(**leaves))
+    torch.manual_seed(2)
+    grad, grad_lse = torch.randn_like(y), torch.randn_like(lse).masked_fill(lse.isneginf(), 0.0)
+    found = torch.autograd.grad((y, lse), list(leaves.values()), (grad, grad_lse))
+    doubles: Any = {one: getattr(call, one).double() for one in names}
+    wanted = reference.attention_grad(call._replace(**doubles), grad.double(), grad_lse.double())
+    for one, gradient in zip(names, found, strict=True):
+        limit = LIMIT[dtype] * max(1.0, wanted[one].abs().max().item())
+        torch.testing.assert_close(gradient.double(), wanted[one], rtol=0, atol=limit)
+
+
+@pytest.mark.parametrize("isa", compat.runnable_isas()[1:])
+def test_gradients_of_instruction_sets(isa: Isa, use_isa: Callable[[Isa], None]) -> None:
+    use_isa(isa)
+    for name in ("plain", "small blocks"):
+        test_gradients_of_kernels(name, torch.float32)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_threads_change_no_bit_of_gradients() -> None:
+    call = call_of(*heads(Lq=700, Lk=700), causal=True, index=random_lists(4, 700, 700, (64, 64)))
+    found = []
+    for num_threads in (2, 1):
+        torch.set_num_threads(num_threads)
+        leaves = [tensor.detach().requires_grad_() for tensor in call[:3]]
+        y, _ = torch.ops.blast.attention(*leaves, *call[3:])
+        found.append(torch.autograd.grad(y.square().sum(), leaves))
+    assert all(map(torch.equal, *found))

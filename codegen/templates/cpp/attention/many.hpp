@@ -31,24 +31,6 @@ inline void pack_panel(const Problem& problem, int64_t batch, int64_t head, int6
   gather<X>(some_v[0], VALUE_HEAD, 1, PANEL, VALUE_HEAD, values, PANEL_STEPS, VALUE_STRIDE);
 }
 
-// Panels with a key in bounds that is there, ascending; returns how many.
-inline int64_t list_panels(const Problem& problem, int64_t batch, [[maybe_unused]] int64_t head, [[maybe_unused]] int64_t query, const Bounds& bounds,
-                           const uint32_t* present, int32_t* panels) {
-  int64_t count = 0;
-  auto add = [&](int64_t low, int64_t high) {  // keys
-    low = std::max(low, bounds.low), high = std::min(high, bounds.high);
-    for (int64_t panel = low / PANEL; panel * PANEL < high; ++panel)
-      if (present[panel] && (!count || panels[count - 1] < panel)) panels[count++] = int32_t(panel);
-  };
-{%- if spec.is_listed %}
-  const int32_t* list = problem.list(batch, head, query);
-  for (int64_t i = 1; i <= list[0]; ++i) add(list[i] * problem.key_block, (list[i] + 1) * problem.key_block);
-{%- else %}
-  add(0, problem.keys);
-{%- endif %}
-  return count;
-}
-
 struct Scratch {  // of a thread
   Buffer queries, panels, largest, totals, values;
 };
@@ -115,6 +97,12 @@ inline Status attend(const Problem& problem, int64_t batch, int64_t head, int64_
   return OK;
 }
 
+// As few blocks as hold all queries, of like size, in whole strips.
+inline int64_t even_step(int64_t queries) {
+  const int64_t least = (queries + BLOCK_QUERIES - 1) / BLOCK_QUERIES;
+  return ((queries + least - 1) / least + STRIP - 1) / STRIP * STRIP;
+}
+
 inline Status attend_many(const Problem& problem) {
   static thread_local Buffer panel_memory, present_memory;
   const int64_t num_panels = (problem.keys + PANEL - 1) / PANEL, heads = problem.batch * problem.key_heads;
@@ -124,15 +112,9 @@ inline Status attend_many(const Problem& problem) {
   uint32_t* present = present_memory.get<uint32_t>(size_t(problem.batch * num_panels));
   if (!memory || !present) return NO_MEMORY;
 {%- if spec.is_listed %}
-  const int64_t step = problem.query_block < BLOCK_QUERIES ? problem.query_block : BLOCK_QUERIES;
-  const int64_t in_list = problem.query_block, per_list = (in_list + step - 1) / step;
-  const int64_t blocks = problem.queries / in_list * per_list + (problem.queries % in_list + step - 1) / step;
-  auto first_query = [&](int64_t block) { return std::min(problem.queries, block / per_list * in_list + std::min(in_list, block % per_list * step)); };
+  const Cut cut(problem.queries, problem.query_block, std::min(BLOCK_QUERIES, problem.query_block));
 {%- else %}
-  // As few blocks as hold all queries, of like size, in whole strips.
-  const int64_t least = (problem.queries + BLOCK_QUERIES - 1) / BLOCK_QUERIES;
-  const int64_t step = ((problem.queries + least - 1) / least + STRIP - 1) / STRIP * STRIP, blocks = (problem.queries + step - 1) / step;
-  auto first_query = [&](int64_t block) { return std::min(problem.queries, block * step); };
+  const Cut cut(problem.queries, problem.queries, even_step(problem.queries));
 {%- endif %}
   Status status = OK;
   const double products = double(problem.heads * problem.batch) * double(problem.queries) * double(problem.keys) * (HEAD + VALUE_HEAD);
@@ -153,12 +135,12 @@ inline Status attend_many(const Problem& problem) {
         const int64_t head = round + i / num_panels;
         pack_panel(problem, head / problem.key_heads, head % problem.key_heads, i % num_panels, panels_of(i / num_panels));
       }
-      const int64_t group = problem.group(), tasks = in_this * group * blocks;
+      const int64_t group = problem.group(), blocks = cut.num, tasks = in_this * group * blocks;
 #pragma omp for schedule(dynamic)
       for (int64_t task = 0; task < tasks; ++task) {  // the last queries first: of causal ones they see most keys
         const int64_t block = blocks - 1 - task % blocks, head = task / blocks, of_keys = round + head / group;
         const int64_t batch = of_keys / problem.key_heads, of_queries = of_keys % problem.key_heads * group + head % group;
-        const Status one = attend(problem, batch, of_queries, first_query(block), first_query(block + 1), panels_of(head / group), scratch);
+        const Status one = attend(problem, batch, of_queries, cut.start(block), cut.start(block + 1), panels_of(head / group), scratch);
         if (one != OK) {
 #pragma omp atomic write
           status = one;

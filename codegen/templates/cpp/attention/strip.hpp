@@ -53,18 +53,18 @@ inline float sum_of(Vec x) {
 #define sum_of(x) _mm512_reduce_add_ps(x)
 {%- endif %}
 
-// scores[m][16 panel + key] of MT queries
-template <int MT>
-inline void score(const Word* q, const Tile& tile, float (&scores)[STRIP][TILE]) {
+// products[m][16 panel + lane] = row m of words times the lanes of some panels, over STEPS words
+template <int MT, int STEPS>
+inline void score(const Word* rows, const Word* const* panels, int num_panels, float (&products)[STRIP][TILE]) {
 {%- if avx512 %}
   auto with = [&](auto num) __attribute__((always_inline)) {
     Vec sums[MT][num()] = {};
     const Word* columns[num()];
-    unrolled<num()>([&](auto p) { columns[p] = tile.keys[p]; });
-    multiply<MT, num()>(sums, q, HEAD_STEPS, columns, PANEL, HEAD_STEPS);
-    unrolled<MT>([&](auto m) { unrolled<num()>([&](auto p) { store(scores[m] + p * PANEL, sums[m][p]); }); });
+    unrolled<num()>([&](auto p) { columns[p] = panels[p]; });
+    multiply<MT, num()>(sums, rows, STEPS, columns, PANEL, STEPS);
+    unrolled<MT>([&](auto m) { unrolled<num()>([&](auto p) { store(products[m] + p * PANEL, sums[m][p]); }); });
   };
-  switch (tile.num) {
+  switch (num_panels) {
     case 1: return with(std::integral_constant<int, 1>{});
     case 2: return with(std::integral_constant<int, 2>{});
     case 3: return with(std::integral_constant<int, 3>{});
@@ -73,12 +73,12 @@ inline void score(const Word* q, const Tile& tile, float (&scores)[STRIP][TILE])
 {%- else %}
   constexpr int WIDTH = VECTORS * VL;
   static_assert(PANEL % WIDTH == 0);
-  for (int key = 0; key < tile.num * PANEL; key += WIDTH) {
+  for (int lane = 0; lane < num_panels * PANEL; lane += WIDTH) {
     Vec sums[MT][VECTORS] = {};
     const Word* columns[VECTORS];
-    unrolled<VECTORS>([&](auto v) { columns[v] = tile.keys[key / PANEL] + key % PANEL + v * VL; });
-    multiply<MT, VECTORS>(sums, q, HEAD_STEPS, columns, PANEL, HEAD_STEPS);
-    unrolled<MT>([&](auto m) { unrolled<VECTORS>([&](auto v) { store(scores[m] + key + v * VL, sums[m][v]); }); });
+    unrolled<VECTORS>([&](auto v) { columns[v] = panels[lane / PANEL] + lane % PANEL + v * VL; });
+    multiply<MT, VECTORS>(sums, rows, STEPS, columns, PANEL, STEPS);
+    unrolled<MT>([&](auto m) { unrolled<VECTORS>([&](auto v) { store(products[m] + lane + v * VL, sums[m][v]); }); });
   }
 {%- endif %}
 }
@@ -151,17 +151,25 @@ inline const Word* as_words(const float* from, [[maybe_unused]] int num, [[maybe
 {%- endif %}
 }
 
-// values[m] = fades[m] values[m] + weights of row m times the tile's values
-template <int MT, int NV>
-inline void add_values(const Word* weights, const Tile& tile, int first, const float* fades, float* values) {
-  Vec sums[MT][NV];
-  unrolled<MT>([&](auto m) { unrolled<NV>([&](auto v) { sums[m][v] = load(values + m * VALUE_STRIDE + first + v * VL) * fades[m]; }); });
-  for (int p = 0; p < tile.num; ++p) {
-    const Word* columns[NV];
-    unrolled<NV>([&](auto v) { columns[v] = tile.values[p] + first + v * VL; });
-    multiply<MT, NV>(sums, weights + p * PANEL_STEPS, TILE / PER_WORD, columns, VALUE_STRIDE, PANEL_STEPS);
-  }
-  unrolled<MT>([&](auto m) { unrolled<NV>([&](auto v) { store(values + m * VALUE_STRIDE + first + v * VL, sums[m][v]); }); });
+// sums[m] = fades[m] sums[m] + weights of row m times some panels of rows of STRIDE; without fades, sums as they are
+template <int MT, int STRIDE>
+inline void add_rows(const Word* weights, const Word* const* panels, int num_panels, const float* fades, float* sums) {
+  auto add = [&](auto num, int first) __attribute__((always_inline)) {
+    Vec part[MT][num()];
+    unrolled<MT>([&](auto m) {
+      const float fade = fades ? fades[m] : 1;
+      unrolled<num()>([&](auto v) { part[m][v] = load(sums + m * STRIDE + first + v * VL) * fade; });
+    });
+    for (int p = 0; p < num_panels; ++p) {
+      const Word* columns[num()];
+      unrolled<num()>([&](auto v) { columns[v] = panels[p] + first + v * VL; });
+      multiply<MT, num()>(part, weights + p * PANEL_STEPS, TILE / PER_WORD, columns, STRIDE, PANEL_STEPS);
+    }
+    unrolled<MT>([&](auto m) { unrolled<num()>([&](auto v) { store(sums + m * STRIDE + first + v * VL, part[m][v]); }); });
+  };
+  constexpr int WHOLE = STRIDE / VL / VECTORS * VECTORS, REST = STRIDE / VL - WHOLE;
+  for (int v = 0; v < WHOLE; v += VECTORS) add(std::integral_constant<int, VECTORS>{}, v * VL);
+  if constexpr (REST > 0) add(std::integral_constant<int, REST>{}, WHOLE * VL);
 }
 
 template <int MT>
@@ -170,7 +178,7 @@ inline void meet(const Problem& problem, const Word* q, const Tile& tile, const 
   alignas(64) float scores[STRIP][TILE];
   [[maybe_unused]] alignas(64) Word words[STRIP][TILE / PER_WORD];
   float fades[MT];
-  score<MT>(q, tile, scores);
+  score<MT, HEAD_STEPS>(q, tile.keys, tile.num, scores);
   for (int m = 0; m < MT; ++m) {
     auto go = [&](auto partial) {
       fades[m] = go_on<partial()>(problem, scores[m], tile, bounds[m], bias.row(m), sums.largest[m], sums.total[m]);
@@ -178,10 +186,7 @@ inline void meet(const Problem& problem, const Word* q, const Tile& tile, const 
     is_partial ? go(std::true_type{}) : go(std::false_type{});
     as_words(scores[m], tile.num * PANEL, words[m]);
   }
-  const Word* weights = as_words(scores[0], 0, words[0]);
-  constexpr int WHOLE = VALUE_STRIDE / VL / VECTORS * VECTORS, REST = VALUE_STRIDE / VL - WHOLE;
-  for (int v = 0; v < WHOLE; v += VECTORS) add_values<MT, VECTORS>(weights, tile, v * VL, fades, sums.values);
-  if constexpr (REST > 0) add_values<MT, REST>(weights, tile, WHOLE * VL, fades, sums.values);
+  add_rows<MT, VALUE_STRIDE>(as_words(scores[0], 0, words[0]), tile.values, tile.num, fades, sums.values);
 }
 
 // Calls f with the strip's size as a constant.
