@@ -16,6 +16,7 @@ from blast_compile.ops.definition import Formula, OpDef
 
 _AT = [Attention._fields.index(name) for name in NAMES]
 _NUM_TENSORS = Attention._fields.index("scale")
+_RESULTS = ", ".join("Tensor" for _ in NAMES)
 _BEFORE = 4  # arguments of the gradient before those of the call
 
 
@@ -112,7 +113,7 @@ OPS = (
     ),
     OpDef(
         "attention_grad",
-        f"(Tensor? grad, Tensor? grad_lse, Tensor y, Tensor lse, {SCHEMA[1:]} -> ({', '.join('Tensor' for _ in NAMES)})",
+        f"(Tensor? grad, Tensor? grad_lse, Tensor y, Tensor lse, {SCHEMA[1:]} -> ({_RESULTS})",
         _grad,
         _grad,
         _fake_grad,
