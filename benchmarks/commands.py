@@ -12,6 +12,8 @@ import torch
 import typer
 
 from benchmarks import (
+    attention,
+    attention_model,
     break_even,
     compare,
     compiler_commands,
@@ -139,6 +141,25 @@ def dispatch_(threads: Threads = 2, quick: Quick = False, json: Json = None) -> 
     verdict = "within" if costs.overhead.median_us <= dispatch.ASKED_US else "above"
     console.print(f"a call costs {verdict} the {dispatch.ASKED_US:.0f} us asked for")
     rows.append(found, json or RESULTS / "dispatch.jsonl")
+
+
+@app.command("attention")
+def attention_(dtype: Dtype = None, threads: Threads = 2, quick: Quick = False, json: Json = None) -> None:
+    """Attention alone against torch's own: prompts, decoding, short batches, training; dense and by lists."""
+    dtypes = settings.numbers(dtype or "bf16,fp32", settings.DTYPES.__getitem__)
+    with machine(threads) as best:
+        found = attention.compare(dtypes, best, report, quick=quick, rounds=3 if quick else 7)
+        finish(found, json or RESULTS / "attention.jsonl")
+
+
+@app.command("attention-model")
+def attention_model_(threads: Threads = 2, quick: Quick = False, json: Json = None) -> None:
+    """Models in which nothing is sparse, over Inductor: decoding, prompts, training."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    context, trained, rounds = (256, 128, 2) if quick else (4096, 2048, 5)
+    found = attention_model.compare(report, context=context, trained_tokens=trained, rounds=rounds, quick=quick)
+    finish(found, json or RESULTS / "attention-model.jsonl")
 
 
 @app.command("table")

@@ -27,7 +27,7 @@ _TERMINAL_NAMES = _NAMES | {
 def rich_table(rows: Sequence[Row]) -> Table:
     """The candidates of one problem."""
     first = rows[0]
-    what = f"{first.benchmark}: {_TERMINAL_NAMES[first.op]} {first.shape}, {first.dtype}"
+    what = f"{first.benchmark}: {_TERMINAL_NAMES.get(first.op, first.op)} {first.shape}, {first.dtype}"
     title = f"{what}, {first.tokens} tokens, block {first.block}, {first.machine.threads} threads"
     table = Table(title=title, title_justify="left")
     for name in ("candidate", "sparsity", "median", "10 % to 90 %", "over best dense", "of the limit", "error"):

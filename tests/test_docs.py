@@ -81,6 +81,14 @@ def test_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     run("README.md", 1, small() | {"blast": blast, "config": names["config"]}, dots=step)
 
 
+def test_attention(capsys: pytest.CaptureFixture[str]) -> None:
+    run("docs/attention.md", 0, {})
+    told = capsys.readouterr().out
+    if cpu_target().startswith("cpu:avx512"):
+        assert "self_attn: attention to keys up to its own, keys that are no padding, 4 heads of 16" in told
+    assert "self_attn" in told
+
+
 def test_pruning(capsys: pytest.CaptureFixture[str]) -> None:
     names = run("docs/pruning.md", 0, small())
     assert set(classes(names["model"]).values()) == {"PackedLinear"}

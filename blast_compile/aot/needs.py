@@ -82,7 +82,7 @@ def _of_graphs(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any
     def watch(gm: GraphModule, _example_inputs: Sequence[object]) -> Callable[..., object]:
         copied = compat.copy_graph_module(gm)
         try:
-            passes.rewrite(copied)
+            passes.rewrite(copied, passes.passes_for(attention=False))
         except RewriteError:
             copied = gm  # as the backend does
         found.extend(needs_of_graph(copied))

@@ -49,11 +49,12 @@ def _is_plain(value: object) -> bool:
 def fuse_(program: ExportedProgram) -> ExportedProgram:
     """Rewrites a program with fused sparse ops, in place, and returns it; weights and masks stay its inputs.
 
+    Attention stays torch's: packages for processes without Python have no other.
     Whoever loads a package made of it imports `blast_compile.ops` first: the loader looks ops up by name, and theirs
     are registered from Python. Raises `RewriteError`, and leaves the program as it was.
     """
     rewritten = compat.copy_graph_module(program.graph_module)
-    if not passes.rewrite(rewritten):
+    if not passes.rewrite(rewritten, passes.passes_for(attention=False)):
         return program
     program.graph_module.graph = rewritten.graph
     results, signature = program.graph.output_node().args[0], program.graph_signature
