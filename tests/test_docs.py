@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import blast_compile as blast
+from blast_compile.base.processor import cpu_target
 from tests.models import Mlp, classes
 
 ROOT = Path(__file__).parents[1]
