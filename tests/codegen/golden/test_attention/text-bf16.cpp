@@ -723,7 +723,9 @@ inline Status attend_many(const Problem& problem) {
 constexpr int64_t CHUNK = 512;  // keys of a task
 constexpr int MOST_ROWS = 4;                 // queries that meet a key at once
 constexpr int MOST_FEW = 16;       // queries of a head of keys, up to which they count as few
-constexpr int HEAD_STRIDE = (HEAD + VL - 1) / VL * VL;
+using Few = Word;                               // what queries are kept in
+constexpr int FEW_HEAD = (HEAD / PER_WORD + VL - 1) / VL * VL;
+constexpr int FEW_VALUES = (VALUE_HEAD + 2 * VL - 1) / (2 * VL) * (2 * VL);  // in the order in which they are unpacked
 
 struct FewRow {
   int64_t head, query;
@@ -732,7 +734,7 @@ struct FewRow {
 
 struct FewSums {  // of one row in one chunk
   Vec total;
-  float values[VALUE_STRIDE];
+  float values[FEW_VALUES];
   float largest;
 };
 
@@ -752,18 +754,18 @@ inline Vec sums_of(const Vec* vectors) {
 
 // scores[r][i] = rows r of q times key i, for `count` keys
 template <int RT>
-inline void score_few(const float* q, const Matrix<const X>& k, int64_t key, int count, float (&scores)[MOST_ROWS][TILE]) {
+inline void score_few(const Few* q, const Matrix<const X>& k, int64_t key, int count, float (&scores)[MOST_ROWS][TILE]) {
   constexpr int KEYS = 16 / RT;  // as many sums as a processor with 32 vectors keeps beside its operands
   for (int i = 0; i < count; i += KEYS) {
     Vec sums[16] = {};
     const X* rows[KEYS];
     unrolled<KEYS>([&](auto j) { rows[j] = k.row(key + std::min(i + j(), count - 1)); });
-    for (int d = 0; d < HEAD_STRIDE; d += VL) {
-      Vec x[RT];
-      unrolled<RT>([&](auto r) { x[r] = load(q + r * HEAD_STRIDE + d); });
+    for (int d = 0; d < FEW_HEAD; d += VL) {
+      Operand x[RT];
+      unrolled<RT>([&](auto r) { x[r] = load_operand(q + r * FEW_HEAD + d); });
       unrolled<KEYS>([&](auto j) {
-        const Vec y = load_up_to(rows[j] + d, HEAD - d);
-        unrolled<RT>([&](auto r) { sums[r * KEYS + j] += x[r] * y; });
+        const Operand y = bits<Operand>(load_words(rows[j] + PER_WORD * d, std::min(VL, HEAD / PER_WORD - d)));
+        unrolled<RT>([&](auto r) { sums[r * KEYS + j] = multiply_add(sums[r * KEYS + j], x[r], y); });
       });
     }
     alignas(64) float found[16];
@@ -776,30 +778,50 @@ inline void score_few(const float* q, const Matrix<const X>& k, int64_t key, int
 template <int RT>
 inline void add_few(const float (&weights)[MOST_ROWS][TILE], const Matrix<const X>& v, int64_t key, int count, uint64_t is_read, const float* fades,
                     FewSums* to) {
-  constexpr int WIDTH = VL >= 16 ? 4 : 2;
-  auto add = [&](auto width, int d) __attribute__((always_inline)) {
-    Vec sums[RT][width()];
-    unrolled<RT>([&](auto r) { unrolled<width()>([&](auto w) { sums[r][w] = load(to[r].values + d + w * VL) * fades[r]; }); });
-    for (int i = 0; i < count; ++i) {
-      if (!(is_read >> i & 1)) continue;
-      const X* row = v.row(key + i);
-      Vec y[width()];
-      unrolled<width()>([&](auto w) { y[w] = load_up_to(row + d + w * VL, VALUE_HEAD - d - w * VL); });
+  // Two keys at once, whose values are paired by unpacking: two vectors hold them by fours in turn, until `sort_values`.
+  alignas(64) Word words[RT][TILE / PER_WORD];
+  for (int r = 0; r < RT; ++r) as_words(weights[r], (count + PANEL - 1) / PANEL * PANEL, words[r]);
+  auto add = [&](auto width, int first) __attribute__((always_inline)) {  // in pairs of vectors
+    Vec sums[RT][2 * width()];
+    unrolled<RT>([&](auto r) { unrolled<2 * width()>([&](auto w) { sums[r][w] = load(to[r].values + first + w * VL) * fades[r]; }); });
+    for (int i = 0; i < count; i += 2) {
+      const bool reads[2] = {bool(is_read >> i & 1), i + 1 < count && (is_read >> (i + 1) & 1)};
+      if (!reads[0] && !reads[1]) continue;
+      const X* rows[2] = {v.row(key + i + !reads[0]), v.row(key + i + reads[1])};
+      Operand y[2 * width()];
+      unrolled<width()>([&](auto w) {
+        const int left = VALUE_HEAD - first - w * 2 * VL;
+        const __mmask32 mask = left >= 32 ? ~__mmask32(0) : ~__mmask32(0) >> (32 - left);
+        const __m512i a = _mm512_maskz_loadu_epi16(reads[0] ? mask : 0, rows[0] + first + w * 2 * VL);
+        const __m512i b = _mm512_maskz_loadu_epi16(reads[1] ? mask : 0, rows[1] + first + w * 2 * VL);
+        y[2 * w] = bits<Operand>(_mm512_unpacklo_epi16(a, b));
+        y[2 * w + 1] = bits<Operand>(_mm512_unpackhi_epi16(a, b));
+      });
       unrolled<RT>([&](auto r) {
-        const Vec weight = splat(weights[r][i]);
-        unrolled<width()>([&](auto w) { sums[r][w] += weight * y[w]; });
+        const Operand weight = broadcast(words[r][i / 2]);
+        unrolled<2 * width()>([&](auto w) { sums[r][w] = multiply_add(sums[r][w], y[w], weight); });
       });
     }
-    unrolled<RT>([&](auto r) { unrolled<width()>([&](auto w) { store(to[r].values + d + w * VL, sums[r][w]); }); });
+    unrolled<RT>([&](auto r) { unrolled<2 * width()>([&](auto w) { store(to[r].values + first + w * VL, sums[r][w]); }); });
   };
-  constexpr int WHOLE = VALUE_STRIDE / VL / WIDTH * WIDTH, REST = VALUE_STRIDE / VL - WHOLE;
-  for (int w = 0; w < WHOLE; w += WIDTH) add(std::integral_constant<int, WIDTH>{}, w * VL);
-  if constexpr (REST > 0) add(std::integral_constant<int, REST>{}, WHOLE * VL);
+  constexpr int WHOLE = FEW_VALUES / (2 * VL) / 2 * 2, REST = FEW_VALUES / (2 * VL) - WHOLE;
+  for (int w = 0; w < WHOLE; w += 2) add(std::integral_constant<int, 2>{}, w * 2 * VL);
+  if constexpr (REST > 0) add(std::integral_constant<int, REST>{}, WHOLE * 2 * VL);
+}
+
+// Unpacking works on quarters of a vector, so the first of two vectors got values 0 to 3, 8 to 11 and so on.
+inline void sort_values(float* values) {
+  const __m512i low = _mm512_set_epi64(11, 10, 3, 2, 9, 8, 1, 0), high = _mm512_add_epi64(low, _mm512_set1_epi64(4));
+  for (int at = 0; at < FEW_VALUES; at += 2 * VL) {
+    const __m512i a = bits<__m512i>(load(values + at)), b = bits<__m512i>(load(values + at + VL));
+    store(values + at, bits<Vec>(_mm512_permutex2var_epi64(a, low, b)));
+    store(values + at + VL, bits<Vec>(_mm512_permutex2var_epi64(a, high, b)));
+  }
 }
 
 // RT rows meet the keys from `low` to before `high`.
 template <int RT>
-inline void meet_few(const Problem& problem, int64_t batch, int64_t of_keys, const FewRow* rows, const float* q, int64_t low, int64_t high, FewSums* sums) {
+inline void meet_few(const Problem& problem, int64_t batch, int64_t of_keys, const FewRow* rows, const Few* q, int64_t low, int64_t high, FewSums* sums) {
   const Matrix<const X> k = problem.k.of(batch, of_keys), v = problem.v.of(batch, of_keys);
   for (int64_t key = low; key < high; key += TILE) {
     const int count = int(std::min<int64_t>(TILE, high - key));
@@ -844,16 +866,16 @@ inline void attend_few_chunk(const Unit& unit, int64_t chunk, FewSums* sums) {
     const int64_t left = unit.num_rows - first;
     auto with = [&](auto rt) {
       FewRow rows[rt()];
-      alignas(64) float q[rt() * HEAD_STRIDE] = {};
+      alignas(64) Few q[rt() * FEW_HEAD] = {};
       Bounds all{unit.problem.keys, 0};
       for (int r = 0; r < rt(); ++r) {
         rows[r] = unit.row(first + r);
         if (rows[r].bounds.low < rows[r].bounds.high) all = {std::min(all.low, rows[r].bounds.low), std::max(all.high, rows[r].bounds.high)};
         const X* from = unit.problem.q.of(unit.batch, rows[r].head).row(rows[r].query);
-        for (int d = 0; d < HEAD; d += VL) store(q + r * HEAD_STRIDE + d, load_up_to(from + d, HEAD - d));
+        std::memcpy(q + r * FEW_HEAD, from, sizeof(X) * HEAD);
         sums[first + r].largest = NEVER;
         sums[first + r].total = Vec{};
-        std::fill(sums[first + r].values, sums[first + r].values + VALUE_STRIDE, 0.f);
+        std::fill(sums[first + r].values, sums[first + r].values + FEW_VALUES, 0.f);
       }
       unit.runs(chunk, all, [&](int64_t low, int64_t high) { meet_few<rt()>(unit.problem, unit.batch, unit.of_keys, rows, q, low, high, sums + first); });
       first += rt();
@@ -866,14 +888,15 @@ inline void attend_few_chunk(const Unit& unit, int64_t chunk, FewSums* sums) {
 inline void add_chunks(const Unit& unit, int64_t row, const FewSums* sums, int64_t num_chunks, int64_t stride) {
   float largest = NEVER, total = 0;
   for (int64_t c = 0; c < num_chunks; ++c) largest = std::max(largest, sums[c * stride].largest);
-  alignas(64) float values[VALUE_STRIDE] = {};
+  alignas(64) float values[FEW_VALUES] = {};
   for (int64_t c = 0; c < num_chunks; ++c) {
     const FewSums& part = sums[c * stride];
     if (part.largest == NEVER) continue;
     const float fade = exp2(splat(part.largest - largest))[0];
     total += fade * sum_of(part.total);
-    for (int d = 0; d < VALUE_STRIDE; d += VL) store(values + d, load(values + d) + fade * load(part.values + d));
+    for (int d = 0; d < FEW_VALUES; d += VL) store(values + d, load(values + d) + fade * load(part.values + d));
   }
+  sort_values(values);
   const FewRow of_row = unit.row(row);
   finish(unit.problem, unit.batch, of_row.head, of_row.query, largest, total, values);
 }

@@ -663,7 +663,8 @@ inline Status attend_many(const Problem& problem) {
 constexpr int64_t CHUNK = 512;  // keys of a task
 constexpr int MOST_ROWS = 4;                 // queries that meet a key at once
 constexpr int MOST_FEW = 16;       // queries of a head of keys, up to which they count as few
-constexpr int HEAD_STRIDE = (HEAD + VL - 1) / VL * VL;
+using Few = float;
+constexpr int FEW_HEAD = (HEAD + VL - 1) / VL * VL, FEW_VALUES = VALUE_STRIDE;
 
 struct FewRow {
   int64_t head, query;
@@ -672,7 +673,7 @@ struct FewRow {
 
 struct FewSums {  // of one row in one chunk
   Vec total;
-  float values[VALUE_STRIDE];
+  float values[FEW_VALUES];
   float largest;
 };
 
@@ -692,15 +693,15 @@ inline Vec sums_of(const Vec* vectors) {
 
 // scores[r][i] = rows r of q times key i, for `count` keys
 template <int RT>
-inline void score_few(const float* q, const Matrix<const X>& k, int64_t key, int count, float (&scores)[MOST_ROWS][TILE]) {
+inline void score_few(const Few* q, const Matrix<const X>& k, int64_t key, int count, float (&scores)[MOST_ROWS][TILE]) {
   constexpr int KEYS = 16 / RT;  // as many sums as a processor with 32 vectors keeps beside its operands
   for (int i = 0; i < count; i += KEYS) {
     Vec sums[16] = {};
     const X* rows[KEYS];
     unrolled<KEYS>([&](auto j) { rows[j] = k.row(key + std::min(i + j(), count - 1)); });
-    for (int d = 0; d < HEAD_STRIDE; d += VL) {
+    for (int d = 0; d < FEW_HEAD; d += VL) {
       Vec x[RT];
-      unrolled<RT>([&](auto r) { x[r] = load(q + r * HEAD_STRIDE + d); });
+      unrolled<RT>([&](auto r) { x[r] = load(q + r * FEW_HEAD + d); });
       unrolled<KEYS>([&](auto j) {
         const Vec y = load_up_to(rows[j] + d, HEAD - d);
         unrolled<RT>([&](auto r) { sums[r * KEYS + j] += x[r] * y; });
@@ -739,7 +740,7 @@ inline void add_few(const float (&weights)[MOST_ROWS][TILE], const Matrix<const 
 
 // RT rows meet the keys from `low` to before `high`.
 template <int RT>
-inline void meet_few(const Problem& problem, int64_t batch, int64_t of_keys, const FewRow* rows, const float* q, int64_t low, int64_t high, FewSums* sums) {
+inline void meet_few(const Problem& problem, int64_t batch, int64_t of_keys, const FewRow* rows, const Few* q, int64_t low, int64_t high, FewSums* sums) {
   const Matrix<const X> k = problem.k.of(batch, of_keys), v = problem.v.of(batch, of_keys);
   for (int64_t key = low; key < high; key += TILE) {
     const int count = int(std::min<int64_t>(TILE, high - key));
@@ -792,16 +793,16 @@ inline void attend_few_chunk(const Unit& unit, int64_t chunk, FewSums* sums) {
     const int64_t left = unit.num_rows - first;
     auto with = [&](auto rt) {
       FewRow rows[rt()];
-      alignas(64) float q[rt() * HEAD_STRIDE] = {};
+      alignas(64) Few q[rt() * FEW_HEAD] = {};
       Bounds all{unit.problem.keys, 0};
       for (int r = 0; r < rt(); ++r) {
         rows[r] = unit.row(first + r);
         if (rows[r].bounds.low < rows[r].bounds.high) all = {std::min(all.low, rows[r].bounds.low), std::max(all.high, rows[r].bounds.high)};
         const X* from = unit.problem.q.of(unit.batch, rows[r].head).row(rows[r].query);
-        for (int d = 0; d < HEAD; d += VL) store(q + r * HEAD_STRIDE + d, load_up_to(from + d, HEAD - d));
+        for (int d = 0; d < HEAD; d += VL) store(q + r * FEW_HEAD + d, load_up_to(from + d, HEAD - d));
         sums[first + r].largest = NEVER;
         sums[first + r].total = Vec{};
-        std::fill(sums[first + r].values, sums[first + r].values + VALUE_STRIDE, 0.f);
+        std::fill(sums[first + r].values, sums[first + r].values + FEW_VALUES, 0.f);
       }
       unit.runs(chunk, all, [&](int64_t low, int64_t high) { meet_few<rt()>(unit.problem, unit.batch, unit.of_keys, rows, q, low, high, sums + first); });
       first += rt();
@@ -814,13 +815,13 @@ inline void attend_few_chunk(const Unit& unit, int64_t chunk, FewSums* sums) {
 inline void add_chunks(const Unit& unit, int64_t row, const FewSums* sums, int64_t num_chunks, int64_t stride) {
   float largest = NEVER, total = 0;
   for (int64_t c = 0; c < num_chunks; ++c) largest = std::max(largest, sums[c * stride].largest);
-  alignas(64) float values[VALUE_STRIDE] = {};
+  alignas(64) float values[FEW_VALUES] = {};
   for (int64_t c = 0; c < num_chunks; ++c) {
     const FewSums& part = sums[c * stride];
     if (part.largest == NEVER) continue;
     const float fade = exp2(splat(part.largest - largest))[0];
     total += fade * sum_of(part.total);
-    for (int d = 0; d < VALUE_STRIDE; d += VL) store(values + d, load(values + d) + fade * load(part.values + d));
+    for (int d = 0; d < FEW_VALUES; d += VL) store(values + d, load(values + d) + fade * load(part.values + d));
   }
   const FewRow of_row = unit.row(row);
   finish(unit.problem, unit.batch, of_row.head, of_row.query, largest, total, values);
