@@ -133,8 +133,9 @@ def fingerprint(path: Path) -> tuple[int, str]:
 def _sweep(folder: Path) -> None:
     """Removes what killed saves left behind a day ago or earlier; younger ones may be of a save that runs."""
     for path in folder.glob(f"{_TEMPORARY}*"):
-        if time.time() - path.lstat().st_mtime > 86400:
-            shutil.rmtree(path, ignore_errors=True)
+        with suppress(FileNotFoundError):  # of a save that has ended meanwhile
+            if time.time() - path.lstat().st_mtime > 86400:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 def _shards_named_in(folder: Path) -> set[str]:

@@ -47,6 +47,18 @@ def test_a_save_that_ends_while_another_removes_shards(tmp_path: Path, monkeypat
     assert is_whole(tmp_path)
 
 
+def test_a_save_that_ends_while_another_looks_for_leftovers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its temporary folder is there when folders are listed, and gone when it is looked at."""
+    glob = Path.glob
+
+    def with_one_that_is_gone(self: Path, pattern: str) -> list[Path]:
+        return [*glob(self, pattern), self / ".saving-of-another"]
+
+    monkeypatch.setattr(Path, "glob", with_one_that_is_gone)
+    save(ONE, tmp_path)
+    assert is_whole(tmp_path)
+
+
 def test_a_save_that_ends_while_another_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it removes is what lies there at its end, not at its beginning."""
     others = [lambda: save(OTHER, tmp_path)]
