@@ -33,10 +33,12 @@ _BOUND = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 Call = Callable[[], Any]
 
 
-def compare(report: Report, *, context: int, trained_tokens: int, rounds: int, quick: bool) -> Findings:
-    """Verifies each compiled model against the eager one, then times both."""
+def compare(report: Report, only: str, *, context: int, trained_tokens: int, rounds: int, quick: bool) -> Findings:
+    """Verifies each compiled model against the eager one, then times both. only: how the names of cases begin."""
     findings = Findings()
     for op, dtype, tokens, calls, eager in _cases(context, trained_tokens, quick=quick):
+        if not op.startswith(only):
+            continue
         training = op == "training step"
         with ExitStack() as settings:
             settings.enter_context(candidates.fair_settings(training=training))

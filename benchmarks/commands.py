@@ -153,12 +153,17 @@ def attention_(dtype: Dtype = None, threads: Threads = 2, quick: Quick = False, 
 
 
 @app.command("attention-model")
-def attention_model_(threads: Threads = 2, quick: Quick = False, json: Json = None) -> None:
+def attention_model_(
+    only: Annotated[str, typer.Option(help="Cases that begin so: decoding, prompt, training.")] = "",
+    threads: Threads = 2,
+    quick: Quick = False,
+    json: Json = None,
+) -> None:
     """Models in which nothing is sparse, over Inductor: decoding, prompts, training."""
     torch.set_num_threads(threads)
     keep_freed_memory()
     context, trained, rounds = (256, 128, 2) if quick else (4096, 2048, 5)
-    found = attention_model.compare(report, context=context, trained_tokens=trained, rounds=rounds, quick=quick)
+    found = attention_model.compare(report, only, context=context, trained_tokens=trained, rounds=rounds, quick=quick)
     finish(found, json or RESULTS / "attention-model.jsonl")
 
 
