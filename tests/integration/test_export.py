@@ -101,7 +101,7 @@ def test_a_program_that_cannot_be_fused_stays_as_it_was(monkeypatch: pytest.Monk
     program = exported(sparse_net())
     before = str(program.graph)
     rewrite = passes.rewrite
-    monkeypatch.setattr(passes, "rewrite", lambda gm: rewrite(gm, (Failing(),)))
+    monkeypatch.setattr(passes, "rewrite", lambda gm, _: rewrite(gm, (Failing(),)))
     with pytest.raises(RewriteError, match="failing"):
         fuse_(program)
     assert str(program.graph) == before
